@@ -1,0 +1,103 @@
+"""How the chunk of a row becomes its bytes (spec section 11).
+
+Every decoder gets the number of bytes that the index promises and produces no more: a decompression bomb ends there.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any, Final
+
+from chunkstore.errors import CorruptError, MissingExtraError
+
+RAW: Final = "raw"
+WITHOUT_DICTIONARY: Final = (RAW, "zlib", "blosc2")
+Decoder = Callable[[memoryview, int, bytes], bytes]
+
+
+def decode(name: str, chunk: memoryview, nbytes: int, dictionary: bytes) -> bytes:
+    """The bytes of a row from its chunk.
+
+    Args:
+        name: a codec of `CODECS`.
+        chunk: the stored bytes, already proven by their sum.
+        nbytes: how many bytes the row has.
+        dictionary: that of the field, or empty.
+    Raises:
+        CorruptError: the decoder refused the chunk, or it holds more or fewer bytes.
+        MissingExtraError: the package of this codec is not installed.
+    """
+    if nbytes == 0 and chunk.nbytes == 0:
+        return b""
+    row = CODECS[name](chunk, nbytes, dictionary)
+    if len(row) != nbytes:
+        raise CorruptError(f"the {name} chunk decodes to {len(row)} bytes, the index promises {nbytes}")
+    return row
+
+
+def _decode_raw(chunk: memoryview, nbytes: int, dictionary: bytes) -> bytes:
+    return bytes(chunk)
+
+
+def _decode_zlib(chunk: memoryview, nbytes: int, dictionary: bytes) -> bytes:
+    decoder = zlib.decompressobj()
+    try:
+        row = decoder.decompress(chunk, nbytes + 1)
+    except zlib.error as error:
+        raise CorruptError(f"the zlib chunk cannot be decoded: {error}") from None
+    if not decoder.eof or decoder.unused_data:
+        raise CorruptError(f"the zlib chunk does not end after {nbytes} bytes")
+    return row
+
+
+def _decode_zstd(chunk: memoryview, nbytes: int, dictionary: bytes) -> bytes:
+    try:
+        import zstandard
+    except ImportError:
+        raise MissingExtraError(_install("zstd")) from None
+    # The frame may claim any size: it is held against ours before the decoder allocates.
+    try:
+        claimed = zstandard.frame_content_size(bytes(chunk[:18]))
+        if claimed not in (-1, nbytes):
+            raise CorruptError(f"the zstd frame claims {claimed} bytes, the index promises {nbytes}")
+        shared = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
+        decoder = zstandard.ZstdDecompressor(dict_data=shared).decompressobj(read_across_frames=False)
+        row = decoder.decompress(chunk) if claimed == nbytes else _decode_unsized(zstandard, chunk, nbytes, shared)
+        if claimed == nbytes and (not decoder.eof or decoder.unused_data):
+            raise CorruptError(f"the zstd chunk does not end after {nbytes} bytes")
+    except zstandard.ZstdError as error:
+        raise CorruptError(f"the zstd chunk cannot be decoded: {error}") from None
+    return bytes(row)
+
+
+def _decode_unsized(zstandard: Any, chunk: memoryview, nbytes: int, shared: Any) -> bytes:
+    """A frame that does not say its size: read one byte more than is promised, to notice what goes on behind."""
+    reader = zstandard.ZstdDecompressor(dict_data=shared).stream_reader(chunk)
+    return bytes(reader.read(nbytes + 1))
+
+
+def _decode_blosc2(chunk: memoryview, nbytes: int, dictionary: bytes) -> bytes:
+    try:
+        import blosc2
+    except ImportError:
+        raise MissingExtraError(_install("blosc2")) from None
+    claimed = blosc2.get_cbuffer_sizes(bytes(chunk))[0] if chunk.nbytes >= 16 else -1
+    if claimed != nbytes:
+        raise CorruptError(f"the blosc2 chunk claims {claimed} bytes, the index promises {nbytes}")
+    try:
+        return bytes(blosc2.decompress2(bytes(chunk)))
+    except (RuntimeError, ValueError) as error:
+        raise CorruptError(f"the blosc2 chunk cannot be decoded: {error}") from None
+
+
+def _install(codec: str) -> str:
+    return f"fields with the codec {codec!r} need an optional package: pip install 'chunkstore-arrays[codecs]'"
+
+
+CODECS: Final[dict[str, Decoder]] = {
+    RAW: _decode_raw,
+    "zlib": _decode_zlib,
+    "zstd": _decode_zstd,
+    "blosc2": _decode_blosc2,
+}

@@ -1,0 +1,229 @@
+"""Fields and the JSON of a container: SCHEMA and ATTRS (spec section 6)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from chunkstore._format import codec, dtypes
+from chunkstore._format.constants import (
+    MAX_DIMENSIONS,
+    MAX_FIELDS,
+    MAX_INT,
+    MAX_JSON_LEVELS,
+    MAX_JSON_NBYTES,
+    MAX_NAME_NBYTES,
+)
+from chunkstore.errors import CorruptError, FormatError, LimitError, SchemaError, UnsupportedFeatureError
+
+
+@dataclass(frozen=True)
+class Field:
+    """A named array of every sample: one dtype, one shape, one codec.
+
+    Attributes:
+        name: unique in the container, 1 to 255 bytes of UTF-8 without control characters.
+        dtype: the format's own name, such as `"uint8"`, `"bfloat16"`, `"datetime64[ns]"`, `"utf32[6]"`, `"string"`.
+        shape: shape of one row; `None` where a dimension differs from row to row.
+        codec: how chunks are stored; `"raw"` is as they are in memory.
+
+    Raises:
+        SchemaError: a value that the format cannot hold.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...] = ()
+    codec: str = "raw"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(None if dim is None else int(dim) for dim in self.shape))
+        try:
+            _check_field(self)
+        except FormatError as error:
+            raise SchemaError(str(error)) from None
+
+    @cached_property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """Dtype of the arrays that come out; `uint8` for `"string"`."""
+        return dtypes.to_numpy(self.dtype)
+
+    @cached_property
+    def is_string(self) -> bool:
+        """Whether a row is one UTF-8 text."""
+        return self.dtype == dtypes.STRING
+
+    @cached_property
+    def ragged(self) -> bool:
+        """Whether rows differ in size."""
+        return self.varying > 0
+
+    @cached_property
+    def varying(self) -> int:
+        """Number of leading dimensions up to the last that varies (`v` of spec section 8.2)."""
+        if self.is_string:
+            return 1
+        return max((place + 1 for place, dim in enumerate(self.shape) if dim is None), default=0)
+
+    @cached_property
+    def item_shape(self) -> tuple[int, ...]:
+        """The dimensions behind the last that varies."""
+        return () if self.is_string else tuple(int(dim) for dim in self.shape[self.varying :] if dim is not None)
+
+    @cached_property
+    def item_nbytes(self) -> int:
+        """Bytes of one item; of a whole row where the field is not ragged."""
+        return dtypes.element_nbytes(self.dtype) * math.prod(self.item_shape)
+
+    @property
+    def row_nbytes(self) -> int | None:
+        """Bytes of a row, or None where they differ."""
+        return None if self.ragged else self.item_nbytes
+
+
+def _check_field(field: Field) -> None:
+    """What spec section 6 asks of a field."""
+    name, shape = field.name, field.shape
+    if len(name.encode("utf-8", "replace")) > MAX_NAME_NBYTES:
+        raise LimitError(f"the name of a field has at most {MAX_NAME_NBYTES} bytes, not {name[:40]!r}...")
+    if not name or any(char < " " or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in name):
+        raise CorruptError(f"the name of a field has at least one character and no control characters: {name!r}")
+    if not dtypes.is_known(field.dtype):
+        raise UnsupportedFeatureError(f"field {name!r}: unknown dtype {field.dtype[:40]!r}")
+    if len(shape) > MAX_DIMENSIONS:
+        raise LimitError(f"field {name!r}: {len(shape)} dimensions, at most {MAX_DIMENSIONS}")
+    if any(dim is not None and dim > MAX_INT for dim in shape):
+        raise LimitError(f"field {name!r}: a dimension of its shape is more than 2^63 - 1")
+    if any(dim is not None and dim < 0 for dim in shape):
+        raise CorruptError(f"field {name!r}: a dimension of the shape {shape} is negative")
+    if field.is_string and shape != ():
+        raise CorruptError(f"field {name!r}: a string field has the shape (), not {shape}")
+    if not dtypes.product_fits(field.dtype, tuple(dim for dim in shape if dim is not None)):
+        raise LimitError(f"field {name!r}: a row of shape {shape} has more than 2^63 - 1 bytes")
+
+
+def check_fields(fields: Sequence[Field]) -> None:
+    """Raise SchemaError unless the fields can make a schema together."""
+    if not 1 <= len(fields) <= MAX_FIELDS:
+        raise SchemaError(f"a container has 1 to {MAX_FIELDS} fields, not {len(fields)}")
+    seen: set[str] = set()
+    for field in fields:
+        if field.name in seen:
+            raise SchemaError(f"two fields are named {field.name!r}")
+        seen.add(field.name)
+
+
+def encode_schema(fields: Sequence[Field]) -> bytes:
+    """SCHEMA in the one spelling that our writer uses."""
+    check_fields(fields)
+    items = [{"name": f.name, "dtype": f.dtype, "shape": list(f.shape), "codec": f.codec} for f in fields]
+    return _dump({"fields": items}, "SCHEMA")
+
+
+def encode_attrs(attrs: Mapping[str, Any]) -> bytes:
+    """ATTRS.
+
+    Raises:
+        ValueError: not JSON (say NaN, bytes, a name that is no text), or longer than 16 MiB.
+    """
+    return _dump(dict(attrs), "attrs")
+
+
+def _dump(value: dict[str, Any], what: str) -> bytes:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        _load(text, what)  # names that are not texts were made texts, and could now be there twice
+    except (TypeError, RecursionError, UnicodeEncodeError) as error:
+        raise ValueError(f"{what} cannot be written as JSON: {error}") from None
+    if len(text) > MAX_JSON_NBYTES:
+        raise ValueError(f"{what} has {len(text):,} bytes as JSON, at most {MAX_JSON_NBYTES:,}")
+    return text
+
+
+def decode_schema(text: bytes, num_fields: int) -> tuple[Field, ...]:
+    """Fields of SCHEMA.
+
+    Raises:
+        CorruptError, LimitError, UnsupportedFeatureError: see spec section 6.
+    """
+    items = _load(text, "SCHEMA").get("fields")
+    if not isinstance(items, list) or len(items) != num_fields:
+        found = len(items) if isinstance(items, list) else type(items).__name__
+        raise CorruptError(f"SCHEMA: expected an array of {num_fields} fields, found {found}")
+    fields = tuple(_decode_field(item) for item in items)
+    try:
+        check_fields(fields)
+    except SchemaError as error:
+        raise CorruptError(f"SCHEMA: {error}") from None
+    return fields
+
+
+def _decode_field(item: object) -> Field:
+    if not isinstance(item, dict):
+        raise CorruptError(f"SCHEMA: a field is a JSON object, found {type(item).__name__}")
+    name, dtype, shape, codec_name = (item.get(member) for member in ("name", "dtype", "shape", "codec"))
+    if not isinstance(name, str) or not isinstance(dtype, str) or not isinstance(codec_name, str):
+        raise CorruptError("SCHEMA: name, dtype and codec of a field must be texts")
+    if not isinstance(shape, list) or any(type(dim) is not int and dim is not None for dim in shape):
+        raise CorruptError(f"SCHEMA: the shape of field {name[:40]!r} must be an array of integers and nulls")
+    field = object.__new__(Field)
+    field.__dict__.update(name=name, dtype=dtype, shape=tuple(shape), codec=codec_name)
+    _check_field(field)
+    return field
+
+
+def decode_attrs(text: bytes) -> dict[str, Any]:
+    """ATTRS as a fresh dict.
+
+    Raises:
+        CorruptError: not a JSON object as spec section 2 has it.
+    """
+    return _load(text, "ATTRS")
+
+
+def _load(text: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        _check_levels(value, what)
+    except RecursionError:
+        raise LimitError(f"{what}: JSON of more than {MAX_JSON_LEVELS} nested levels") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise CorruptError(f"{what}: not the JSON that is expected: {error}") from None
+    if not isinstance(value, dict):
+        raise CorruptError(f"{what}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _check_levels(value: object, what: str) -> None:
+    level: list[Any] = [value]
+    for _ in range(MAX_JSON_LEVELS):
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [item for items in inner for item in items]
+        if not level:
+            return
+    if any(isinstance(item, dict | list) for item in level):
+        raise LimitError(f"{what}: JSON of more than {MAX_JSON_LEVELS} nested levels")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return result
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def known_codec(field: Field) -> bool:
+    """Whether this release can decode the field."""
+    return field.codec in codec.CODECS

@@ -1,0 +1,203 @@
+"""Index arrays that are proven page by page, when they are first touched (spec section 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from chunkstore._format.checksum import sum64
+from chunkstore._format.constants import PAGE_NBYTES, SUM_ALIGNMENT, Kind
+from chunkstore._format.segment import SectionEntry, num_pages, pad
+from chunkstore.errors import CorruptError
+
+type_array = NDArray[Any]
+
+
+class Bytes(Protocol):
+    """What an index needs of a file; every source of the storage layer has it."""
+
+    @property
+    def path(self) -> str:
+        """For messages."""
+
+    @property
+    def size(self) -> int:
+        """Length of the file in bytes."""
+
+    def view(self, offset: int, nbytes: int) -> memoryview | None:
+        """The bytes themselves, read-only, or None where they can only be copied."""
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """A copy."""
+
+    def read_into(self, offset: int, buffer: Any) -> None:
+        """Fill `buffer`."""
+
+    def reserve(self, nbytes: int) -> memoryview:
+        """Memory of zeros that takes no room before it is touched."""
+
+
+class Section:
+    """One section of one segment.
+
+    Where the file is mapped, the array is the map. Otherwise it is memory that fills page by page.
+    Safe from many threads: two may prove the same page, with the same result.
+    """
+
+    def __init__(self, source: Bytes, entry: SectionEntry) -> None:
+        self.nbytes = entry.nbytes
+        self.complete = entry.nbytes == 0
+        self._source = source
+        self._entry = entry
+        self._seen = np.zeros(num_pages(entry.nbytes), bool)
+        self._missing = len(self._seen)  # a hint: two threads that prove one page count it twice
+        self._sums: NDArray[np.uint64] | None = None
+        self._copied = False
+        self._bytes: NDArray[np.uint8] | None = None
+
+    def array(self, dtype: DTypeLike) -> type_array:
+        """All of it; touch only what `ensure...` has proven. No copy, read-only."""
+        array = self._raw().view(dtype)
+        if array.flags.writeable:
+            array.flags.writeable = False
+        return array
+
+    def ensure(self, start: int, stop: int) -> None:
+        """Prove bytes `[start, stop)` of the section.
+
+        Raises:
+            CorruptError: a page is not what was written.
+        """
+        if self.complete or start >= stop:
+            return
+        for page in range(start // PAGE_NBYTES, (stop - 1) // PAGE_NBYTES + 1):
+            if not self._seen[page]:
+                self._prove(page)
+
+    def ensure_items(self, items: NDArray[np.int64], itemsize: int) -> None:
+        """Prove the pages of these items, whose size divides that of a page."""
+        if self.complete:
+            return
+        pages = items // (PAGE_NBYTES // itemsize)
+        for page in np.unique(pages[~self._seen[pages]]).tolist():
+            self._prove(page)
+
+    def ensure_all(self) -> None:
+        """Prove every page."""
+        self.ensure(0, self.nbytes)
+
+    def _raw(self) -> NDArray[np.uint8]:
+        if self._bytes is None:
+            view = self._source.view(self._entry.offset, self.nbytes)
+            self._copied = view is None
+            self._bytes = np.frombuffer(self._source.reserve(self.nbytes) if view is None else view, np.uint8)
+        return self._bytes
+
+    def _prove(self, page: int) -> None:
+        start = page * PAGE_NBYTES
+        piece = self._raw()[start : start + PAGE_NBYTES]
+        # Read, not taken from the map: one system call brings the whole page from a cold disk, where the map would
+        # fault 16 times. And where pages are copied, another thread may be using this one, proven, right now.
+        fresh = self._source.read(self._entry.offset + start, piece.nbytes)
+        computed = sum64(fresh)
+        stored = int(self._page_sums()[page])
+        if computed != stored:
+            begin = self._entry.offset + start
+            raise CorruptError(
+                f"{self._source.path}: index section {self.name()}, bytes [{begin}, {begin + piece.nbytes}): "
+                f"stored xxh3 {stored:016x}, computed {computed:016x}. Run `chunkstore verify {self._source.path}`."
+            )
+        if self._copied:
+            piece[:] = np.frombuffer(fresh, np.uint8)
+        self._seen[page] = True
+        self._missing -= 1
+        self.complete = self._missing <= 0 and bool(self._seen.all())
+
+    def _page_sums(self) -> NDArray[np.uint64]:
+        if self._sums is None:
+            offset = self._entry.offset + pad(self.nbytes, SUM_ALIGNMENT)
+            data = self._source.read(offset, 8 * len(self._seen))
+            if sum64(data) != self._entry.sum:
+                raise CorruptError(
+                    f"{self._source.path}: page sums of index section {self.name()}, bytes "
+                    f"[{offset}, {offset + len(data)}): stored xxh3 {self._entry.sum:016x}, computed {sum64(data):016x}"
+                )
+            self._sums = np.frombuffer(data, "<u8")
+        return self._sums
+
+    def name(self) -> str:
+        """Kind, and the number of the field where there is one."""
+        known = Kind(self._entry.kind).name if self._entry.kind in set(Kind) else f"of kind {self._entry.kind}"
+        return known if self._entry.field == 0xFFFFFFFF else f"{known} of field {self._entry.field}"
+
+
+class Column:
+    """One index array over all live segments, addressed by position (or by group).
+
+    Args:
+        parts: the section of each segment.
+        starts: shape (segments,): the first position that each part describes.
+        dtype: of an entry; its size divides that of a page.
+        width: entries per position, 1 unless the array is two-dimensional.
+    """
+
+    def __init__(self, parts: Sequence[Section], starts: NDArray[np.int64], dtype: str, width: int = 1) -> None:
+        self._parts = parts
+        self._starts = starts
+        self._dtype = np.dtype(dtype)
+        self._width = width
+
+    def take(self, positions: NDArray[np.int64], shift: int = 0) -> type_array:
+        """Entries of positions, `shift` further; shape (B,), or (B, width). A fresh array, every entry proven."""
+        if len(self._parts) == 1:
+            return self._take_part(0, positions + (shift - int(self._starts[0])))
+        segments = np.searchsorted(self._starts, positions, "right") - 1
+        shape = (len(positions),) if self._width == 1 else (len(positions), self._width)
+        result = np.empty(shape, self._dtype)
+        for segment in np.unique(segments).tolist():
+            mine = segments == segment
+            result[mine] = self._take_part(segment, positions[mine] + (shift - int(self._starts[segment])))
+        return result
+
+    def _take_part(self, segment: int, rows: NDArray[np.int64]) -> type_array:
+        part = self._parts[segment]
+        array = part.array(self._dtype)
+        if self._width == 1:
+            part.ensure_items(rows, self._dtype.itemsize)
+            return array[rows]
+        for column in (0, self._width - 1):  # a row has at most 32 entries and so touches at most two pages
+            part.ensure_items(rows * self._width + column, self._dtype.itemsize)
+        return array.reshape(-1, self._width)[rows]
+
+    def item(self, position: int, shift: int = 0) -> int:
+        """One entry as an int."""
+        segment = 0 if len(self._parts) == 1 else int(np.searchsorted(self._starts, position, "right")) - 1
+        row = position + shift - int(self._starts[segment])
+        part, size = self._parts[segment], self._dtype.itemsize
+        part.ensure(row * size, (row + 1) * size)
+        return int(part.array(self._dtype)[row])
+
+    def run(self, start: int, stop: int, extra: int = 0) -> type_array:
+        """Entries of positions `[start, stop + extra)`; a view where they lie in one segment. Read-only or fresh."""
+        if len(self._parts) == 1:
+            return self._run_part(0, start, stop + extra)
+        pieces = []
+        last = len(self._parts) - 1
+        for segment, first in enumerate(self._starts.tolist()):
+            end = int(self._starts[segment + 1]) if segment < last else stop
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                pieces.append(self._run_part(segment, low, high + (extra if high == stop else 0)))
+        return np.concatenate(pieces) if pieces else np.zeros(extra, self._dtype)
+
+    def _run_part(self, segment: int, start: int, stop: int) -> type_array:
+        part, size = self._parts[segment], self._dtype.itemsize * self._width
+        first = int(self._starts[segment])
+        part.ensure((start - first) * size, (stop - first) * size)
+        array = part.array(self._dtype)
+        if self._width > 1:
+            array = array.reshape(-1, self._width)
+        return array[start - first : stop - first]

@@ -1,0 +1,242 @@
+"""Index segments: the directory, and where sections lie (spec section 5)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format.checksum import sum64
+from chunkstore._format.constants import (
+    DIRECTORY_HEADER_NBYTES,
+    DIRECTORY_MAGIC,
+    EARLIER_ENTRY_NBYTES,
+    MAX_DIRECTORY_NBYTES,
+    MAX_FIELDS,
+    MAX_INT,
+    MAX_SEGMENTS,
+    PAGE_NBYTES,
+    PART_ALIGNMENT,
+    SECTION_ALIGNMENT,
+    SECTION_ENTRY_NBYTES,
+    SUM_ALIGNMENT,
+    Kind,
+)
+from chunkstore.errors import CorruptError, LimitError
+
+_HEADER: Final = struct.Struct("<8sQQQQQIII4x")
+_EARLIER: Final = struct.Struct("<QQQQ16s")
+SECTION_ENTRY: Final = np.dtype(
+    [("kind", "<u4"), ("field", "<u4"), ("offset", "<u8"), ("nbytes", "<u8"), ("sum", "<u8")]
+)
+
+
+@dataclass(frozen=True)
+class SectionEntry:
+    """One row of the section table: a section that lies in the file."""
+
+    kind: int
+    field: int
+    offset: int
+    nbytes: int
+    sum: int
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """One row of the table of earlier segments (spec section 12)."""
+
+    offset: int
+    directory_nbytes: int
+    first_sample: int
+    num_samples: int
+    directory_sum: bytes
+
+
+@dataclass(frozen=True)
+class Directory:
+    """The head of a segment.
+
+    Attributes:
+        offset: where the segment begins in the file.
+        first_sample, num_samples, first_shard, num_shards: what it describes.
+        segment_nbytes: length of the whole segment.
+        num_fields: as in the schema.
+        table: the section table, dtype `SECTION_ENTRY`.
+        earlier: the other live segments.
+    """
+
+    offset: int
+    first_sample: int
+    num_samples: int
+    first_shard: int
+    num_shards: int
+    segment_nbytes: int
+    num_fields: int
+    table: NDArray[Any]
+    earlier: tuple[Earlier, ...] = ()
+    _places: dict[tuple[int, int], int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        pairs = zip(self.table["kind"].tolist(), self.table["field"].tolist(), strict=True)
+        object.__setattr__(self, "_places", {pair: place for place, pair in enumerate(pairs)})
+
+    @property
+    def end(self) -> int:
+        """Offset behind the segment."""
+        return self.offset + self.segment_nbytes
+
+    def __contains__(self, section: tuple[int, int]) -> bool:
+        return section in self._places
+
+    def find(self, kind: Kind, field_number: int) -> SectionEntry | None:
+        """The section of this kind (and field), or None."""
+        place = self._places.get((kind, field_number))
+        return None if place is None else SectionEntry(*self.table[place].tolist())
+
+    def sections(self) -> Iterable[SectionEntry]:
+        """All sections in the order of the file, those of unknown kinds too."""
+        return (SectionEntry(*row) for row in self.table.tolist())
+
+    def encode(self) -> bytes:
+        """The bytes of the directory."""
+        header = _HEADER.pack(
+            DIRECTORY_MAGIC,
+            self.first_sample,
+            self.num_samples,
+            self.first_shard,
+            self.num_shards,
+            self.segment_nbytes,
+            self.num_fields,
+            len(self.table),
+            len(self.earlier),
+        )
+        earlier = (
+            _EARLIER.pack(e.offset, e.directory_nbytes, e.first_sample, e.num_samples, e.directory_sum)
+            for e in self.earlier
+        )
+        return header + self.table.tobytes() + b"".join(earlier)
+
+
+def pad(value: int, alignment: int) -> int:
+    """The smallest multiple of `alignment` that is not below `value`."""
+    return -(-value // alignment) * alignment
+
+
+def directory_nbytes(num_sections: int, num_earlier: int) -> int:
+    """Length of a directory."""
+    return DIRECTORY_HEADER_NBYTES + SECTION_ENTRY_NBYTES * num_sections + EARLIER_ENTRY_NBYTES * num_earlier
+
+
+def num_pages(nbytes: int) -> int:
+    """Pages of a section of this length."""
+    return -(-nbytes // PAGE_NBYTES)
+
+
+def section_end(offset: int, nbytes: int) -> int:
+    """Offset behind the page sums of a section."""
+    return offset + pad(nbytes, SUM_ALIGNMENT) + 8 * num_pages(nbytes)
+
+
+def section_tail(nbytes: int, sums: NDArray[np.uint64]) -> bytes:
+    """What is stored behind the bytes of a section: zeros, then its page sums."""
+    return bytes(pad(nbytes, SUM_ALIGNMENT) - nbytes) + sums.astype("<u8").tobytes()
+
+
+def sum_of_sums(sums: NDArray[np.uint64]) -> int:
+    """The xxh3-64 of the page sums, which stands in the section table."""
+    return sum64(sums.astype("<u8").tobytes())
+
+
+def place_sections(start: int, sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Offsets of sections of these sizes when the directory ends at `start`, and where the segment ends."""
+    offsets = []
+    for nbytes in sizes:
+        offsets.append(pad(start, SECTION_ALIGNMENT))
+        start = section_end(offsets[-1], nbytes)
+    return offsets, pad(start, PART_ALIGNMENT)
+
+
+def decode_directory(data: bytes, offset: int, committed_end: int) -> Directory:
+    """A directory whose xxh3-128 was right, checked in file order.
+
+    Args:
+        data: exactly the bytes of the directory.
+        offset: where it lies in the file.
+        committed_end: of the generation.
+    Raises:
+        CorruptError, LimitError: a number that cannot be.
+    """
+    magic, *counts, segment_nbytes, fields, sections, num_earlier = _HEADER.unpack_from(data)
+    if magic != DIRECTORY_MAGIC:
+        raise CorruptError(f"expected the magic {DIRECTORY_MAGIC!r}, found {magic!r}")
+    if any(count > MAX_INT for count in counts) or counts[0] + counts[1] > MAX_INT:
+        raise LimitError(f"first sample, num samples, first shard, num shards = {counts}: at most 2^63 - 1")
+    if segment_nbytes % PART_ALIGNMENT or not len(data) <= segment_nbytes <= committed_end - offset:
+        raise CorruptError(f"a segment of {segment_nbytes} bytes at {offset} does not fit below {committed_end}")
+    if not 1 <= fields <= MAX_FIELDS:
+        raise LimitError(f"{fields} fields, expected 1 to {MAX_FIELDS}")
+    if num_earlier >= MAX_SEGMENTS:
+        raise LimitError(f"{num_earlier} earlier segments, at most {MAX_SEGMENTS - 1}")
+    if len(data) != directory_nbytes(sections, num_earlier):
+        raise CorruptError(f"{sections} sections and {num_earlier} earlier segments do not make {len(data)} bytes")
+    table = np.frombuffer(data, SECTION_ENTRY, sections, DIRECTORY_HEADER_NBYTES)
+    _check_table(table, offset + len(data), offset + segment_nbytes)
+    earlier = _decode_earlier(data, DIRECTORY_HEADER_NBYTES + SECTION_ENTRY_NBYTES * sections)
+    _check_earlier(earlier, counts[0], committed_end)
+    first_sample, num_samples, first_shard, num_shards = counts
+    return Directory(offset, first_sample, num_samples, first_shard, num_shards, segment_nbytes, fields, table, earlier)
+
+
+def _check_table(table: NDArray[Any], start: int, end: int) -> None:
+    """Sections in strict order and exactly where `place_sections` would put them."""
+    order = table["kind"].astype(np.uint64) << np.uint64(32) | table["field"]
+    if np.any(order[1:] <= order[:-1]):
+        raise CorruptError("the section table is not in strictly ascending order of (kind, field)")
+    if np.any(table["nbytes"] > end):  # from here on no sum below can pass 2^64
+        raise CorruptError("a section is longer than its segment")
+    if np.any(table["offset"] > end):
+        raise CorruptError("a section begins behind its segment")
+    sizes, offsets = table["nbytes"], table["offset"]
+    pages = (sizes + np.uint64(PAGE_NBYTES - 1)) // np.uint64(PAGE_NBYTES)
+    ends = offsets + (sizes + np.uint64(7)) // np.uint64(8) * np.uint64(8) + np.uint64(8) * pages
+    starts = np.concatenate([np.array([start], np.uint64), ends])
+    expected = (starts + np.uint64(63)) // np.uint64(64) * np.uint64(64)
+    if np.any(expected[:-1] != offsets):
+        place = int(np.flatnonzero(expected[:-1] != offsets)[0])
+        raise CorruptError(f"section {place} lies at {offsets[place]}, expected {expected[place]}")
+    if pad(int(starts[-1]), PART_ALIGNMENT) != end:
+        raise CorruptError(f"the sections end at {starts[-1]}, the segment at {end}")
+
+
+def _decode_earlier(data: bytes, start: int) -> tuple[Earlier, ...]:
+    return tuple(Earlier(*row) for row in _EARLIER.iter_unpack(data[start:]))
+
+
+def _check_earlier(earlier: tuple[Earlier, ...], first_sample: int, committed_end: int) -> None:
+    position = 0
+    for entry in earlier:
+        if entry.first_sample != position:
+            raise CorruptError(f"an earlier segment begins with sample {entry.first_sample}, expected {position}")
+        position += entry.num_samples
+        if entry.directory_nbytes > MAX_DIRECTORY_NBYTES:
+            raise LimitError(f"an earlier directory of {entry.directory_nbytes} bytes, at most {MAX_DIRECTORY_NBYTES}")
+        stop = entry.offset + entry.directory_nbytes
+        if entry.offset % PART_ALIGNMENT or entry.offset < 2 * PART_ALIGNMENT or stop > committed_end:
+            raise CorruptError(f"an earlier segment at {entry.offset} does not lie below {committed_end}")
+        if entry.directory_nbytes < DIRECTORY_HEADER_NBYTES:
+            raise CorruptError(f"an earlier directory of {entry.directory_nbytes} bytes is too short")
+    if position != first_sample:
+        raise CorruptError(f"the newest segment begins with sample {first_sample}, expected {position}")
+
+
+def uuid_of(directory_sum: bytes) -> bytes:
+    """The uuid of a new container, version 8 of RFC 9562 (spec section 17)."""
+    uuid = bytearray(directory_sum)
+    uuid[6] = 0x80 | uuid[6] & 0x0F
+    uuid[8] = 0x80 | uuid[8] & 0x3F
+    return bytes(uuid)
