@@ -1,0 +1,1 @@
+"""Loading: which samples come next, gathering them, and prefetching."""
