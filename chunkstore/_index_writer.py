@@ -1,0 +1,476 @@
+"""What new shards put into the index: collected while blocks are written, then written as one segment.
+
+The writer and the converter share it: both only say which block went where. Arrays that grow with the number of samples
+are kept in memory up to a few MiB each and in unnamed temporary files beyond that.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format.checksum import page_sums, sum64, sum128
+from chunkstore._format.constants import MAX_KEY_NBYTES, NO_FIELD, PAGE_NBYTES, PART_ALIGNMENT, Kind
+from chunkstore._format.index import BLOCK_ENTRY
+from chunkstore._format.keys import order_dtype
+from chunkstore._format.layout import rows_per_group, section_sizes
+from chunkstore._format.schema import Field, encode_attrs, encode_schema
+from chunkstore._format.segment import (
+    SECTION_ENTRY,
+    Directory,
+    Earlier,
+    directory_nbytes,
+    pad,
+    place_sections,
+    section_tail,
+    sum_of_sums,
+    uuid_of,
+)
+from chunkstore._format.superblock import Superblock
+from chunkstore._storage.buffers import byte_view
+from chunkstore._storage.sink import Sink
+from chunkstore.errors import SchemaError
+
+_SPOOL_NBYTES: Final = 4 << 20
+_PIECE_NBYTES: Final = 64 * PAGE_NBYTES
+type_section = tuple[Kind, int]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block that was written.
+
+    Attributes:
+        offset: in the file.
+        nbytes: stored bytes.
+        sum: their xxh3-64.
+        group_sums: uint64, one per group of `rows_per_group(rows, nbytes)` rows.
+        counts: int64, shape (rows,): items of each row; only for a ragged field.
+        shapes: int64, shape (rows, varying); only for a ragged field with varying > 1.
+        stored: int64, shape (rows,): stored bytes of each row; only where the codec is not raw.
+    """
+
+    offset: int
+    nbytes: int
+    sum: int
+    group_sums: NDArray[np.uint64]
+    counts: NDArray[np.int64] | None = None
+    shapes: NDArray[np.int64] | None = None
+    stored: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of consecutive samples: UTF-8 back to back, and where each begins; offsets has one entry more."""
+
+    text: bytes
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, keys: Iterable[str]) -> Keys:
+        """Keys from texts.
+
+        Raises:
+            SchemaError: a key that the format cannot hold (spec section 10).
+        """
+        texts = [_encode_key(key) for key in keys]
+        return cls(b"".join(texts), np.cumsum([0, *map(len, texts)], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, place: int) -> bytes:
+        return self.text[self.offsets[place] : self.offsets[place + 1]]
+
+    def hashes(self) -> NDArray[np.uint64]:
+        """xxh3-64 of each key."""
+        text, bounds = memoryview(self.text), self.offsets.tolist()
+        sums = (sum64(text[a:b]) for a, b in pairwise(bounds))
+        return np.fromiter(sums, np.uint64, len(self))
+
+
+def _encode_key(key: str) -> bytes:
+    try:
+        text = key.encode()
+    except (UnicodeEncodeError, AttributeError):
+        raise SchemaError(f"a key is a text that UTF-8 can hold, not {key!r:.80}") from None
+    if not 1 <= len(text) <= MAX_KEY_NBYTES or b"\0" in text:
+        raise SchemaError(f"a key has 1 to {MAX_KEY_NBYTES} bytes and no NUL, not {len(text)} bytes: {key!r:.80}")
+    return text
+
+
+class _Spool:
+    """Bytes that are appended, and read once from the start."""
+
+    def __init__(self, folder: str) -> None:
+        self._file = tempfile.SpooledTemporaryFile(_SPOOL_NBYTES, dir=folder)  # noqa: SIM115 - closed by close()
+        self.nbytes = 0
+
+    def append(self, data: Any) -> None:
+        self.nbytes += self._file.write(byte_view(data))
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        self._file.seek(offset)
+        data = self._file.read(nbytes)
+        self._file.seek(0, os.SEEK_END)
+        return data
+
+    def pieces(self) -> Iterator[bytes]:
+        for offset in range(0, self.nbytes, _PIECE_NBYTES):
+            yield self.read(offset, _PIECE_NBYTES)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass
+class _Run:
+    """Sorted hashes, and the positions that they belong to."""
+
+    hashes: NDArray[np.uint64]
+    positions: NDArray[np.int64]
+
+
+class _KeyTable:
+    """The table of keys sorted by hash, grown run by run; a key given twice is found when its run comes.
+
+    Sorted runs are merged when they are of like size, so that N keys cost O(N log N) in all. 16 bytes of memory a key.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.text = _Spool(folder)
+        self.ends = _Spool(folder)
+        self.ends.append(bytes(8))
+        self.num_keys = 0
+        self._runs: list[_Run] = []
+
+    def add(self, keys: Keys) -> None:
+        hashes = keys.hashes()
+        order = np.argsort(hashes, kind="stable")
+        run = _Run(hashes[order], order + self.num_keys)
+        self._store(keys)
+        self._refuse_duplicates(run)
+        self._runs.append(run)
+        while len(self._runs) > 1 and len(self._runs[-2].hashes) < 2 * len(self._runs[-1].hashes):
+            self._merge_last()
+
+    def _store(self, keys: Keys) -> None:
+        self.ends.append((keys.offsets[1:] + self.text.nbytes).astype("<u8"))
+        self.text.append(keys.text)
+        self.num_keys += len(keys)
+
+    def _refuse_duplicates(self, new: _Run) -> None:
+        for place in np.flatnonzero(new.hashes[1:] == new.hashes[:-1]).tolist():
+            self._refuse_equal(int(new.positions[place]), int(new.positions[place + 1]))
+        for run in self._runs:
+            places = np.searchsorted(run.hashes, new.hashes)
+            places[places == len(run.hashes)] = 0
+            for mine in np.flatnonzero(run.hashes[places] == new.hashes).tolist():
+                self._refuse_equal(int(run.positions[places[mine]]), int(new.positions[mine]))
+
+    def _refuse_equal(self, first: int, second: int) -> None:
+        if self.key(first) == self.key(second):
+            text = self.key(first).decode()
+            raise SchemaError(f"samples {first} and {second} have the same key {text!r}; keys must be unique")
+
+    def key(self, position: int) -> bytes:
+        start, stop = np.frombuffer(self.ends.read(8 * position, 16), "<u8").tolist()
+        return self.text.read(start, stop - start)
+
+    def _merge_last(self) -> None:
+        second, first = self._runs.pop(), self._runs.pop()
+        hashes = np.concatenate([first.hashes, second.hashes])
+        order = np.argsort(hashes, kind="stable")  # on two sorted runs this is one merge
+        self._runs.append(_Run(hashes[order], np.concatenate([first.positions, second.positions])[order]))
+
+    def sorted(self) -> _Run:
+        while len(self._runs) > 1:
+            self._merge_last()
+        return self._runs[0] if self._runs else _Run(np.zeros(0, np.uint64), np.zeros(0, np.int64))
+
+    def close(self) -> None:
+        self.text.close()
+        self.ends.close()
+
+
+@dataclass
+class _FieldColumns:
+    """Index arrays of one field, growing."""
+
+    field: Field
+    sums: _Spool
+    offsets: _Spool | None = None
+    shapes: _Spool | None = None
+    stored: _Spool | None = None
+    num_items: int = 0
+    num_stored: int = 0
+    num_sums: int = 0
+
+    @classmethod
+    def of(cls, field: Field, folder: str, num_items: int, num_stored: int) -> _FieldColumns:
+        columns = cls(field, _Spool(folder), num_items=num_items, num_stored=num_stored)
+        if field.ragged:
+            columns.offsets = _Spool(folder)
+            columns.offsets.append(np.int64(num_items).tobytes())
+        if field.varying > 1:
+            columns.shapes = _Spool(folder)
+        if field.codec != "raw":
+            columns.stored = _Spool(folder)
+            columns.stored.append(np.int64(num_stored).tobytes())
+        return columns
+
+    def add(self, block: Block, num_samples: int) -> tuple[int, int, int, int, int]:
+        """Take one block; its entry for BLOCKS."""
+        first_group = self.num_sums
+        self.sums.append(block.group_sums.astype("<u8"))
+        self.num_sums += len(block.group_sums)
+        if self.offsets is not None and block.counts is not None:
+            ends = np.cumsum(block.counts, dtype=np.int64) + self.num_items
+            self.offsets.append(ends.astype("<i8"))
+            self.num_items = int(ends[-1])
+        if self.shapes is not None and block.shapes is not None:
+            self.shapes.append(np.ascontiguousarray(block.shapes, "<i8"))
+        if self.stored is not None and block.stored is not None:
+            ends = np.cumsum(block.stored, dtype=np.int64) + self.num_stored
+            self.stored.append(ends.astype("<i8"))
+            self.num_stored = int(ends[-1])
+        return block.offset, block.nbytes, block.sum, rows_per_group(num_samples, block.nbytes), first_group
+
+    def spools(self) -> dict[Kind, _Spool]:
+        found = {
+            Kind.CHUNK_SUMS: self.sums,
+            Kind.OFFSETS: self.offsets,
+            Kind.SHAPES: self.shapes,
+            Kind.STORED_OFFSETS: self.stored,
+        }
+        return {kind: spool for kind, spool in found.items() if spool is not None}
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a new segment goes on: what the segments before it describe."""
+
+    first_sample: int = 0
+    first_shard: int = 0
+    num_items: Mapping[int, int] = field(default_factory=dict)
+    """Items of each ragged field so far, by number of the field."""
+    num_stored: Mapping[int, int] = field(default_factory=dict)
+    """Stored bytes of each field with a codec so far."""
+
+
+class IndexWriter:
+    """Collects the index of new shards and writes it as a segment. Not thread-safe.
+
+    Args:
+        fields: the schema.
+        attrs: ATTRS, a JSON object.
+        with_keys: whether every sample has a key.
+        folder: for unnamed temporary files, should the index outgrow the memory.
+        position: where it goes on; default a new container.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[Field],
+        attrs: Mapping[str, Any],
+        *,
+        with_keys: bool,
+        folder: str,
+        position: Position | None = None,
+    ) -> None:
+        self.fields = tuple(fields)
+        self.num_samples = 0
+        self._position = position or Position()
+        self._schema = encode_schema(fields)
+        self._attrs = encode_attrs(attrs)
+        self._starts = [self._position.first_sample]
+        self._blocks = _Spool(folder)
+        self._columns = [
+            _FieldColumns.of(f, folder, self._position.num_items.get(n, 0), self._position.num_stored.get(n, 0))
+            for n, f in enumerate(fields)
+        ]
+        self._keys = _KeyTable(folder) if with_keys else None
+        self.superseded: list[tuple[int, int, int]] = []
+        self.dictionaries: dict[int, bytes] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the temporary files."""
+        self._blocks.close()
+        for columns in self._columns:
+            for spool in columns.spools().values():
+                spool.close()
+        if self._keys is not None:
+            self._keys.close()
+
+    def add_shard(self, num_samples: int, blocks: Sequence[Block], keys: Keys | None = None) -> None:
+        """Take the next shard.
+
+        Args:
+            num_samples: at least 1.
+            blocks: one per field, in the order of the schema.
+            keys: of its samples, if the container has keys.
+        Raises:
+            SchemaError: a key is there twice.
+        """
+        if self._keys is not None and keys is not None:
+            self._keys.add(keys)
+        entries = [columns.add(block, num_samples) for columns, block in zip(self._columns, blocks, strict=True)]
+        self._blocks.append(np.array(entries, BLOCK_ENTRY))
+        self.num_samples += num_samples
+        self._starts.append(self._starts[-1] + num_samples)
+
+    def set_attrs(self, attrs: Mapping[str, Any]) -> None:
+        """Take other ATTRS, before the segment is written."""
+        self._attrs = encode_attrs(attrs)
+
+    def write(
+        self,
+        sink: Sink,
+        offset: int,
+        *,
+        data_end: int,
+        earlier: Sequence[Earlier] = (),
+        before: Superblock | None = None,
+    ) -> Superblock:
+        """Write the segment at `offset`, and say what the superblock is to be.
+
+        Args:
+            sink: takes the bytes; nothing is synced.
+            offset: a multiple of 4096.
+            data_end: offset behind the last block; the committed end is behind it and the segment.
+            earlier: the other live segments.
+            before: the superblock of the generation before, None for a new container.
+        """
+        sections = dict(sorted(self._sections().items()))
+        sizes = [nbytes for nbytes, _ in sections.values()]
+        nbytes = directory_nbytes(len(sections), len(earlier))
+        offsets, end = place_sections(offset + nbytes, sizes)
+        table = np.zeros(len(sections), SECTION_ENTRY)
+        for place, ((kind, number), (size, pieces)) in enumerate(sections.items()):
+            table[place] = (kind, number, offsets[place], size, _write_section(sink, offsets[place], size, pieces))
+        directory = self._directory(offset, end, table, tuple(earlier)).encode()
+        sink.pwrite(offset, directory)
+        committed_end = pad(max(end, data_end), PART_ALIGNMENT)
+        digest = sum128(directory)
+        if before is None:
+            return Superblock(uuid_of(digest), 1, committed_end, offset, nbytes, digest)
+        return Superblock(before.uuid, before.generation + 1, committed_end, offset, nbytes, digest)
+
+    def _directory(self, offset: int, end: int, table: NDArray[Any], earlier: tuple[Earlier, ...]) -> Directory:
+        shards = len(self._starts) - 1
+        first_sample, first_shard = self._position.first_sample, self._position.first_shard
+        segment_nbytes = end - offset
+        return Directory(
+            offset,
+            first_sample,
+            self.num_samples,
+            first_shard,
+            shards,
+            segment_nbytes,
+            len(self.fields),
+            table,
+            earlier,
+        )
+
+    def _sections(self) -> dict[type_section, tuple[int, Iterable[bytes]]]:
+        """Each section: its length, and its bytes in pieces of whole pages."""
+        found: dict[type_section, tuple[int, Iterable[bytes]]] = {}
+
+        def put(kind: Kind, data: bytes, number: int = NO_FIELD) -> None:
+            found[kind, number] = (len(data), (data,))
+
+        put(Kind.SCHEMA, self._schema)
+        put(Kind.ATTRS, self._attrs)
+        put(Kind.SHARD_STARTS, np.array(self._starts, "<u8").tobytes())
+        found[Kind.BLOCKS, NO_FIELD] = (self._blocks.nbytes, self._blocks.pieces())
+        for number, columns in enumerate(self._columns):
+            for kind, spool in columns.spools().items():
+                found[kind, number] = (spool.nbytes, spool.pieces())
+        for number, data in self.dictionaries.items():
+            put(Kind.DICTIONARY, data, number)
+        if self._keys is not None:
+            self._put_keys(self._keys, found)
+        if self.superseded:
+            put(Kind.SUPERSEDED, np.array(sorted(self.superseded), "<u8").tobytes())
+        return found
+
+    def _put_keys(self, keys: _KeyTable, found: dict[type_section, tuple[int, Iterable[bytes]]]) -> None:
+        run = keys.sorted()
+        order = run.positions.astype(order_dtype(self.num_samples))
+        found[Kind.KEY_BYTES, NO_FIELD] = (keys.text.nbytes, keys.text.pieces())
+        found[Kind.KEY_OFFSETS, NO_FIELD] = (keys.ends.nbytes, keys.ends.pieces())
+        found[Kind.KEY_HASHES, NO_FIELD] = (run.hashes.nbytes, _pieces(run.hashes.astype("<u8", copy=False)))
+        found[Kind.KEY_ORDER, NO_FIELD] = (order.nbytes, _pieces(order))
+
+
+def _pieces(array: NDArray[Any]) -> Iterator[bytes]:
+    data = byte_view(array)
+    return (bytes(data[start : start + _PIECE_NBYTES]) for start in range(0, data.nbytes, _PIECE_NBYTES))
+
+
+def _write_section(sink: Sink, offset: int, nbytes: int, pieces: Iterable[bytes]) -> int:
+    """Write a section and its page sums; what the section table says of them."""
+    sums = [np.zeros(0, np.uint64)]
+    at = offset
+    for piece in _whole_pages(pieces):
+        sink.pwrite(at, piece)
+        sums.append(page_sums(memoryview(piece)))
+        at += len(piece)
+    joined = np.concatenate(sums)
+    sink.pwrite(at, section_tail(nbytes, joined))
+    return sum_of_sums(joined)
+
+
+def _whole_pages(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces of whole pages, but for the last."""
+    rest = b""
+    for piece in pieces:
+        data = rest + piece if rest else piece
+        whole = len(data) - len(data) % PAGE_NBYTES
+        if whole:
+            yield data[:whole]
+        rest = data[whole:]
+    if rest:
+        yield rest
+
+
+def planned_segment_nbytes(
+    fields: Sequence[Field],
+    attrs: Mapping[str, Any],
+    *,
+    num_samples: int,
+    num_shards: int,
+    num_groups: Sequence[int],
+    key_nbytes: int | None,
+) -> int:
+    """Length of the only segment of a container that is not yet written, so that blocks can be placed behind it.
+
+    Args:
+        fields, attrs: as they will be.
+        num_samples, num_shards: of the container.
+        num_groups: of each field, over all shards.
+        key_nbytes: length of all keys, None without keys.
+    """
+    sizes: dict[type_section, int] = {
+        (kind, NO_FIELD if number is None else number): nbytes
+        for (kind, number), nbytes in section_sizes(fields, num_samples, num_shards, key_nbytes=key_nbytes).items()
+    }
+    sizes[Kind.SCHEMA, NO_FIELD] = len(encode_schema(fields))
+    sizes[Kind.ATTRS, NO_FIELD] = len(encode_attrs(attrs))
+    for number, groups in enumerate(num_groups):
+        sizes[Kind.CHUNK_SUMS, number] = 8 * groups
+    _, end = place_sections(directory_nbytes(len(sizes), 0), [size for _, size in sorted(sizes.items())])
+    return end

@@ -1,0 +1,251 @@
+"""Rows of the shard that is being filled, and what a value must be to become a row.
+
+A value is taken as it is or refused: the writer never changes numbers. It only brings them to little-endian C order,
+fills shorter fixed-width texts, and turns Python numbers into the dtype of the field where that is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format import dtypes
+from chunkstore._format.schema import Field
+from chunkstore._storage.buffers import byte_view
+from chunkstore.errors import SchemaError
+
+type_array = NDArray[Any]
+_FIRST_ROWS: Final = 64
+
+
+def infer_field(name: str, value: object) -> Field:
+    """The field that a first value calls for: its dtype and its shape, fixed.
+
+    Raises:
+        SchemaError: the container has no such dtype.
+    """
+    if isinstance(value, str):
+        return Field(name, dtypes.STRING)
+    array = np.asarray(value)
+    dtype = dtypes.from_numpy(array.dtype)
+    if dtype is None:
+        raise SchemaError(f"field {name!r}: {_refusal(array)}")
+    return Field(name, dtype, array.shape)
+
+
+def _refusal(array: type_array) -> str:
+    if array.dtype == object:
+        return (
+            "an object array cannot be stored; give rows of one dtype (rows of different length: "
+            "one array per sample, and a field with None in its shape)"
+        )
+    if array.dtype.names is not None:
+        return f"a structured array cannot be stored; give each of {array.dtype.names} as a field"
+    if array.dtype.kind == "V":
+        return f"{array.dtype} does not say what it is; give fields=[Field(name, 'bfloat16', shape)] or the like"
+    return f"a container cannot hold the dtype {array.dtype}; cast it"
+
+
+def as_rows(field: Field, value: object, varying: int, where: str) -> type_array:
+    """A value as an array of the field's dtype, little-endian and in C order; a copy only where needed.
+
+    Args:
+        field: what it must fit.
+        value: array, number, text or nested list.
+        varying: leading axes that are not compared with the shape (0 for one row, 1 for a batch of rows).
+        where: for the message.
+    Raises:
+        SchemaError: another dtype or shape.
+    """
+    wanted = field.numpy_dtype
+    array = value if isinstance(value, np.ndarray) else _from_python(field, value, where)
+    if array.dtype != wanted:
+        array = _convert(field, array, where)
+    shape = array.shape[varying:]
+    if len(shape) != len(field.shape) or any(
+        dim is not None and dim != n for dim, n in zip(field.shape, shape, strict=True)
+    ):
+        raise SchemaError(
+            f"{where}, field {field.name!r}: expected the shape {_shape_text(field.shape)}, found {shape}. "
+            "If rows differ in size, give the field with None for each dimension that varies."
+        )
+    return np.ascontiguousarray(array, wanted).reshape(array.shape)
+
+
+def _shape_text(shape: tuple[int | None, ...]) -> str:
+    return (
+        "(" + ", ".join("None" if dim is None else str(dim) for dim in shape) + ("," if len(shape) == 1 else "") + ")"
+    )
+
+
+def _from_python(field: Field, value: object, where: str) -> type_array:
+    """Python numbers and lists: to the field's dtype where every value stays equal."""
+    if hasattr(value, "__array__") or isinstance(value, np.generic):
+        return np.asarray(value)
+    try:
+        found = np.asarray(value)
+    except ValueError as error:
+        raise SchemaError(f"{where}, field {field.name!r}: {error}") from None
+    if found.dtype == field.numpy_dtype or found.dtype.kind not in "biufc" or field.numpy_dtype.kind not in "biufc":
+        return found
+    with np.errstate(all="ignore"):
+        array = found.astype(field.numpy_dtype)
+    exact = array == found if found.dtype.kind != "f" else (array.astype(found.dtype) == found) | np.isnan(found)
+    # A Python float is meant as a number, not as 53 bits: it may be rounded to a narrower float.
+    rounded = found.dtype.kind == "f" and array.dtype.kind in "fc"
+    if not rounded and not np.all(exact):
+        raise SchemaError(f"{where}, field {field.name!r}: {value!r:.60} is not exact as {field.dtype}")
+    return array
+
+
+def _convert(field: Field, array: type_array, where: str) -> type_array:
+    """Another spelling of the same values: byte order, narrower fixed width, void for an extended type."""
+    wanted = field.numpy_dtype
+    if array.dtype.newbyteorder("<") == wanted:
+        return array.astype(wanted)
+    if array.dtype.kind == wanted.kind and wanted.kind in "SU" and array.dtype.itemsize <= wanted.itemsize:
+        return array.astype(wanted)
+    if field.dtype in dtypes.EXTENDED and array.dtype == np.dtype(f"V{wanted.itemsize}"):
+        return array.view(wanted)
+    if array.size == 0 and array.dtype == np.float64:  # what NumPy makes of an empty list
+        return array.astype(wanted)
+    found = dtypes.from_numpy(array.dtype)
+    detail = _refusal(array) if found is None else f"expected {field.dtype}, found {found}; cast it with .astype()"
+    raise SchemaError(f"{where}, field {field.name!r}: {detail}")
+
+
+class FixedStage:
+    """Rows of a fixed shape, in one array that is used again for each shard."""
+
+    def __init__(self, field: Field, capacity: int) -> None:
+        self.field = field
+        self.dtype = field.numpy_dtype
+        self.shape = cast("tuple[int, ...]", field.shape)
+        self._capacity = capacity
+        self.rows = np.empty((min(capacity, _FIRST_ROWS), *self.shape), self.dtype)
+
+    def room(self, count: int) -> None:
+        """Make room for `count` rows in all."""
+        if count > len(self.rows):
+            rows = np.empty((min(max(count, 2 * len(self.rows)), max(self._capacity, count)), *self.shape), self.dtype)
+            rows[: len(self.rows)] = self.rows
+            self.rows = rows
+
+    def put(self, place: int, value: object, where: str) -> int:
+        """Take one row; its nbytes."""
+        if place >= len(self.rows):
+            self.room(place + 1)
+        self.rows[place] = as_rows(self.field, value, 0, where)
+        return self.field.item_nbytes
+
+    def put_many(self, place: int, rows: type_array) -> None:
+        """Take rows that `as_rows` made."""
+        self.room(place + len(rows))
+        self.rows[place : place + len(rows)] = rows
+
+    def block(self, count: int) -> memoryview:
+        """The bytes of the first `count` rows."""
+        return byte_view(self.rows[:count])
+
+    def drop(self, count: int) -> None:
+        """Forget what comes from row `count` on: the next row goes there."""
+
+
+class RaggedStage:
+    """Rows that differ in size, back to back."""
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self._bytes = bytearray()
+        self._ends: list[int] = []
+        self._shapes: list[tuple[int, ...]] = []
+
+    def put(self, place: int, value: object, where: str) -> int:
+        """Take one row; its nbytes."""
+        if self.field.is_string:
+            return self._append(encode_text(self.field, value, where), ())
+        row = as_rows(self.field, value, 0, where)
+        return self._append(byte_view(row), row.shape[: self.field.varying])
+
+    def _append(self, data: bytes | memoryview, shape: tuple[int, ...]) -> int:
+        self._bytes += data
+        self._ends.append(len(self._bytes))
+        self._shapes.append(shape)
+        return len(data)
+
+    def block(self, count: int) -> memoryview:
+        """The bytes of all rows."""
+        return memoryview(self._bytes)[: self._ends[count - 1]]
+
+    def row_ends(self) -> NDArray[np.int64]:
+        """Where each row ends in the block; shape (rows,)."""
+        return np.array(self._ends, np.int64)
+
+    def shapes(self) -> NDArray[np.int64] | None:
+        """Leading dimensions of each row, shape (rows, varying), where there are several."""
+        return np.array(self._shapes, np.int64).reshape(-1, self.field.varying) if self.field.varying > 1 else None
+
+    def counts(self) -> NDArray[np.int64]:
+        """Items of each row; shape (rows,)."""
+        if self.field.is_string:
+            return np.diff(self.row_ends(), prepend=0)
+        counts: NDArray[np.int64] = np.array(self._shapes, np.int64).reshape(-1, self.field.varying).prod(axis=1)
+        return counts
+
+    def drop(self, count: int) -> None:
+        """Forget what comes from row `count` on."""
+        del self._ends[count:], self._shapes[count:]
+        end = self._ends[-1] if self._ends else 0
+        if end != len(self._bytes):
+            # A view of the block may still be alive in a traceback; a bytearray of its own is never resized under it.
+            self._bytes = self._bytes[:end]
+
+
+def encode_text(field: Field, value: object, where: str) -> bytes:
+    if isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "UT":
+        value = value.item()
+    if not isinstance(value, str):
+        raise SchemaError(f"{where}, field {field.name!r}: expected a text (str), found {type(value).__name__}")
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise SchemaError(f"{where}, field {field.name!r}: {error}") from None
+
+
+Stage = FixedStage | RaggedStage
+
+
+def batch_rows(field: Field, value: object, where: str) -> type_array | Sequence[object]:
+    """The rows of a batch: one array for a fixed shape, otherwise a sequence of rows.
+
+    Raises:
+        SchemaError: it does not fit the field.
+    """
+    if not field.ragged:
+        return as_rows(field, value, 1, where)
+    if isinstance(value, np.ndarray) and field.is_string:
+        return cast("Sequence[object]", value.tolist())
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | bytes | Mapping):
+        return cast("Sequence[object]", value)
+    raise SchemaError(f"{where}, field {field.name!r}: expected a sequence of rows, found {type(value).__name__}")
+
+
+def batch_length(batch: Mapping[str, Any], keys: Sequence[str] | None) -> int:
+    """Number of samples of a batch.
+
+    Raises:
+        SchemaError: its parts differ in length, or one has no first axis.
+    """
+    lengths: dict[str, int] = {}
+    count: Callable[[Any], int] = len
+    for name, value in [*batch.items(), *([("keys", keys)] if keys is not None else [])]:
+        try:
+            lengths[name] = count(value)
+        except TypeError:
+            raise SchemaError(f"add_batch: {name!r} has no first axis; give one row per sample") from None
+    if len(set(lengths.values())) > 1:
+        raise SchemaError(f"add_batch: lengths differ: {lengths}")
+    return next(iter(lengths.values()), 0)

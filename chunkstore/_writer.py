@@ -1,0 +1,431 @@
+"""Samples -> a container; owns the life of an unfinished file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format import superblock as superblocks
+from chunkstore._format.checksum import BlockSums
+from chunkstore._format.constants import (
+    HEAD_NBYTES,
+    MAX_FILE_NBYTES,
+    PART_ALIGNMENT,
+    SHARD_NBYTES,
+    SHARD_SAMPLES,
+    SUPERBLOCK_OFFSETS,
+)
+from chunkstore._format.dtypes import parse
+from chunkstore._format.layout import group_bounds
+from chunkstore._format.schema import Field, check_fields
+from chunkstore._format.segment import pad
+from chunkstore._index_writer import Block, IndexWriter, Keys
+from chunkstore._staging import (
+    FixedStage,
+    RaggedStage,
+    Stage,
+    as_rows,
+    batch_length,
+    batch_rows,
+    encode_text,
+    infer_field,
+)
+from chunkstore._storage.buffers import byte_view
+from chunkstore._storage.commit import NewFile
+from chunkstore.errors import ClosedError, PoisonedError, SchemaError
+
+_SUM_NBYTES = 8 << 20  # hashed and written in turns, while the piece is in the processor's cache or close to it
+type_fields = Sequence[Field] | Mapping[str, "Field | str | tuple[str, tuple[int | None, ...]]"]
+
+
+class Writer:
+    """Writes a new container.
+
+        with chunkstore.Writer("new.cks") as w:
+            w.add({"image": image, "label": 3}, key="cat/0007")
+
+    The file appears under its name when the block ends without an exception, complete and synced, and not at all
+    otherwise.
+
+    Args:
+        path: the container; its directory must exist.
+        fields: `Field`s, or a mapping from name to dtype, `(dtype, shape)` or `Field`; `None` in a shape for a size
+            that varies. Default: as the first sample has them, all shapes fixed.
+        mode: `"x"` refuses a path that exists, `"w"` replaces it when this one is complete.
+        attrs: JSON object for the container; `writer.attrs` can be changed until the end.
+        num_samples: how many will be added, if that is known: each field of fixed shape then is one contiguous array in
+            the file. Otherwise the file has a piece of every field for every `shard_nbytes`.
+        shard_nbytes: stored bytes of a shard; memory use is about this and one sample.
+    Raises:
+        FileExistsError, FileNotFoundError, PermissionError, IsADirectoryError: now, before any work.
+        SchemaError: the fields cannot be those of a container.
+    Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fields: type_fields | None = None,
+        mode: Literal["x", "w"] = "x",
+        attrs: Mapping[str, Any] | None = None,
+        num_samples: int | None = None,
+        shard_nbytes: int = SHARD_NBYTES,
+    ) -> None:
+        if mode not in ("x", "w"):
+            raise ValueError(f"mode: expected 'x' (new) or 'w' (replace), found {mode!r}")
+        if shard_nbytes < 1:
+            raise ValueError(f"shard_nbytes: expected at least 1, found {shard_nbytes}")
+        if num_samples is not None and num_samples < 0:
+            raise ValueError(f"num_samples: expected 0 or more, found {num_samples}")
+        self.attrs: dict[str, Any] = dict(attrs or {})
+        self._shard_nbytes = shard_nbytes
+        self._promised = num_samples
+        self._fields: tuple[Field, ...] | None = None
+        self._index: IndexWriter | None = None
+        self._closed = False
+        self._failure: BaseException | None = None
+        self._with_keys: bool | None = None
+        self._stages: list[Stage] = []
+        self._keys: list[str] = []
+        self._count = 0  # samples, and their bytes, in the shard that is being filled
+        self._nbytes = 0
+        self._sample_nbytes = 0
+        self._num_written = 0
+        known = None if fields is None else _as_fields(fields)
+        self._file = NewFile.create(path, mode)
+        if known is not None:
+            self._begin(known)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and not self._closed:
+            self.commit()
+        self.close()
+
+    def __len__(self) -> int:
+        """Number of samples added so far."""
+        return self._num_written + self._count
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        """The fields, once they are known."""
+        return {field.name: field for field in self._fields or ()}
+
+    def close(self) -> None:
+        """Give up what was not committed; the unfinished file is removed. Idempotent."""
+        self._closed = True
+        self._file.discard()
+        if self._index is not None:
+            self._index.close()
+
+    def commit(self) -> None:
+        """Finish the container: it is complete, synced and has its name when this returns. The writer is closed.
+
+        Raises:
+            SchemaError: no sample and no fields were given, or not as many samples as promised.
+            WriteError: the system refused; nothing is published.
+            CommitUnknownError: the container has its name, but may lose it in a power failure.
+            FileExistsError: mode "x", and somebody took the name meanwhile.
+        """
+        self._check_open()
+        if self._fields is None:
+            raise SchemaError(f"{self._file.path}: no sample was added and no fields= were given; nothing to write")
+        if self._promised is not None and len(self) != self._promised:
+            raise SchemaError(f"{self._file.path}: num_samples={self._promised} was promised, {len(self)} were added")
+        try:
+            self._flush()
+            self._write_index()
+            self._file.publish()
+        except BaseException as error:
+            self._failure = error
+            raise
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._failure is not None:
+            raise PoisonedError(f"{self._file.path}: this writer failed before: {self._failure}; start again")
+        if self._closed:
+            raise ClosedError(f"{self._file.path}: this writer is closed")
+
+    # -- adding -------------------------------------------------------------------------------------------------------
+
+    def add(self, sample: Mapping[str, Any], key: str | None = None) -> None:
+        """Add one sample; it is copied. About a microsecond for small rows.
+
+        Args:
+            sample: an array, number or text for each field.
+            key: its name, unique; all samples have one or none has.
+        Raises:
+            SchemaError: it does not fit, or the key is not one; the writer is as before, and can go on. A key that was
+                used before is found later, when its shard is written.
+            WriteError: a shard could not be written; the writer takes nothing more.
+        """
+        count = self._count
+        if self._closed or self._failure is not None or self._fields is None or len(sample) != len(self._stages):
+            self._prepare(sample)
+        try:
+            added = 0
+            for stage in self._stages:
+                value = sample[stage.field.name]
+                if (
+                    type(stage) is FixedStage
+                    and type(value) is np.ndarray
+                    and value.dtype is stage.dtype
+                    and value.shape == stage.shape
+                    and count < len(stage.rows)
+                ):
+                    stage.rows[count] = value
+                    added += value.nbytes
+                else:
+                    added += stage.put(count, value, f"sample {len(self)}")
+            if key is not None or self._with_keys:
+                self._take_key(key)
+        except BaseException as error:
+            self._undo(count)
+            if isinstance(error, KeyError):
+                raise self._wrong_names(sample) from None
+            raise
+        self._count = count + 1
+        self._nbytes += added
+        if self._nbytes >= self._shard_nbytes or self._count >= SHARD_SAMPLES:
+            self._guarded_flush()
+
+    def add_batch(self, batch: Mapping[str, Any], keys: Sequence[str] | None = None) -> None:
+        """Add many samples; like `add` for each, at the speed of memory.
+
+        Args:
+            batch: for each field an array of shape (B, *row_shape); for a ragged one `Ragged` or a sequence of B rows.
+            keys: B names.
+        Raises:
+            SchemaError: it does not fit; nothing of it was added.
+            WriteError: as in `add`.
+        """
+        self._check_open()
+        size = batch_length(batch, keys)
+        if size == 0:
+            return
+        if self._fields is None:
+            self._prepare({name: value[0] for name, value in batch.items()})
+        assert self._fields is not None
+        if batch.keys() != self.fields.keys():
+            raise self._wrong_names(batch)
+        where = f"add_batch, samples {len(self)} to {len(self) + size - 1}"
+        rows = [batch_rows(field, batch[field.name], where) for field in self._fields]
+        named = self._take_batch_keys(keys)
+        if any(field.ragged for field in self._fields):
+            self._add_ragged_batch(rows, size, named)
+        else:
+            self._add_fixed_batch([np.asarray(array) for array in rows], size, named)
+
+    def _prepare(self, sample: Mapping[str, Any]) -> None:
+        """The slow start of `add`: the writer must be open, and the fields known and named as in the sample."""
+        self._check_open()
+        if self._fields is None:
+            fields = tuple(infer_field(name, value) for name, value in sample.items())
+            check_fields(fields)
+            self._begin(fields)
+        elif len(sample) != len(self._stages):
+            raise self._wrong_names(sample)
+
+    def _wrong_names(self, sample: Mapping[str, Any]) -> SchemaError:
+        missing = [name for name in self.fields if name not in sample]
+        extra = [name for name in sample if name not in self.fields]
+        return SchemaError(f"sample {len(self)}: missing fields {missing}, unknown fields {extra}")
+
+    def _take_key(self, key: str | None) -> None:
+        if self._with_keys is None:
+            self._with_keys = key is not None and len(self) == 0
+        if key is None or not self._with_keys:
+            some = "a key" if key is not None else "no key"
+            raise SchemaError(f"sample {len(self)} has {some}, unlike those before: all samples have one or none has")
+        self._keys.append(key)
+
+    def _take_batch_keys(self, keys: Sequence[str] | None) -> Sequence[str] | None:
+        if self._with_keys is None:
+            self._with_keys = keys is not None and len(self) == 0
+        if (keys is not None) != self._with_keys:
+            raise SchemaError("add_batch: all samples of a container have a key or none has; see keys=")
+        if keys is not None:
+            Keys.of(keys)  # refused before anything is added
+        return keys
+
+    def _undo(self, count: int) -> None:
+        """Forget a sample that was refused half way."""
+        for stage in self._stages:
+            stage.drop(count)
+        del self._keys[count:]
+        if len(self) == 0 and not self._keys:
+            self._with_keys = None
+
+    def _add_ragged_batch(self, rows: Sequence[Any], size: int, keys: Sequence[str] | None) -> None:
+        """Row by row, after all rows were checked."""
+        names = [stage.field.name for stage in self._stages]
+        checked: list[Sequence[Any]] = []
+        for stage, column in zip(self._stages, rows, strict=True):
+            if stage.field.is_string:
+                for place in range(size):
+                    encode_text(stage.field, column[place], f"add_batch, row {place}")
+                checked.append(column)
+            else:
+                checked.append([as_rows(stage.field, column[i], 0, f"add_batch, row {i}") for i in range(size)])
+        for place in range(size):
+            sample = {name: column[place] for name, column in zip(names, checked, strict=True)}
+            self.add(sample, None if keys is None else keys[place])
+
+    def _add_fixed_batch(self, rows: Sequence[NDArray[Any]], size: int, keys: Sequence[str] | None) -> None:
+        start = 0
+        while start < size:
+            stop = min(size, start + self._room())
+            if self._count == 0 and stop - start == self._room():
+                self._keys += keys[start:stop] if keys is not None else []
+                self._guarded_flush([byte_view(array[start:stop]) for array in rows], stop - start)
+            else:
+                self._stage_rows([array[start:stop] for array in rows], keys[start:stop] if keys is not None else [])
+            start = stop
+
+    def _room(self) -> int:
+        """Samples that the shard still takes, where all have one size."""
+        return min(-(-self._shard_nbytes // max(self._sample_nbytes, 1)), SHARD_SAMPLES) - self._count
+
+    def _stage_rows(self, rows: Sequence[NDArray[Any]], keys: Sequence[str]) -> None:
+        for stage, array in zip(self._stages, rows, strict=True):
+            assert isinstance(stage, FixedStage)
+            stage.put_many(self._count, array)
+        self._keys += keys
+        self._count += len(rows[0])
+        self._nbytes = self._count * self._sample_nbytes
+        if self._nbytes >= self._shard_nbytes or self._count >= SHARD_SAMPLES:
+            self._guarded_flush()
+
+    # -- shards -------------------------------------------------------------------------------------------------------
+
+    def _begin(self, fields: tuple[Field, ...]) -> None:
+        """The fields are known: lay out what can be laid out."""
+        for field in fields:
+            if field.codec != "raw":
+                raise SchemaError(
+                    f"field {field.name!r}: this release writes the codec 'raw' only, not {field.codec!r}"
+                )
+        self._fields = fields
+        self._sample_nbytes = sum(field.row_nbytes or 0 for field in fields)
+        capacity = min(-(-self._shard_nbytes // max(self._sample_nbytes, 1)), SHARD_SAMPLES)
+        self._stages = [RaggedStage(f) if f.ragged else FixedStage(f, capacity) for f in fields]
+        self._regions: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
+        self._tail = HEAD_NBYTES
+        if self._promised is not None:
+            self._plan_regions(fields, self._promised)
+
+    def _plan_regions(self, fields: tuple[Field, ...], num_samples: int) -> None:
+        """Give each field of fixed shape one region for all its rows; the others follow behind."""
+        for number, field in enumerate(fields):
+            if field.row_nbytes is not None:
+                self._regions[number] = self._tail
+                self._tail = pad(self._tail + num_samples * field.row_nbytes, PART_ALIGNMENT)
+        if self._tail > MAX_FILE_NBYTES:
+            raise SchemaError(f"num_samples={num_samples}: such a container is longer than 2^63 bytes")
+
+    def _guarded_flush(self, views: Sequence[memoryview] | None = None, count: int | None = None) -> None:
+        """Write a shard; if that fails, what is in the file is unknown and the writer takes nothing more."""
+        try:
+            self._flush(views, count)
+        except BaseException as error:
+            self._failure = error
+            self._file.discard()
+            raise
+
+    def _flush(self, views: Sequence[memoryview] | None = None, count: int | None = None) -> None:
+        """Write the staged rows, or the given blocks of fixed-shape rows, as one shard."""
+        index = self._ensure_index()
+        count = self._count if count is None else count
+        if count == 0:
+            return
+        if self._promised is not None and self._num_written + count > self._promised:
+            raise SchemaError(f"{self._file.path}: num_samples={self._promised} was promised, and more were added")
+        blocks = []
+        for number, stage in enumerate(self._stages):
+            view = stage.block(count) if views is None else views[number]
+            blocks.append(self._write_block(number, stage, view, count))
+        index.add_shard(count, blocks, Keys.of(self._keys) if self._with_keys else None)
+        for stage in self._stages:
+            stage.drop(0)
+        self._num_written += count
+        self._keys, self._count, self._nbytes = [], 0, 0
+
+    def _ensure_index(self) -> IndexWriter:
+        if self._index is None:
+            assert self._fields is not None
+            folder = os.path.dirname(self._file.temporary) or "."
+            self._index = IndexWriter(self._fields, {}, with_keys=bool(self._with_keys), folder=folder)
+        return self._index
+
+    def _write_block(self, number: int, stage: Stage, view: memoryview, count: int) -> Block:
+        counts = shapes = None
+        if isinstance(stage, RaggedStage):
+            ends, counts, shapes = stage.row_ends(), stage.counts(), stage.shapes()
+        else:
+            ends = np.arange(1, count + 1, dtype=np.int64) * stage.field.item_nbytes
+        offset = self._place(number, view.nbytes)
+        sums = BlockSums(group_bounds(ends))
+        for start in range(0, view.nbytes, _SUM_NBYTES):
+            piece = view[start : start + _SUM_NBYTES]
+            sums.update(piece)
+            self._file.sink.pwrite(offset + start, piece)
+        return Block(offset, view.nbytes, *sums.finish(), counts, shapes)
+
+    def _place(self, number: int, nbytes: int) -> int:
+        """Where the next block of a field goes: into its region, or behind the last one; adjacent where it can."""
+        if number in self._regions:
+            offset = self._regions[number]
+            self._regions[number] += nbytes
+            return offset
+        offset = self._tail if self._ends.get(number) == self._tail else pad(self._tail, PART_ALIGNMENT)
+        self._tail = self._ends[number] = offset + nbytes
+        return offset
+
+    def _write_index(self) -> None:
+        index, sink = self._ensure_index(), self._file.sink
+        index.set_attrs(self.attrs)
+        superblock = index.write(sink, pad(self._tail, PART_ALIGNMENT), data_end=self._tail)
+        sink.truncate(superblock.committed_end)
+        for offset in SUPERBLOCK_OFFSETS:
+            sink.pwrite(offset, superblocks.encode(superblock))
+
+
+def _as_fields(fields: type_fields) -> tuple[Field, ...]:
+    if isinstance(fields, Mapping):
+        known = tuple(_as_field(name, value) for name, value in fields.items())
+    else:
+        given: tuple[Any, ...] = tuple(fields)
+        wrong = [type(field).__name__ for field in given if not isinstance(field, Field)]
+        if wrong:
+            raise SchemaError(f"fields: expected Field(...) objects or a mapping, found {wrong[0]}")
+        known = given
+    check_fields(known)
+    return known
+
+
+def _as_field(name: str, value: Any) -> Field:
+    if isinstance(value, Field):
+        if value.name != name:
+            raise SchemaError(f"fields: {name!r} is given the field {value.name!r}")
+        return value
+    dtype, shape = value if isinstance(value, tuple) else (value, ())
+    try:
+        return Field(name, parse(str(np.dtype(dtype)) if not isinstance(dtype, str) else dtype), tuple(shape))
+    except SchemaError:
+        raise
+    except ValueError as error:
+        raise SchemaError(f"field {name!r}: {error}") from None
