@@ -1,0 +1,60 @@
+"""The plain twins fit the calls that they replace; the calls of other systems are tried with stand-ins."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+from pathlib import Path
+
+import pytest
+
+from chunkstore._storage import platform, syscalls
+
+fcntl = pytest.importorskip("fcntl", reason="this system has no fcntl")
+
+
+@pytest.mark.parametrize("name", sorted(platform.PLAIN))
+def test_twins_have_names_and_arguments_of_their_calls(name: str) -> None:
+    """Each twin replaces a name that exists, and takes as many arguments as the function of that name."""
+    real, twin = getattr(platform, name), platform.PLAIN[name]
+    if inspect.isfunction(real):
+        assert len(inspect.signature(real).parameters) == len(inspect.signature(twin).parameters)
+
+
+def test_sync_of_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without that sync is none's fault; an error of the disk is passed on."""
+    syscalls.SystemCalls().sync_directory(str(tmp_path))
+    answer = errno.EINVAL
+
+    def refuse(fd: int) -> None:
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(platform.os, "fsync", refuse)
+    platform.sync_directory(str(tmp_path))
+    answer = errno.EIO
+    with pytest.raises(OSError, match="error"):
+        platform.sync_directory(str(tmp_path))
+
+
+def test_full_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS needs its own request; where a file system refuses it `fsync` follows, other errors pass."""
+    calls: list[object] = []
+    answer = 0
+
+    def request(fd: int, what: int) -> None:
+        calls.append(what)
+        if answer:
+            raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", request)
+    monkeypatch.setattr(platform.os, "fsync", lambda fd: calls.append("fsync"))
+    platform.full_sync(3)
+    answer = errno.ENOTSUP
+    platform.full_sync(3)
+    assert calls == [51, 51, "fsync"]
+    answer = errno.EIO
+    with pytest.raises(OSError, match="error"):
+        platform.full_sync(3)
+    assert calls[-1] == 51
