@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from chunkstore._format.checksum import page_sums, sum64, sum128
 from chunkstore._format.constants import MAX_KEY_NBYTES, NO_FIELD, PAGE_NBYTES, PART_ALIGNMENT, Kind
-from chunkstore._format.index import BLOCK_ENTRY
+from chunkstore._format.index import BLOCK_ENTRY, Index
 from chunkstore._format.keys import order_dtype
 from chunkstore._format.layout import rows_per_group, section_sizes
 from chunkstore._format.schema import Field, encode_attrs, encode_schema
@@ -243,6 +243,22 @@ class _FieldColumns:
             self.num_stored = int(ends[-1])
         return block.offset, block.nbytes, block.sum, rows_per_group(num_samples, block.nbytes), first_group
 
+    def absorb(self, index: Index, directory: Directory, number: int) -> None:
+        """Take over the arrays of a live segment."""
+        sums = _whole(index, directory, Kind.CHUNK_SUMS, "<u8", number)
+        self.sums.append(sums)
+        self.num_sums += len(sums)
+        if self.offsets is not None:
+            offsets = _whole(index, directory, Kind.OFFSETS, "<i8", number)
+            self.offsets.append(offsets[1:])
+            self.num_items = int(offsets[-1])
+        if self.shapes is not None:
+            self.shapes.append(_whole(index, directory, Kind.SHAPES, "<i8", number))
+        if self.stored is not None:
+            stored = _whole(index, directory, Kind.STORED_OFFSETS, "<i8", number)
+            self.stored.append(stored[1:])
+            self.num_stored = int(stored[-1])
+
     def spools(self) -> dict[Kind, _Spool]:
         found = {
             Kind.CHUNK_SUMS: self.sums,
@@ -332,6 +348,22 @@ class IndexWriter:
         self.num_samples += num_samples
         self._starts.append(self._starts[-1] + num_samples)
 
+    def absorb(self, index: Index, directory: Directory) -> None:
+        """Take over all that a live segment describes, so that this one can replace it. Before any `add_shard`."""
+        starts = _whole(index, directory, Kind.SHARD_STARTS, "<u8")
+        blocks = _whole(index, directory, Kind.BLOCKS, BLOCK_ENTRY).reshape(-1, len(self.fields)).copy()
+        for number, columns in enumerate(self._columns):
+            blocks["first_group"][:, number] += columns.num_sums
+            columns.absorb(index, directory, number)
+        self._blocks.append(blocks)
+        self._starts += starts[1:].tolist()
+        self.num_samples += directory.num_samples
+        if self._keys is not None and directory.num_samples:
+            text = _whole(index, directory, Kind.KEY_BYTES, np.uint8).tobytes()
+            self._keys.add(Keys(text, _whole(index, directory, Kind.KEY_OFFSETS, "<i8")))
+        if (Kind.SUPERSEDED, NO_FIELD) in directory:
+            self.superseded += map(tuple, _whole(index, directory, Kind.SUPERSEDED, "<u8").reshape(-1, 3).tolist())
+
     def set_attrs(self, attrs: Mapping[str, Any]) -> None:
         """Take other ATTRS, before the segment is written."""
         self._attrs = encode_attrs(attrs)
@@ -414,6 +446,13 @@ class IndexWriter:
         found[Kind.KEY_OFFSETS, NO_FIELD] = (keys.ends.nbytes, keys.ends.pieces())
         found[Kind.KEY_HASHES, NO_FIELD] = (run.hashes.nbytes, _pieces(run.hashes.astype("<u8", copy=False)))
         found[Kind.KEY_ORDER, NO_FIELD] = (order.nbytes, _pieces(order))
+
+
+def _whole(index: Index, directory: Directory, kind: Kind, dtype: Any, number: int = NO_FIELD) -> NDArray[Any]:
+    """A section of a live segment, proven as a whole."""
+    section = index.section(directory, kind, number)
+    section.ensure_all()
+    return section.array(dtype)
 
 
 def _pieces(array: NDArray[Any]) -> Iterator[bytes]:

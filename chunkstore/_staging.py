@@ -7,7 +7,7 @@ fills shorter fixed-width texts, and turns Python numbers into the dtype of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from chunkstore._storage.buffers import byte_view
 from chunkstore.errors import SchemaError
 
 type_array = NDArray[Any]
-_FIRST_ROWS: Final = 64
 
 
 def infer_field(name: str, value: object) -> Field:
@@ -122,29 +121,14 @@ class FixedStage:
 
     def __init__(self, field: Field, capacity: int) -> None:
         self.field = field
-        self.dtype = field.numpy_dtype
         self.shape = cast("tuple[int, ...]", field.shape)
-        self._capacity = capacity
-        self.rows = np.empty((min(capacity, _FIRST_ROWS), *self.shape), self.dtype)
-
-    def room(self, count: int) -> None:
-        """Make room for `count` rows in all."""
-        if count > len(self.rows):
-            rows = np.empty((min(max(count, 2 * len(self.rows)), max(self._capacity, count)), *self.shape), self.dtype)
-            rows[: len(self.rows)] = self.rows
-            self.rows = rows
+        # All of it at once: memory that was never touched costs nothing.
+        self.rows = np.empty((capacity, *self.shape), field.numpy_dtype)
 
     def put(self, place: int, value: object, where: str) -> int:
-        """Take one row; its nbytes."""
-        if place >= len(self.rows):
-            self.room(place + 1)
+        """Take one row; 0, for what the rows have is known beforehand."""
         self.rows[place] = as_rows(self.field, value, 0, where)
-        return self.field.item_nbytes
-
-    def put_many(self, place: int, rows: type_array) -> None:
-        """Take rows that `as_rows` made."""
-        self.room(place + len(rows))
-        self.rows[place : place + len(rows)] = rows
+        return 0
 
     def block(self, count: int) -> memoryview:
         """The bytes of the first `count` rows."""

@@ -1,4 +1,4 @@
-"""Samples -> a container; owns the life of an unfinished file."""
+"""Samples -> a container: new, or behind what an existing one has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkstore._format import superblock as superblocks
 from chunkstore._format.checksum import BlockSums
 from chunkstore._format.constants import (
     HEAD_NBYTES,
@@ -18,7 +17,6 @@ from chunkstore._format.constants import (
     PART_ALIGNMENT,
     SHARD_NBYTES,
     SHARD_SAMPLES,
-    SUPERBLOCK_OFFSETS,
 )
 from chunkstore._format.dtypes import parse
 from chunkstore._format.layout import group_bounds
@@ -36,34 +34,39 @@ from chunkstore._staging import (
     infer_field,
 )
 from chunkstore._storage.buffers import byte_view
-from chunkstore._storage.commit import NewFile
+from chunkstore._target import AppendTarget, NewTarget, Target
 from chunkstore.errors import ClosedError, PoisonedError, SchemaError
 
 _SUM_NBYTES = 8 << 20  # hashed and written in turns, while the piece is in the processor's cache or close to it
+type_slot = tuple[str, Any, Any, Any, Stage]
 type_fields = Sequence[Field] | Mapping[str, "Field | str | tuple[str, tuple[int | None, ...]]"]
 
 
 class Writer:
-    """Writes a new container.
+    """Writes a container.
 
         with chunkstore.Writer("new.cks") as w:
             w.add({"image": image, "label": 3}, key="cat/0007")
 
-    The file appears under its name when the block ends without an exception, complete and synced, and not at all
-    otherwise.
+    A new file appears under its name with the first commit, complete and synced; the end of the block commits, unless
+    there was an exception. Each later commit, and each of mode `"a"`, adds a generation: readers that are open keep
+    theirs. What was not committed is dropped. One writer at a time may append; readers do not mind it.
 
     Args:
         path: the container; its directory must exist.
         fields: `Field`s, or a mapping from name to dtype, `(dtype, shape)` or `Field`; `None` in a shape for a size
             that varies. Default: as the first sample has them, all shapes fixed.
-        mode: `"x"` refuses a path that exists, `"w"` replaces it when this one is complete.
-        attrs: JSON object for the container; `writer.attrs` can be changed until the end.
+        mode: `"x"` refuses a path that exists, `"w"` replaces it when this one is complete, `"a"` appends to it.
+        attrs: JSON object for the container; `writer.attrs` can be changed until a commit. With mode `"a"` these
+            members are set, and the others stay.
         num_samples: how many will be added, if that is known: each field of fixed shape then is one contiguous array in
-            the file. Otherwise the file has a piece of every field for every `shard_nbytes`.
+            the file. Otherwise the file has a piece of every field for every `shard_nbytes`. Not with mode `"a"`.
         shard_nbytes: stored bytes of a shard; memory use is about this and one sample.
     Raises:
         FileExistsError, FileNotFoundError, PermissionError, IsADirectoryError: now, before any work.
-        SchemaError: the fields cannot be those of a container.
+        SchemaError: the fields cannot be those of a container, or are not those of the one to append to.
+        LockedError: mode "a", and another writer has the container.
+        FormatError: mode "a", and it cannot be read.
     Not thread-safe.
     """
 
@@ -72,18 +75,18 @@ class Writer:
         path: str | os.PathLike[str],
         *,
         fields: type_fields | None = None,
-        mode: Literal["x", "w"] = "x",
+        mode: Literal["x", "w", "a"] = "x",
         attrs: Mapping[str, Any] | None = None,
         num_samples: int | None = None,
         shard_nbytes: int = SHARD_NBYTES,
     ) -> None:
-        if mode not in ("x", "w"):
-            raise ValueError(f"mode: expected 'x' (new) or 'w' (replace), found {mode!r}")
+        if mode not in ("x", "w", "a"):
+            raise ValueError(f"mode: expected 'x' (new), 'w' (replace) or 'a' (append), found {mode!r}")
         if shard_nbytes < 1:
             raise ValueError(f"shard_nbytes: expected at least 1, found {shard_nbytes}")
-        if num_samples is not None and num_samples < 0:
-            raise ValueError(f"num_samples: expected 0 or more, found {num_samples}")
-        self.attrs: dict[str, Any] = dict(attrs or {})
+        if num_samples is not None and (num_samples < 0 or mode == "a"):
+            raise ValueError(f"num_samples: expected 0 or more and not with mode 'a', found {num_samples}")
+        known = None if fields is None else _as_fields(fields)
         self._shard_nbytes = shard_nbytes
         self._promised = num_samples
         self._fields: tuple[Field, ...] | None = None
@@ -92,15 +95,27 @@ class Writer:
         self._failure: BaseException | None = None
         self._with_keys: bool | None = None
         self._stages: list[Stage] = []
+        self._slots: list[type_slot] = []
+        self._num_slots = -1  # what `add` compares first: no sample has this length while fields are unknown
         self._keys: list[str] = []
         self._count = 0  # samples, and their bytes, in the shard that is being filled
         self._nbytes = 0
         self._sample_nbytes = 0
         self._num_written = 0
-        known = None if fields is None else _as_fields(fields)
-        self._file = NewFile.create(path, mode)
-        if known is not None:
-            self._begin(known)
+        self._target: Target = AppendTarget(path) if mode == "a" else NewTarget(path, mode)
+        self._path = self._target.path
+        self._changed = mode != "a"  # a new container is worth a commit even when it is empty
+        self.attrs: dict[str, Any] = {}
+        try:
+            if isinstance(self._target, AppendTarget):
+                self.attrs.update(self._target.attrs())
+                self._continue(known)
+            elif known is not None:
+                self._begin(known)
+            self.attrs.update(attrs or {})
+        except BaseException:
+            self._target.close()
+            raise
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -110,13 +125,15 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and not self._closed:
-            self.commit()
-        self.close()
+        try:
+            if kind is None and not self._closed and (self._changed or self._count):
+                self.commit()
+        finally:
+            self.close()
 
     def __len__(self) -> int:
-        """Number of samples added so far."""
-        return self._num_written + self._count
+        """Number of samples of the container, with those added so far."""
+        return self._target.num_samples + self._num_written + self._count
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -124,40 +141,68 @@ class Writer:
         return {field.name: field for field in self._fields or ()}
 
     def close(self) -> None:
-        """Give up what was not committed; the unfinished file is removed. Idempotent."""
-        self._closed = True
-        self._file.discard()
-        if self._index is not None:
-            self._index.close()
+        """Give up what was not committed. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._num_slots = -1
+            try:
+                self._target.close()
+            finally:
+                self._close_index()
 
     def commit(self) -> None:
-        """Finish the container: it is complete, synced and has its name when this returns. The writer is closed.
+        """Make all that was added part of the container, complete and synced. The writer can go on.
+
+        Costs two syncs and the index of what was added since the last commit (and now and then of some before).
 
         Raises:
             SchemaError: no sample and no fields were given, or not as many samples as promised.
-            WriteError: the system refused; nothing is published.
-            CommitUnknownError: the container has its name, but may lose it in a power failure.
+            WriteError: the system refused; the container is as it was before (a new one: nothing is published).
+            CommitUnknownError: a sync failed: whether this commit outlives a power failure is unknown.
             FileExistsError: mode "x", and somebody took the name meanwhile.
         """
         self._check_open()
         if self._fields is None:
-            raise SchemaError(f"{self._file.path}: no sample was added and no fields= were given; nothing to write")
+            raise SchemaError(f"{self._path}: no sample was added and no fields= were given; nothing to write")
         if self._promised is not None and len(self) != self._promised:
-            raise SchemaError(f"{self._file.path}: num_samples={self._promised} was promised, {len(self)} were added")
+            raise SchemaError(f"{self._path}: num_samples={self._promised} was promised, {len(self)} were added")
         try:
             self._flush()
-            self._write_index()
-            self._file.publish()
+            index = self._ensure_index()
+            index.set_attrs(self.attrs)
+            self._target.commit(index, self._tail)
         except BaseException as error:
-            self._failure = error
+            self._fail(error)
             raise
-        self.close()
+        self._after_commit()
+
+    def _after_commit(self) -> None:
+        """What comes next goes behind what was committed."""
+        self._close_index()
+        self._promised = None  # it was for one region per field, and is kept
+        self._regions.clear()
+        self._ends.clear()
+        self._num_written = 0
+        self._changed = False
+
+    def _close_index(self) -> None:
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+
+    def _fail(self, error: BaseException) -> None:
+        """What is in the file is unknown: the writer takes nothing more, and lets go of it."""
+        self._failure = error
+        try:
+            self.close()
+        except OSError:
+            pass  # the first error is the one to tell
 
     def _check_open(self) -> None:
         if self._failure is not None:
-            raise PoisonedError(f"{self._file.path}: this writer failed before: {self._failure}; start again")
+            raise PoisonedError(f"{self._path}: this writer failed before: {self._failure}; start again")
         if self._closed:
-            raise ClosedError(f"{self._file.path}: this writer is closed")
+            raise ClosedError(f"{self._path}: this writer is closed")
 
     # -- adding -------------------------------------------------------------------------------------------------------
 
@@ -172,24 +217,16 @@ class Writer:
                 used before is found later, when its shard is written.
             WriteError: a shard could not be written; the writer takes nothing more.
         """
-        count = self._count
-        if self._closed or self._failure is not None or self._fields is None or len(sample) != len(self._stages):
+        if len(sample) != self._num_slots:
             self._prepare(sample)
+        count, nbytes = self._count, self._nbytes + self._sample_nbytes
         try:
-            added = 0
-            for stage in self._stages:
-                value = sample[stage.field.name]
-                if (
-                    type(stage) is FixedStage
-                    and type(value) is np.ndarray
-                    and value.dtype is stage.dtype
-                    and value.shape == stage.shape
-                    and count < len(stage.rows)
-                ):
-                    stage.rows[count] = value
-                    added += value.nbytes
+            for name, rows, dtype, shape, stage in self._slots:
+                value = sample[name]
+                if type(value) is np.ndarray and value.dtype is dtype and value.shape == shape:
+                    rows[count] = value
                 else:
-                    added += stage.put(count, value, f"sample {len(self)}")
+                    nbytes += stage.put(count, value, f"sample {len(self)}")
             if key is not None or self._with_keys:
                 self._take_key(key)
         except BaseException as error:
@@ -198,8 +235,8 @@ class Writer:
                 raise self._wrong_names(sample) from None
             raise
         self._count = count + 1
-        self._nbytes += added
-        if self._nbytes >= self._shard_nbytes or self._count >= SHARD_SAMPLES:
+        self._nbytes = nbytes
+        if nbytes >= self._shard_nbytes or count + 1 >= SHARD_SAMPLES:
             self._guarded_flush()
 
     def add_batch(self, batch: Mapping[str, Any], keys: Sequence[str] | None = None) -> None:
@@ -236,7 +273,7 @@ class Writer:
             fields = tuple(infer_field(name, value) for name, value in sample.items())
             check_fields(fields)
             self._begin(fields)
-        elif len(sample) != len(self._stages):
+        if len(sample) != self._num_slots:
             raise self._wrong_names(sample)
 
     def _wrong_names(self, sample: Mapping[str, Any]) -> SchemaError:
@@ -302,7 +339,7 @@ class Writer:
     def _stage_rows(self, rows: Sequence[NDArray[Any]], keys: Sequence[str]) -> None:
         for stage, array in zip(self._stages, rows, strict=True):
             assert isinstance(stage, FixedStage)
-            stage.put_many(self._count, array)
+            stage.rows[self._count : self._count + len(array)] = array
         self._keys += keys
         self._count += len(rows[0])
         self._nbytes = self._count * self._sample_nbytes
@@ -322,11 +359,21 @@ class Writer:
         self._sample_nbytes = sum(field.row_nbytes or 0 for field in fields)
         capacity = min(-(-self._shard_nbytes // max(self._sample_nbytes, 1)), SHARD_SAMPLES)
         self._stages = [RaggedStage(f) if f.ragged else FixedStage(f, capacity) for f in fields]
+        self._slots = [_slot(stage) for stage in self._stages]
+        self._num_slots = len(fields)
         self._regions: dict[int, int] = {}
         self._ends: dict[int, int] = {}
         self._tail = HEAD_NBYTES
         if self._promised is not None:
             self._plan_regions(fields, self._promised)
+
+    def _continue(self, fields: tuple[Field, ...] | None) -> None:
+        """Append: the fields are those of the container."""
+        assert self._target.fields is not None
+        if fields is not None and fields != self._target.fields:
+            raise SchemaError(f"{self._path}: fields: the container has {self._target.fields}, given were {fields}")
+        self._begin(self._target.fields)
+        self._with_keys = self._target.with_keys
 
     def _plan_regions(self, fields: tuple[Field, ...], num_samples: int) -> None:
         """Give each field of fixed shape one region for all its rows; the others follow behind."""
@@ -342,33 +389,38 @@ class Writer:
         try:
             self._flush(views, count)
         except BaseException as error:
-            self._failure = error
-            self._file.discard()
+            self._fail(error)
             raise
 
     def _flush(self, views: Sequence[memoryview] | None = None, count: int | None = None) -> None:
         """Write the staged rows, or the given blocks of fixed-shape rows, as one shard."""
-        index = self._ensure_index()
         count = self._count if count is None else count
         if count == 0:
             return
         if self._promised is not None and self._num_written + count > self._promised:
-            raise SchemaError(f"{self._file.path}: num_samples={self._promised} was promised, and more were added")
+            raise SchemaError(f"{self._path}: num_samples={self._promised} was promised, and more were added")
+        index = self._ensure_index()
+        keys = Keys.of(self._keys) if self._with_keys else None
+        if keys is not None:
+            self._target.check_keys(keys)
         blocks = []
         for number, stage in enumerate(self._stages):
             view = stage.block(count) if views is None else views[number]
             blocks.append(self._write_block(number, stage, view, count))
-        index.add_shard(count, blocks, Keys.of(self._keys) if self._with_keys else None)
+        index.add_shard(count, blocks, keys)
         for stage in self._stages:
             stage.drop(0)
         self._num_written += count
         self._keys, self._count, self._nbytes = [], 0, 0
+        self._changed = True
 
     def _ensure_index(self) -> IndexWriter:
         if self._index is None:
             assert self._fields is not None
-            folder = os.path.dirname(self._file.temporary) or "."
-            self._index = IndexWriter(self._fields, {}, with_keys=bool(self._with_keys), folder=folder)
+            following = self._target.following()
+            if following is not self._target or isinstance(following, AppendTarget):
+                self._target, self._tail = following, following.tail
+            self._index = self._target.begin(self._fields, with_keys=bool(self._with_keys))
         return self._index
 
     def _write_block(self, number: int, stage: Stage, view: memoryview, count: int) -> Block:
@@ -382,7 +434,7 @@ class Writer:
         for start in range(0, view.nbytes, _SUM_NBYTES):
             piece = view[start : start + _SUM_NBYTES]
             sums.update(piece)
-            self._file.sink.pwrite(offset + start, piece)
+            self._target.sink.pwrite(offset + start, piece)
         return Block(offset, view.nbytes, *sums.finish(), counts, shapes)
 
     def _place(self, number: int, nbytes: int) -> int:
@@ -395,13 +447,12 @@ class Writer:
         self._tail = self._ends[number] = offset + nbytes
         return offset
 
-    def _write_index(self) -> None:
-        index, sink = self._ensure_index(), self._file.sink
-        index.set_attrs(self.attrs)
-        superblock = index.write(sink, pad(self._tail, PART_ALIGNMENT), data_end=self._tail)
-        sink.truncate(superblock.committed_end)
-        for offset in SUPERBLOCK_OFFSETS:
-            sink.pwrite(offset, superblocks.encode(superblock))
+
+def _slot(stage: Stage) -> type_slot:
+    """What `add` looks at for each field: name, staged rows, their dtype and shape; only the stage where rows vary."""
+    if isinstance(stage, FixedStage):
+        return stage.field.name, stage.rows, stage.rows.dtype, stage.shape, stage
+    return stage.field.name, None, None, None, stage
 
 
 def _as_fields(fields: type_fields) -> tuple[Field, ...]:

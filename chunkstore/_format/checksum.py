@@ -17,6 +17,9 @@ sum64 = xxhash.xxh3_64_intdigest
 sum128 = xxhash.xxh3_128_digest
 """xxh3-128 of one buffer, 16 bytes in canonical form."""
 
+Stream64 = xxhash.xxh3_64
+"""xxh3-64 of pieces that come one by one: `update`, then `intdigest`."""
+
 
 def sum64_large(pieces: Iterable[memoryview]) -> int:
     """xxh3-64 of large pieces, as if they were one buffer.

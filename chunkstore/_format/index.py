@@ -74,13 +74,13 @@ class FieldIndex:
     def __init__(self, index: Index, number: int) -> None:
         self.field = index.fields[number]
         self._path = index.path
-        self._starts = index.shard_starts
+        self.shard_starts = index.shard_starts
         blocks = index.blocks[:, number]
         self.block_offset = blocks["offset"].astype(np.int64)
         self.block_nbytes = blocks["nbytes"].astype(np.int64)
         self.block_sum = blocks["sum"].astype(np.uint64)
         self.rows_per_group = blocks["rows_per_group"].clip(max=2**62).astype(np.int64)
-        rows = np.diff(self._starts)
+        rows = np.diff(self.shard_starts)
         groups = np.where(rows > 0, (rows - 1) // self.rows_per_group + 1, 0)
         self.first_group = np.append(0, np.cumsum(groups)).astype(np.int64)
         self.num_groups = int(self.first_group[-1])
@@ -91,6 +91,7 @@ class FieldIndex:
         self._shapes = (
             index.column(Kind.SHAPES, number, firsts, "<i8", self.field.varying) if self.field.varying > 1 else None
         )
+        self._bases: dict[int, int] = {}  # entries of shards that were read one by one
         self._stored = index.column(Kind.STORED_OFFSETS, number, firsts, "<i8") if self.field.codec != "raw" else None
 
     def extents(self) -> list[Extent]:
@@ -103,8 +104,8 @@ class FieldIndex:
         lasts = [*(breaks - 1).tolist(), len(ends) - 1]
         return [
             Extent(
-                int(self._starts[a]),
-                int(self._starts[b + 1]),
+                int(self.shard_starts[a]),
+                int(self.shard_starts[b + 1]),
                 int(self.block_offset[a]),
                 int(ends[b] - self.block_offset[a]),
             )
@@ -118,7 +119,7 @@ class FieldIndex:
             CorruptError: the index leads out of a block.
         """
         shards = self._shards(positions)
-        starts = self._starts[shards]
+        starts = self.shard_starts[shards]
         if self._stored is not None:
             return self._variable(self._stored, 1, positions, shards, starts)
         if self._items is not None:
@@ -126,10 +127,34 @@ class FieldIndex:
         row_nbytes = self.field.item_nbytes
         return self.block_offset[shards] + (positions - starts) * row_nbytes, np.full(len(positions), row_nbytes)
 
+    def row(self, position: int) -> tuple[int, int]:
+        """(offset in the file, stored nbytes) of one row at a position in `[0, N)`.
+
+        Raises:
+            CorruptError: the index leads out of a block.
+        """
+        shard = 0 if len(self.block_offset) == 1 else int(np.searchsorted(self.shard_starts, position, "right")) - 1
+        column = self._stored or self._items
+        first_row, block = int(self.shard_starts[shard]), int(self.block_offset[shard])
+        unit = 1 if self._stored else self.field.item_nbytes
+        if column is None:
+            return block + (position - first_row) * unit, unit
+        base = self._base(column, shard, first_row)
+        first, last = column.item(position), column.item(position, 1)
+        if not 0 <= base <= first <= last or (last - base) * unit > int(self.block_nbytes[shard]):
+            raise self._corrupt(position, f"offsets {first} to {last} do not lie in its block")
+        return block + (first - base) * unit, (last - first) * unit
+
+    def _base(self, column: Column, shard: int, first_row: int) -> int:
+        base = self._bases.get(shard)
+        if base is None:
+            base = self._bases[shard] = column.item(first_row)
+        return base
+
     def _shards(self, positions: type_ints) -> type_ints:
         if len(self.block_offset) == 1:
             return np.zeros(len(positions), np.int64)
-        return np.searchsorted(self._starts, positions, "right") - 1
+        return np.searchsorted(self.shard_starts, positions, "right") - 1
 
     def _variable(
         self, column: Column, unit: int, positions: type_ints, shards: type_ints, starts: type_ints
@@ -137,7 +162,7 @@ class FieldIndex:
         first, last = column.take(positions), column.take(positions, 1)
         # Distinct shards are few in a batch of neighbours, and one in a small file: look each up once.
         unique, inverse = np.unique(shards, return_inverse=True)
-        base = column.take(self._starts[unique])[inverse]
+        base = column.take(self.shard_starts[unique])[inverse]
         room = self.block_nbytes[shards] // max(unit, 1)
         bad = (first < base) | (last < first) | (base < 0) | (last - base > room if unit else last < 0)
         if bad.any():
@@ -199,15 +224,15 @@ class FieldIndex:
     def group_ids(self, positions: type_ints) -> type_ints:
         """The group of each row; shape (B,). Groups are numbered over the whole container."""
         shards = self._shards(positions)
-        return self.first_group[shards] + (positions - self._starts[shards]) // self.rows_per_group[shards]
+        return self.first_group[shards] + (positions - self.shard_starts[shards]) // self.rows_per_group[shards]
 
     def groups(self, ids: type_ints) -> Groups:
         """Rows and bytes that groups cover."""
         shards = np.searchsorted(self.first_group, ids, "right") - 1
         size = self.rows_per_group[shards]
         # A group may claim more rows than the shard has: the product stays below 2^63 because its first row exists.
-        first = self._starts[shards] + (ids - self.first_group[shards]) * size
-        stop = np.minimum(self._starts[shards + 1] - first, size) + first
+        first = self.shard_starts[shards] + (ids - self.first_group[shards]) * size
+        stop = np.minimum(self.shard_starts[shards + 1] - first, size) + first
         offset, _ = self.rows(first)
         last_offset, last_nbytes = self.rows(stop - 1)
         return Groups(first, stop, offset, last_offset + last_nbytes - offset)
@@ -280,6 +305,14 @@ class Index:
     def column(self, kind: Kind, number: int, starts: type_ints, dtype: str, width: int = 1) -> Column:
         """One index array of a field over all segments."""
         return Column([self.section(d, kind, number) for d in self.directories], starts, dtype, width)
+
+    def before(self, kind: Kind, number: int, position: int) -> int:
+        """Items (OFFSETS) or stored bytes (STORED_OFFSETS) of a field before a position `0 <= position <= N`."""
+        if self.num_samples == 0:
+            return 0
+        firsts = np.array([d.first_sample for d in self.directories], np.int64)
+        column = self.column(kind, number, firsts, "<i8")
+        return column.item(position) if position < self.num_samples else column.item(position - 1, 1)
 
     def section(self, directory: Directory, kind: Kind, number: int = NO_FIELD) -> Section:
         """A section whose presence was checked."""

@@ -48,7 +48,22 @@ class KeyIndex:
 
     def find_many(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """Position of each key, or -1; shape (len(keys),)."""
-        return np.fromiter((self.find(key) for key in keys), np.int64, len(keys))
+        return self.find_texts([key.encode("utf-8", "surrogatepass") for key in keys])
+
+    def find_texts(self, texts: Sequence[bytes]) -> NDArray[np.int64]:
+        """Position of each key in UTF-8, or -1; shape (len(texts),). About a microsecond a key where there are many."""
+        found = np.full(len(texts), -1, np.int64)
+        wanted = np.fromiter(map(sum64, texts), np.uint64, len(texts))
+        for segment in self._segments:
+            places = _lower_bounds(segment, wanted)
+            # Mostly one segment has the key, and one key the hash: the few are compared one by one.
+            inside = np.flatnonzero(places < segment.num_samples)
+            segment.hashes.ensure_items(places[inside], 8)
+            equal = inside[segment.hashes.array("<u8")[places[inside]] == wanted[inside]]
+            for which in equal.tolist():
+                if found[which] < 0:
+                    found[which] = self._compare(segment, int(places[which]), int(wanted[which]), texts[which])
+        return found
 
     def _compare(self, segment: KeySections, place: int, wanted: int, text: bytes) -> int:
         """Among the keys with this hash, the one with this text."""
@@ -149,6 +164,20 @@ def _lower_bound(segment: KeySections, wanted: int) -> int:
             low = middle + 1
         else:
             high = middle
+    return low
+
+
+def _lower_bounds(segment: KeySections, wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """`_lower_bound` of many hashes at once; shape of `wanted`. Plain binary search, all in step."""
+    n, hashes = segment.num_samples, segment.hashes.array("<u8")
+    low, high = np.zeros(len(wanted), np.int64), np.full(len(wanted), n, np.int64)
+    for _ in range(n.bit_length()):
+        open_ = low < high
+        middle = np.where(open_, (low + high) // 2, 0)
+        segment.hashes.ensure_items(middle, 8)
+        below = hashes[middle] < wanted
+        low = np.where(open_ & below, middle + 1, low)
+        high = np.where(open_ & ~below, middle, high)
     return low
 
 

@@ -1,0 +1,250 @@
+"""Where the shards of a writer go, and how they become part of a container: a new file, or the end of an old one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final, Literal, Protocol
+
+from chunkstore._format import superblock as superblocks
+from chunkstore._format.checksum import sum64_large
+from chunkstore._format.constants import (
+    HEAD_NBYTES,
+    KNOWN_READ_ONLY_COMPATIBLE,
+    MAX_SEGMENTS,
+    PART_ALIGNMENT,
+    SUPERBLOCK_OFFSETS,
+    Kind,
+)
+from chunkstore._format.index import read_index
+from chunkstore._format.schema import Field
+from chunkstore._format.segment import Directory, Earlier, pad
+from chunkstore._index_writer import IndexWriter, Keys, Position
+from chunkstore._storage.commit import NewFile, commit_append
+from chunkstore._storage.lock import WriterLock
+from chunkstore._storage.sink import Sink
+from chunkstore._storage.source import open_source
+from chunkstore.errors import SchemaError, UnsupportedFeatureError
+
+_PIECE_NBYTES: Final = 8 << 20
+
+
+class Target(Protocol):
+    """What a writer needs of the place that it writes to."""
+
+    path: str
+    sink: Sink
+    tail: int
+    """Offset at which the first new block may go."""
+    fields: tuple[Field, ...] | None
+    """The schema, if there is one already."""
+    with_keys: bool | None
+    """Whether samples have keys, if that is known."""
+    num_samples: int
+    """Samples that are there already."""
+
+    def begin(self, fields: Sequence[Field], *, with_keys: bool) -> IndexWriter:
+        """The index of the shards to come."""
+
+    def check_keys(self, keys: Keys) -> None:
+        """Refuse keys that the container has already."""
+
+    def commit(self, index: IndexWriter, tail: int) -> None:
+        """Make what was written part of the container; `tail` is where the blocks end."""
+
+    def following(self) -> Target:
+        """Where what comes next goes."""
+
+    def close(self) -> None:
+        """Let go; what was not committed is removed."""
+
+
+class NewTarget:
+    """A container that does not exist yet."""
+
+    def __init__(self, path: str | os.PathLike[str], mode: Literal["x", "w"]) -> None:
+        self._file = NewFile.create(path, mode)
+        self.path = self._file.path
+        self.sink = self._file.sink
+        self.tail = HEAD_NBYTES
+        self.fields: tuple[Field, ...] | None = None
+        self.with_keys: bool | None = None
+        self.num_samples = 0
+
+    def begin(self, fields: Sequence[Field], *, with_keys: bool) -> IndexWriter:
+        """The index of the shards to come."""
+        return IndexWriter(fields, {}, with_keys=with_keys, folder=os.path.dirname(self._file.temporary) or os.curdir)
+
+    def check_keys(self, keys: Keys) -> None:
+        """All keys are in the index writer, which refuses duplicates itself."""
+
+    def commit(self, index: IndexWriter, tail: int) -> None:
+        """Write the index behind the blocks, sync, and give the file its name."""
+        superblock = index.write(self.sink, pad(tail, PART_ALIGNMENT), data_end=tail)
+        self.sink.truncate(superblock.committed_end)
+        for offset in SUPERBLOCK_OFFSETS:
+            self.sink.pwrite(offset, superblocks.encode(superblock))
+        self._file.publish()
+        self.num_samples = index.num_samples
+
+    def following(self) -> Target:
+        """Itself until it is published, then the end of what it became."""
+        return AppendTarget(self.path) if self._file.finished else self
+
+    def close(self) -> None:
+        """Remove the file unless it was published."""
+        self._file.discard()
+
+
+class AppendTarget:
+    """The end of an existing container, under its lock.
+
+    Raises:
+        FileNotFoundError, PermissionError: it cannot be opened for writing.
+        LockedError: another writer has it.
+        FormatError: it cannot be read.
+        UnsupportedFeatureError: it has a feature with which this release must not append.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._lock = WriterLock.acquire(path)
+        try:
+            self.sink = self._lock.open_sink()
+            self._committed = False
+            self._read_index()
+            self._check_flags()
+        except BaseException:
+            self._lock.release()
+            raise
+        # What an append left behind that did not finish.
+        self.sink.truncate(self._index.superblock.committed_end)
+
+    def _read_index(self) -> None:
+        self._source = open_source(self.path, "pread")
+        self._index = read_index(self._source)
+        self.tail = self._index.superblock.committed_end
+        self.fields: tuple[Field, ...] | None = self._index.fields
+        # Without samples it is open whether they will have keys: the empty segment is replaced.
+        self.with_keys: bool | None = self._index.has_keys if self._index.num_samples else None
+        self.num_samples = self._index.num_samples
+
+    def _check_flags(self) -> None:
+        unknown = self._index.superblock.read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE
+        if unknown:
+            raise UnsupportedFeatureError(
+                f"{self.path}: read-only-compatible feature flags {unknown:#x} are not known to this release: "
+                "it can read the container, but must not append to it; install a newer one"
+            )
+
+    def attrs(self) -> dict[str, Any]:
+        """ATTRS as they are."""
+        return self._index.attrs()
+
+    def begin(self, fields: Sequence[Field], *, with_keys: bool) -> IndexWriter:
+        """The index of the shards to come, and of the small segments before them, which it will replace.
+
+        So the sizes of live segments fall by half from each to the next: there are few, and the index of a sample is
+        copied O(log N) times in the life of a container.
+        """
+        directories = self._index.directories
+        kept = min(_num_kept([directory.segment_nbytes for directory in directories]), MAX_SEGMENTS - 1)
+        kept = kept if self._index.num_samples else 0
+        self._earlier = [self._earlier_entry(directory) for directory in directories[:kept]]
+        folder = os.path.dirname(self.path) or os.curdir
+        position = self._position(directories[kept] if kept < len(directories) else None)
+        index = IndexWriter(fields, {}, with_keys=with_keys, folder=folder, position=position)
+        for directory in directories[kept:]:
+            index.absorb(self._index, directory)
+            index.superseded.append((directory.offset, directory.segment_nbytes, self._sum(directory)))
+        index.dictionaries = {n: d for n in range(len(fields)) if (d := self._index.dictionary(n))}
+        return index
+
+    def _position(self, first: Directory | None) -> Position:
+        """Where a segment goes on that begins like `first`, or behind all."""
+        sample = self._index.num_samples if first is None else first.first_sample
+        shard = len(self._index.shard_starts) - 1 if first is None else first.first_shard
+        numbers = range(len(self._index.fields))
+        items = {n: self._index.before(Kind.OFFSETS, n, sample) for n in numbers if self._index.fields[n].ragged}
+        stored = {
+            n: self._index.before(Kind.STORED_OFFSETS, n, sample)
+            for n in numbers
+            if self._index.fields[n].codec != "raw"
+        }
+        return Position(sample, shard, items, stored)
+
+    def _earlier_entry(self, directory: Directory) -> Earlier:
+        for entry in self._index.directories[-1].earlier:
+            if entry.offset == directory.offset:
+                return entry
+        superblock = self._index.superblock
+        counts = directory.first_sample, directory.num_samples
+        return Earlier(directory.offset, superblock.directory_nbytes, *counts, superblock.directory_sum)
+
+    def _sum(self, directory: Directory) -> int:
+        starts = range(directory.offset, directory.end, _PIECE_NBYTES)
+        return sum64_large(
+            memoryview(self._source.read(start, min(_PIECE_NBYTES, directory.end - start))) for start in starts
+        )
+
+    def check_keys(self, keys: Keys) -> None:
+        """Refuse keys that the container has already; about a microsecond a key.
+
+        Raises:
+            SchemaError: the first such key.
+        """
+        assert self._index.keys is not None
+        texts = [keys[place] for place in range(len(keys))]
+        found = self._index.keys.find_texts(texts)
+        for place in (found >= 0).nonzero()[0].tolist():
+            raise SchemaError(
+                f"{self.path}: the container has a sample with the key {texts[place].decode()!r} already, "
+                f"at position {found[place]}; keys must be unique"
+            )
+
+    def commit(self, index: IndexWriter, tail: int) -> None:
+        """Write the index segment, then the superblocks in their order; afterwards go on from there."""
+        before = self._index.superblock
+        superblock = index.write(
+            self.sink, pad(tail, PART_ALIGNMENT), data_end=tail, earlier=self._earlier, before=before
+        )
+        self.sink.truncate(superblock.committed_end)
+        commit_append(self.sink, (), superblocks.encode(superblock))
+        self._committed = True
+        self._source.close()
+        self._read_index()
+
+    def following(self) -> Target:
+        """Itself: its tail has moved on."""
+        return self
+
+    def close(self) -> None:
+        """Cut off what was not committed, and give the lock back.
+
+        Raises:
+            CommitUnknownError: superblock B of the last commit could not be synced; A is, so the commit stands.
+        """
+        try:
+            if not self.sink.poisoned and not self.sink.closed:
+                self.sink.truncate(self._index.superblock.committed_end)
+                if self._committed:
+                    self.sink.sync()
+        finally:
+            self._source.close()
+            self.sink.close()
+            self._lock.release()
+
+
+def _num_kept(sizes: Sequence[int]) -> int:
+    """How many of the live segments stay as they are; those behind are taken into the new one.
+
+    Args:
+        sizes: nbytes of the live segments.
+    """
+    kept, behind = len(sizes) - 1, sizes[-1]
+    if len(sizes) < 2 or sizes[-2] > 2 * behind:
+        return len(sizes)
+    while kept and sizes[kept - 1] <= 2 * behind:
+        kept -= 1
+        behind += sizes[kept]
+    return kept
