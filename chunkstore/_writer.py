@@ -19,7 +19,7 @@ from chunkstore._format.constants import (
     SHARD_SAMPLES,
 )
 from chunkstore._format.dtypes import parse
-from chunkstore._format.layout import group_bounds
+from chunkstore._format.layout import group_bounds, samples_per_shard
 from chunkstore._format.schema import Field, check_fields
 from chunkstore._format.segment import pad
 from chunkstore._index_writer import Block, IndexWriter, Keys
@@ -334,7 +334,7 @@ class Writer:
 
     def _room(self) -> int:
         """Samples that the shard still takes, where all have one size."""
-        return min(-(-self._shard_nbytes // max(self._sample_nbytes, 1)), SHARD_SAMPLES) - self._count
+        return samples_per_shard(self._sample_nbytes, self._shard_nbytes) - self._count
 
     def _stage_rows(self, rows: Sequence[NDArray[Any]], keys: Sequence[str]) -> None:
         for stage, array in zip(self._stages, rows, strict=True):
@@ -357,7 +357,7 @@ class Writer:
                 )
         self._fields = fields
         self._sample_nbytes = sum(field.row_nbytes or 0 for field in fields)
-        capacity = min(-(-self._shard_nbytes // max(self._sample_nbytes, 1)), SHARD_SAMPLES)
+        capacity = samples_per_shard(self._sample_nbytes, self._shard_nbytes)
         self._stages = [RaggedStage(f) if f.ragged else FixedStage(f, capacity) for f in fields]
         self._slots = [_slot(stage) for stage in self._stages]
         self._num_slots = len(fields)

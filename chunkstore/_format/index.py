@@ -30,7 +30,7 @@ from chunkstore._format.schema import decode_attrs, decode_schema
 from chunkstore._format.section import Bytes, Column, Section
 from chunkstore._format.segment import Directory, decode_directory
 from chunkstore._format.superblock import Head, Superblock, decode_head
-from chunkstore.errors import CorruptError, FormatError, LimitError
+from chunkstore.errors import CorruptError, FormatError, LimitError, TruncatedError
 
 BLOCK_ENTRY: Final = np.dtype(
     [("offset", "<u8"), ("nbytes", "<u8"), ("sum", "<u8"), ("rows_per_group", "<u8"), ("first_group", "<u8")]
@@ -457,6 +457,20 @@ def read_index(source: Bytes) -> Index:
     with _at(source.path):
         head = decode_head(source.read(0, min(HEAD_NBYTES, source.size)), source.size)
         return Index(source, head, _read_directories(source, head.superblock))
+
+
+def read_generation(source: Bytes, superblock: Superblock) -> Index:
+    """The index of an earlier generation, whose bytes are still in the file: commits never change them.
+
+    Args:
+        superblock: as it was then.
+    Raises:
+        FormatError: one of its subclasses; the message begins with the path.
+    """
+    with _at(source.path):
+        if source.size < superblock.committed_end:
+            raise TruncatedError(f"the file has {source.size} bytes, expected at least {superblock.committed_end}")
+        return Index(source, Head(superblock, ()), _read_directories(source, superblock))
 
 
 def _read_directories(source: Bytes, superblock: Superblock) -> tuple[Directory, ...]:

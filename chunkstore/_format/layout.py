@@ -36,6 +36,13 @@ def group_bounds(row_ends: NDArray[np.int64]) -> list[int]:
     return [0, *ends] if num_rows % step == 0 else [0, *ends, int(row_ends[-1])]
 
 
+def samples_per_shard(sample_nbytes: int, shard_nbytes: int) -> int:
+    """Samples of a full shard where all have one size (spec section 17); at least 1."""
+    if sample_nbytes == 0:
+        return SHARD_SAMPLES
+    return min(max(-(-shard_nbytes // sample_nbytes), 1), SHARD_SAMPLES)
+
+
 def shard_starts(sample_nbytes: int | NDArray[np.int64], num_samples: int, shard_nbytes: int) -> NDArray[np.int64]:
     """First position of each shard, and N behind them (spec section 17).
 
@@ -47,8 +54,8 @@ def shard_starts(sample_nbytes: int | NDArray[np.int64], num_samples: int, shard
         Shape (shards + 1,).
     """
     if isinstance(sample_nbytes, int):
-        step = SHARD_SAMPLES if sample_nbytes == 0 else min(-(-shard_nbytes // sample_nbytes), SHARD_SAMPLES)
-        return np.append(np.arange(0, num_samples, max(step, 1), dtype=np.int64), num_samples)
+        step = samples_per_shard(sample_nbytes, shard_nbytes)
+        return np.append(np.arange(0, num_samples, step, dtype=np.int64), num_samples)
     ends = np.cumsum(sample_nbytes, dtype=np.int64)
     starts, filled = [0], 0
     while starts[-1] < num_samples:

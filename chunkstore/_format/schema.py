@@ -130,7 +130,7 @@ def encode_attrs(attrs: Mapping[str, Any]) -> bytes:
     """ATTRS.
 
     Raises:
-        ValueError: not JSON (say NaN, bytes, a name that is no text), or longer than 16 MiB.
+        SchemaError: not JSON (say NaN, bytes), two names that are the same text, or longer than 16 MiB.
     """
     return _dump(dict(attrs), "attrs")
 
@@ -139,10 +139,10 @@ def _dump(value: dict[str, Any], what: str) -> bytes:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         _load(text, what)  # names that are not texts were made texts, and could now be there twice
-    except (TypeError, RecursionError, UnicodeEncodeError) as error:
-        raise ValueError(f"{what} cannot be written as JSON: {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SchemaError(f"{what} cannot be written as JSON: {error}") from None
     if len(text) > MAX_JSON_NBYTES:
-        raise ValueError(f"{what} has {len(text):,} bytes as JSON, at most {MAX_JSON_NBYTES:,}")
+        raise SchemaError(f"{what} has {len(text):,} bytes as JSON, at most {MAX_JSON_NBYTES:,}")
     return text
 
 

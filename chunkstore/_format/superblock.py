@@ -31,6 +31,7 @@ from chunkstore.errors import (
 )
 
 _LAYOUT: Final = struct.Struct("<8sHH4xQQQ16sQQQQ16s")
+RECORD_NBYTES: Final = _LAYOUT.size
 _SUM_OFFSET: Final = SUPERBLOCK_NBYTES - 16
 
 
@@ -108,6 +109,15 @@ def decode(data: bytes) -> Superblock:
     superblock = Superblock(uuid, generation, end, offset, nbytes, directory_sum, *flags, minor)
     _check_values(superblock)
     return superblock
+
+
+def decode_record(record: bytes) -> Superblock:
+    """A superblock from its first `RECORD_NBYTES` bytes alone, not checked: they come from our own `encode`."""
+    _, _, minor, incompatible, read_only, compatible, *rest = _LAYOUT.unpack(record)
+    uuid, generation, end, offset, nbytes, directory_sum = rest
+    return Superblock(
+        uuid, generation, end, offset, nbytes, directory_sum, incompatible, read_only, compatible, minor
+    )
 
 
 def _check_values(superblock: Superblock) -> None:

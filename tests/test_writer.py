@@ -1,0 +1,430 @@
+"""What the writer makes of samples; each container is read back by the plain decoder of the specification."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import oracle
+import pytest
+import strategies
+from hypothesis import given
+from storage.faults import Failing
+
+from chunkstore._format.schema import Field
+from chunkstore._loading.ragged import Ragged
+from chunkstore._storage import syscalls
+from chunkstore._writer import Writer
+from chunkstore.errors import (
+    ClosedError,
+    CommitUnknownError,
+    LockedError,
+    PoisonedError,
+    SchemaError,
+    WriteError,
+)
+
+_names = itertools.count()
+
+
+def fresh(folder: Path) -> Path:
+    return folder / f"{next(_names)}.cks"
+
+
+def check(path: Path, samples: list[dict[str, Any]], keys: list[str] | None = None) -> Any:
+    """Every byte is right by the plain decoder, and every row is what was given."""
+    container = oracle.read(path)
+    assert container.num_samples == len(samples)
+    for field in container.fields:
+        rows = list(container.rows(field.name))
+        assert all(oracle.same(row, sample[field.name]) for row, sample in zip(rows, samples, strict=True))
+    assert container.keys() == (keys or [])
+    return container
+
+
+@given(of=strategies.fields(), count=st.integers(0, 20), shard=st.sampled_from([1, 100, 5000]), seed=st.integers(0, 99))
+def test_any_samples_come_back(tmp_path_factory: Any, of: list[Field], count: int, shard: int, seed: int) -> None:
+    """All dtypes and shapes, zero-length and 0-d rows, from one sample a shard to all in one."""
+    path = fresh(tmp_path_factory.getbasetemp())
+    samples = strategies.samples(of, count, seed)
+    with Writer(path, fields=of, shard_nbytes=shard) as writer:
+        for sample in samples:
+            writer.add(sample)
+    check(path, samples)
+    path.unlink()
+
+
+@given(of=strategies.fields(), sizes=st.lists(st.integers(0, 9), max_size=5), shard=st.sampled_from([1, 100, 5000]))
+def test_batches_make_the_same_bytes_as_samples(
+    tmp_path_factory: Any, of: list[Field], sizes: list[int], shard: int
+) -> None:
+    """`add_batch` is `add` for each row, to the byte."""
+    one, many = fresh(tmp_path_factory.getbasetemp()), fresh(tmp_path_factory.getbasetemp())
+    samples = strategies.samples(of, sum(sizes), 1)
+    keys = [f"key {n}" for n in range(len(samples))]
+    with Writer(one, fields=of, shard_nbytes=shard) as writer:
+        for sample, key in zip(samples, keys, strict=True):
+            writer.add(sample, key)
+    with Writer(many, fields=of, shard_nbytes=shard) as writer:
+        start = 0
+        for size in sizes:
+            stop = start + size
+            batch = {f.name: [sample[f.name] for sample in samples[start:stop]] for f in of}
+            for field in of:
+                if not field.ragged:
+                    batch[field.name] = np.array(batch[field.name], field.numpy_dtype).reshape(size, *field.shape)
+            writer.add_batch(batch, keys[start:stop])
+            start = stop
+    if samples:
+        assert one.read_bytes() == many.read_bytes()
+    check(many, samples, keys)
+    one.unlink()
+    many.unlink()
+
+
+def test_fields_come_from_the_first_sample(tmp_path: Path) -> None:
+    """Arrays, Python numbers and texts."""
+    with Writer(tmp_path / "a.cks") as writer:
+        writer.add({"x": np.zeros((2, 3), np.float32), "n": 3, "f": 0.5, "b": True, "t": "text"})
+        assert writer.fields == {
+            "x": Field("x", "float32", (2, 3)),
+            "n": Field("n", "int64"),
+            "f": Field("f", "float64"),
+            "b": Field("b", "bool"),
+            "t": Field("t", "string"),
+        }
+
+
+def test_a_known_number_of_samples_makes_one_extent_of_each_field(tmp_path: Path) -> None:
+    """The rows of a field of fixed shape then are one array in the file."""
+    x = np.arange(1000 * 6, dtype="<i4").reshape(1000, 2, 3)
+    y = np.arange(1000, dtype="<f8")
+    with Writer(tmp_path / "a.cks", num_samples=1000, shard_nbytes=999) as writer:
+        for sample in zip(x, y, strict=True):
+            writer.add(dict(zip("xy", sample, strict=True)))
+    data = (tmp_path / "a.cks").read_bytes()
+    assert x.tobytes() in data
+    assert y.tobytes() in data
+    check(tmp_path / "a.cks", [{"x": a, "y": b} for a, b in zip(x, y, strict=True)])
+
+
+def test_one_field_is_always_one_extent(tmp_path: Path) -> None:
+    """Also a stream whose length nobody knew, and a ragged one."""
+    rows = [np.arange(n, dtype="<i2") for n in range(100)]
+    with Writer(tmp_path / "a.cks", fields={"r": ("int16", (None,))}, shard_nbytes=99) as writer:
+        for row in rows:
+            writer.add({"r": row})
+    assert np.concatenate(rows).tobytes() in (tmp_path / "a.cks").read_bytes()
+
+
+@pytest.mark.parametrize("given_", [3, 5])
+def test_the_promised_number_of_samples_must_come(tmp_path: Path, given_: int) -> None:
+    """Nothing is published otherwise."""
+    with (
+        pytest.raises(SchemaError, match=r"num_samples=4 was promised"),
+        Writer(tmp_path / "a.cks", num_samples=4) as writer,
+    ):
+        writer.add_batch({"x": np.zeros(given_)})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [np.arange(3, dtype=">i8"), np.asfortranarray(np.ones((2, 3), "<f4"))])
+def test_byte_order_and_memory_order_are_normal_afterwards(tmp_path: Path, value: np.ndarray[Any, Any]) -> None:
+    """Equal values, little-endian, in C order."""
+    with Writer(tmp_path / "a.cks") as writer:
+        writer.add({"x": value})
+    row = next(oracle.read(tmp_path / "a.cks").rows("x"))
+    np.testing.assert_array_equal(row, value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.zeros(3), r"sample 1, field 'x': expected the shape \(2,\), found \(3,\)"),
+        (np.zeros(2, np.float32), "expected float64, found float32; cast it"),
+        (np.array([None, 1]), "an object array cannot be stored"),
+        (np.zeros(2, [("a", "<f4")]), "a structured array cannot be stored"),
+        ("text", "field 'x'"),
+    ],
+)
+def test_a_sample_that_does_not_fit_is_refused(tmp_path: Path, value: object, text: str) -> None:
+    """The message names sample and field; the writer goes on as if nothing had happened."""
+    with Writer(tmp_path / "a.cks") as writer:
+        writer.add({"x": np.zeros(2), "t": "a"}, "0")
+        with pytest.raises(SchemaError, match=text):
+            writer.add({"t": "b", "x": value}, "1")
+        writer.add({"t": "c", "x": np.ones(2)}, "1")
+    check(tmp_path / "a.cks", [{"x": np.zeros(2), "t": "a"}, {"x": np.ones(2), "t": "c"}], ["0", "1"])
+
+
+def test_python_numbers_must_be_exact(tmp_path: Path) -> None:
+    """300 is no uint8, and 0.5 no int; 7 is both."""
+    with Writer(tmp_path / "a.cks", fields={"n": "uint8"}) as writer:
+        for value in (300, -1, 0.5):
+            with pytest.raises(SchemaError, match="is not exact as uint8"):
+                writer.add({"n": value})
+        writer.add({"n": 7})
+    check(tmp_path / "a.cks", [{"n": np.uint8(7)}])
+
+
+@pytest.mark.parametrize("sample", [{"x": 1}, {"x": 1, "z": 2}, {"x": 1, "y": 2, "z": 3}])
+def test_names_must_be_those_of_the_fields(tmp_path: Path, sample: dict[str, int]) -> None:
+    """The message says which are missing and which are unknown."""
+    with Writer(tmp_path / "a.cks") as writer:
+        writer.add({"x": 1, "y": 2})
+        with pytest.raises(SchemaError, match=r"missing fields \[.*\], unknown fields \["):
+            writer.add(sample)
+
+
+def test_all_samples_have_a_key_or_none_has(tmp_path: Path) -> None:
+    """In both directions."""
+    with Writer(tmp_path / "a.cks") as writer:
+        writer.add({"x": 1}, "a")
+        with pytest.raises(SchemaError, match="sample 1 has no key, unlike those before"):
+            writer.add({"x": 1})
+    with Writer(tmp_path / "b.cks") as writer:
+        writer.add({"x": 1})
+        with pytest.raises(SchemaError, match="sample 1 has a key, unlike those before"):
+            writer.add({"x": 1}, "a")
+
+
+@pytest.mark.parametrize("key", ["", "a\0b", "x" * 65536, "\ud800"])
+def test_a_key_that_the_format_cannot_hold(tmp_path: Path, key: str) -> None:
+    """Refused when it comes, at the latest with its shard; nothing is published."""
+    with pytest.raises(SchemaError, match="a key"), Writer(tmp_path / "a.cks") as writer:
+        writer.add({"x": 1}, key)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("shard_nbytes", [8, 1000])
+def test_a_key_that_is_there_twice(tmp_path: Path, shard_nbytes: int) -> None:
+    """Within a shard and across shards; the message names both samples."""
+    with (
+        pytest.raises(SchemaError, match="samples 1 and 3 have the same key 'b'"),
+        Writer(tmp_path / "a.cks", shard_nbytes=shard_nbytes) as writer,
+    ):
+        for key in "abcb":
+            writer.add({"x": 1}, key)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_empty_container_needs_fields(tmp_path: Path) -> None:
+    """Without them there is nothing to write; with them zero samples are a data set."""
+    with pytest.raises(SchemaError, match="no sample was added"), Writer(tmp_path / "a.cks"):
+        pass
+    with Writer(tmp_path / "a.cks", fields={"x": ("float32", (3,))}):
+        pass
+    check(tmp_path / "a.cks", [])
+
+
+def test_nothing_is_published_after_an_exception(tmp_path: Path) -> None:
+    """Not even a temporary file stays."""
+    with pytest.raises(ZeroDivisionError), Writer(tmp_path / "a.cks") as writer:
+        writer.add({"x": 1})
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+
+
+def test_mode_x_keeps_what_is_there_and_mode_w_replaces_it(tmp_path: Path) -> None:
+    """And "w" only when the new one is complete."""
+    path = tmp_path / "a.cks"
+    path.write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        Writer(path)
+    with pytest.raises(ZeroDivisionError), Writer(path, mode="w") as writer:
+        writer.add({"x": 1})
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old"
+    with Writer(path, mode="w") as writer:
+        writer.add({"x": 1})
+    check(path, [{"x": 1}])
+
+
+def test_the_same_samples_make_the_same_bytes(tmp_path: Path) -> None:
+    """No time, no name, no randomness; also the uuid is from the content."""
+    for name in "ab":
+        with Writer(tmp_path / name, attrs={"made": "of this"}) as writer:
+            writer.add_batch({"x": np.arange(5)}, list("vwxyz"))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("attrs", [{"x": float("nan")}, {"x": b"bytes"}, {"x": {1: 2, "1": 3}}])
+def test_attrs_are_json(tmp_path: Path, attrs: dict[str, Any]) -> None:
+    """What JSON cannot hold is refused, and nothing is published."""
+    with pytest.raises(SchemaError, match="attrs cannot be written"), Writer(tmp_path / "a.cks", attrs=attrs) as writer:
+        writer.add({"x": 1})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_ragged_batch_of_ragged(tmp_path: Path) -> None:
+    """What a reader hands out can be written again."""
+    values = np.arange(10, dtype="<i2")
+    batch = Ragged(values, np.array([0, 3, 3, 10]), None)
+    with Writer(tmp_path / "a.cks", fields={"r": ("int16", (None,))}) as writer:
+        writer.add_batch({"r": batch})
+    check(tmp_path / "a.cks", [{"r": row} for row in (values[:3], values[3:3], values[3:])])
+
+
+# -- append ----------------------------------------------------------------------------------------------------------
+
+
+@given(of=strategies.fields(3), commits=st.lists(st.integers(0, 6), min_size=1, max_size=12), reopen=st.booleans())
+def test_commits_add_up(tmp_path_factory: Any, of: list[Field], commits: list[int], reopen: bool) -> None:
+    """Any series of commits holds the same samples as one, with the same writer or a new one each time."""
+    path = fresh(tmp_path_factory.getbasetemp())
+    samples = strategies.samples(of, sum(commits), 2)
+    keys = [f"key {n}" for n in range(len(samples))]
+    writer = Writer(path, fields=of, shard_nbytes=200)
+    start = 0
+    for size in commits:
+        for sample, key in zip(samples[start : start + size], keys[start:], strict=False):
+            writer.add(sample, key)
+        writer.commit()
+        start += size
+        if reopen:
+            writer.close()
+            writer = Writer(path, mode="a", shard_nbytes=200)
+    writer.close()
+    check(path, samples, keys)
+    path.unlink()
+
+
+def test_the_chain_of_segments_stays_short(tmp_path: Path) -> None:
+    """300 commits, and only a handful of live segments."""
+    path = tmp_path / "a.cks"
+    with Writer(path) as writer:
+        for n in range(300):
+            writer.add({"x": n}, str(n))
+            writer.commit()
+    container = check(path, [{"x": n} for n in range(300)], [str(n) for n in range(300)])
+    assert container.generation == 300
+    assert len(container.segments) <= 10
+
+
+def test_committed_bytes_never_change(tmp_path: Path) -> None:
+    """An append touches the superblocks and what lies behind the committed end."""
+    path = tmp_path / "a.cks"
+    with Writer(path) as writer:
+        writer.add({"x": 1})
+    before = path.read_bytes()
+    with Writer(path, mode="a") as writer:
+        writer.add({"x": 2})
+    assert path.read_bytes()[8192 : len(before)] == before[8192:]
+
+
+def test_both_superblocks_are_equal_at_rest(tmp_path: Path) -> None:
+    """After creation, and after an append."""
+    path = tmp_path / "a.cks"
+    with Writer(path) as writer:
+        writer.add({"x": 1})
+        writer.commit()
+        writer.add({"x": 2})
+    data = path.read_bytes()
+    assert data[:4096] == data[4096:8192]
+
+
+def test_an_append_that_did_not_finish_is_cut_off(tmp_path: Path) -> None:
+    """Whatever lies behind the committed end."""
+    path = tmp_path / "a.cks"
+    with Writer(path) as writer:
+        writer.add({"x": 1})
+    with path.open("ab") as file:
+        file.write(b"rest of an append")
+    with Writer(path, mode="a") as writer:
+        writer.add({"x": 2})
+    check(path, [{"x": 1}, {"x": 2}])
+
+
+def test_dropping_an_append_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    """To the byte."""
+    path = tmp_path / "a.cks"
+    with Writer(path) as writer:
+        writer.add({"x": 1})
+    before = path.read_bytes()
+    with pytest.raises(ZeroDivisionError), Writer(path, mode="a", shard_nbytes=8) as writer:
+        writer.add({"x": 2})
+        raise ZeroDivisionError
+    with Writer(path, mode="a"):
+        pass
+    assert path.read_bytes() == before
+
+
+def test_an_append_keeps_schema_attrs_and_keys(tmp_path: Path) -> None:
+    """Other fields, a key that is there, and samples without keys are refused; attrs are added to."""
+    path = tmp_path / "a.cks"
+    with Writer(path, attrs={"a": 1, "b": 1}) as writer:
+        writer.add({"x": 1}, "k")
+    with pytest.raises(SchemaError, match="fields: the container has"):
+        Writer(path, mode="a", fields={"y": "int64"})
+    with (
+        pytest.raises(SchemaError, match="has a sample with the key 'k' already, at position 0"),
+        Writer(path, mode="a") as writer,
+    ):
+        writer.add({"x": 2}, "k")
+    with Writer(path, mode="a", attrs={"b": 2}) as writer:
+        with pytest.raises(SchemaError, match="no key"):
+            writer.add({"x": 2})
+        writer.add({"x": 2}, "l")
+    assert check(path, [{"x": 1}, {"x": 2}], ["k", "l"]).attrs() == {"a": 1, "b": 2}
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    """The second is told at once."""
+    path = tmp_path / "a.cks"
+    with Writer(path) as writer:
+        writer.add({"x": 1})
+    with Writer(path, mode="a"), pytest.raises(LockedError, match="is writing to this container"):
+        Writer(path, mode="a")
+
+
+def test_appending_needs_a_container(tmp_path: Path) -> None:
+    """Mode "a" creates nothing."""
+    with pytest.raises(FileNotFoundError):
+        Writer(tmp_path / "a.cks", mode="a")
+    assert os.listdir(tmp_path) == []
+
+
+# -- when the system refuses -----------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_publishes_nothing(tmp_path: Path) -> None:
+    """The error is ours, the writer is poisoned, the folder is as before."""
+    with syscalls.use(Failing("pwrite", errno.ENOSPC)):
+        writer = Writer(tmp_path / "a.cks", shard_nbytes=8)
+        with pytest.raises(WriteError, match="No space left"):
+            writer.add({"x": 1})
+    with pytest.raises(PoisonedError, match="failed before"):
+        writer.add({"x": 1})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_sync_of_an_append_is_unknown_and_final(tmp_path: Path) -> None:
+    """The commit before stands, and a new writer goes on from what the file says."""
+    path = tmp_path / "a.cks"
+    with Writer(path) as writer:
+        writer.add({"x": 1})
+    with syscalls.use(Failing("sync_data", errno.EIO)):
+        writer = Writer(path, mode="a")
+        writer.add({"x": 2})
+        with pytest.raises(CommitUnknownError):
+            writer.commit()
+        with pytest.raises(PoisonedError):
+            writer.commit()
+    with Writer(path, mode="a") as writer:
+        writer.add({"x": 3})
+    check(path, [{"x": 1}, {"x": 3}])
+
+
+def test_a_closed_writer_says_so(tmp_path: Path) -> None:
+    """Adding and committing."""
+    writer = Writer(tmp_path / "a.cks", fields={"x": "int64"})
+    writer.close()
+    writer.close()
+    for call in (lambda: writer.add({"x": 1}), lambda: writer.add_batch({"x": [1]}), writer.commit):
+        with pytest.raises(ClosedError):
+            call()
