@@ -250,12 +250,14 @@ class _FieldColumns:
         self.num_sums += len(sums)
         if self.offsets is not None:
             offsets = _whole(index, directory, Kind.OFFSETS, "<i8", number)
+            offsets = offsets + (self.num_items - offsets[0])
             self.offsets.append(offsets[1:])
             self.num_items = int(offsets[-1])
         if self.shapes is not None:
             self.shapes.append(_whole(index, directory, Kind.SHAPES, "<i8", number))
         if self.stored is not None:
             stored = _whole(index, directory, Kind.STORED_OFFSETS, "<i8", number)
+            stored = stored + (self.num_stored - stored[0])
             self.stored.append(stored[1:])
             self.num_stored = int(stored[-1])
 
@@ -312,6 +314,7 @@ class IndexWriter:
             _FieldColumns.of(f, folder, self._position.num_items.get(n, 0), self._position.num_stored.get(n, 0))
             for n, f in enumerate(fields)
         ]
+        self.with_keys = with_keys
         self._keys = _KeyTable(folder) if with_keys else None
         self.superseded: list[tuple[int, int, int]] = []
         self.dictionaries: dict[int, bytes] = {}
@@ -348,20 +351,28 @@ class IndexWriter:
         self.num_samples += num_samples
         self._starts.append(self._starts[-1] + num_samples)
 
-    def absorb(self, index: Index, directory: Directory) -> None:
-        """Take over all that a live segment describes, so that this one can replace it. Before any `add_shard`."""
-        starts = _whole(index, directory, Kind.SHARD_STARTS, "<u8")
+    def absorb(self, index: Index, directory: Directory, offsets: NDArray[np.int64] | None = None) -> None:
+        """Take over all that a segment describes.
+
+        Args:
+            index, directory: the segment.
+            offsets: where its blocks are now, shape (shards, fields); default where they were. Then this segment
+                replaces that one in its own container; otherwise its samples come behind those that are here already.
+        """
+        starts = _whole(index, directory, Kind.SHARD_STARTS, "<u8").astype(np.int64) - directory.first_sample
         blocks = _whole(index, directory, Kind.BLOCKS, BLOCK_ENTRY).reshape(-1, len(self.fields)).copy()
+        if offsets is not None:
+            blocks["offset"] = offsets
         for number, columns in enumerate(self._columns):
             blocks["first_group"][:, number] += columns.num_sums
             columns.absorb(index, directory, number)
         self._blocks.append(blocks)
-        self._starts += starts[1:].tolist()
+        self._starts += (starts[1:] + self._starts[-1]).tolist()
         self.num_samples += directory.num_samples
         if self._keys is not None and directory.num_samples:
             text = _whole(index, directory, Kind.KEY_BYTES, np.uint8).tobytes()
             self._keys.add(Keys(text, _whole(index, directory, Kind.KEY_OFFSETS, "<i8")))
-        if (Kind.SUPERSEDED, NO_FIELD) in directory:
+        if offsets is None and (Kind.SUPERSEDED, NO_FIELD) in directory:
             self.superseded += map(tuple, _whole(index, directory, Kind.SUPERSEDED, "<u8").reshape(-1, 3).tolist())
 
     def set_attrs(self, attrs: Mapping[str, Any]) -> None:
@@ -494,6 +505,7 @@ def planned_segment_nbytes(
     num_shards: int,
     num_groups: Sequence[int],
     key_nbytes: int | None,
+    dictionaries: Mapping[int, bytes] | None = None,
 ) -> int:
     """Length of the only segment of a container that is not yet written, so that blocks can be placed behind it.
 
@@ -502,6 +514,7 @@ def planned_segment_nbytes(
         num_samples, num_shards: of the container.
         num_groups: of each field, over all shards.
         key_nbytes: length of all keys, None without keys.
+        dictionaries: of fields whose codec has one.
     """
     sizes: dict[type_section, int] = {
         (kind, NO_FIELD if number is None else number): nbytes
@@ -511,5 +524,7 @@ def planned_segment_nbytes(
     sizes[Kind.ATTRS, NO_FIELD] = len(encode_attrs(attrs))
     for number, groups in enumerate(num_groups):
         sizes[Kind.CHUNK_SUMS, number] = 8 * groups
+    for number, dictionary in (dictionaries or {}).items():
+        sizes[Kind.DICTIONARY, number] = len(dictionary)
     _, end = place_sections(directory_nbytes(len(sizes), 0), [size for _, size in sorted(sizes.items())])
     return end

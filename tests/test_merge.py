@@ -1,0 +1,123 @@
+"""Merging: the samples of several containers, in order, in one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import oracle
+import pytest
+import strategies
+from hypothesis import given
+
+from chunkstore._format.schema import Field
+from chunkstore._merge import merge
+from chunkstore._writer import Writer
+from chunkstore.errors import CorruptError, SchemaError
+
+_numbers = itertools.count()
+
+
+def build(path: Path, of: list[Field], samples: list[dict[str, Any]], first: int, commits: int = 1) -> Path:
+    """A container with the keys `first`, `first + 1` ..., written in some commits."""
+    with Writer(path, fields=of, shard_nbytes=150) as writer:
+        step = max(1, len(samples) // commits)
+        for place, sample in enumerate(samples):
+            writer.add(sample, f"key {first + place}")
+            if (place + 1) % step == 0:
+                writer.commit()
+    return path
+
+
+@given(of=strategies.fields(3), sizes=st.lists(st.integers(0, 12), min_size=1, max_size=4), commits=st.integers(1, 4))
+def test_all_samples_in_order(tmp_path_factory: Any, of: list[Field], sizes: list[int], commits: int) -> None:
+    """All dtypes and shapes, streamed and appended inputs, empty ones too."""
+    folder = tmp_path_factory.getbasetemp() / f"merge-{next(_numbers)}"
+    folder.mkdir()
+    samples = strategies.samples(of, sum(sizes), 3)
+    paths, start = [], 0
+    for number, size in enumerate(sizes):
+        paths.append(build(folder / f"{number}.cks", of, samples[start : start + size], start, commits))
+        start += size
+    merge(paths, folder / "all.cks")
+    container = oracle.read(folder / "all.cks")
+    assert container.keys() == [f"key {n}" for n in range(len(samples))]
+    for field in container.fields:
+        rows = list(container.rows(field.name))
+        assert all(oracle.same(row, sample[field.name]) for row, sample in zip(rows, samples, strict=True))
+    assert len(container.segments) == 1
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def test_each_field_is_one_extent_again(tmp_path: Path) -> None:
+    """The rows of a field lie back to back in the merged file."""
+    for name in "ab":
+        with Writer(tmp_path / name, shard_nbytes=64) as writer:
+            for n in range(20):
+                writer.add({"x": n, "y": float(n)})
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    data = (tmp_path / "c").read_bytes()
+    rows = b"".join(n.to_bytes(8, "little") for n in range(20))
+    assert rows + rows in data
+
+
+def test_the_same_inputs_make_the_same_bytes(tmp_path: Path) -> None:
+    """And attributes that are equal in all inputs stay."""
+    for name, attrs in {"a": {"x": 1, "y": 1}, "b": {"x": 1, "y": 2}}.items():
+        with Writer(tmp_path / name, attrs=attrs) as writer:
+            writer.add({"n": 1}, name)
+    for name in "cd":
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / name)
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "d").read_bytes()
+    assert oracle.read(tmp_path / "c").attrs() == {"x": 1}
+
+
+def test_inputs_must_be_alike(tmp_path: Path) -> None:
+    """Other fields, keys in one only, a key twice: refused with both names, and nothing is published."""
+    for name, sample, key in [
+        ("a", {"x": 1}, "k"),
+        ("b", {"x": 1.0}, "l"),
+        ("c", {"x": 1}, None),
+        ("d", {"x": 1}, "k"),
+    ]:
+        with Writer(tmp_path / name) as writer:
+            writer.add(sample, key)
+    before = sorted(os.listdir(tmp_path))
+    for other, text in [
+        ("b", "different fields: .*int64.* in the one, .*float64"),
+        ("c", "only .*a has keys"),
+        ("d", "/d: samples 0 and 1 have the same key 'k'"),
+    ]:
+        with pytest.raises(SchemaError, match=text):
+            merge([tmp_path / "a", tmp_path / other], tmp_path / "out")
+    with pytest.raises(SchemaError, match="no container"):
+        merge([], tmp_path / "out")
+    with pytest.raises(FileExistsError):
+        merge([tmp_path / "a"], tmp_path / "b")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_damage_is_not_merged(tmp_path: Path) -> None:
+    """The copy is verified before it gets its name."""
+    with Writer(tmp_path / "a") as writer:
+        writer.add({"x": 12345})
+    data = bytearray((tmp_path / "a").read_bytes())
+    data[data.index((12345).to_bytes(8, "little"))] ^= 1
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(CorruptError, match="nothing was published"):
+        merge([tmp_path / "a"], tmp_path / "b")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_progress_ends_at_all(tmp_path: Path) -> None:
+    """Bytes copied and bytes verified, in one count."""
+    with Writer(tmp_path / "a") as writer:
+        writer.add_batch({"x": list(range(1000))})
+    seen: list[tuple[int, int]] = []
+    merge([tmp_path / "a"], tmp_path / "b", progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (16000, 16000)
+    assert seen == sorted(seen)
