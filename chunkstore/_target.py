@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, Protocol
 
 from chunkstore._format import superblock as superblocks
@@ -70,6 +70,8 @@ class NewTarget:
         self.fields: tuple[Field, ...] | None = None
         self.with_keys: bool | None = None
         self.num_samples = 0
+        self.before_publish: Callable[[str], None] | None = None
+        """Called with the path of the complete, unpublished file; what it raises stops the commit."""
 
     def begin(self, fields: Sequence[Field], *, with_keys: bool) -> IndexWriter:
         """The index of the shards to come."""
@@ -84,6 +86,8 @@ class NewTarget:
         self.sink.truncate(superblock.committed_end)
         for offset in SUPERBLOCK_OFFSETS:
             self.sink.pwrite(offset, superblocks.encode(superblock))
+        if self.before_publish is not None:
+            self.before_publish(self._file.temporary)
         self._file.publish()
         self.num_samples = index.num_samples
 

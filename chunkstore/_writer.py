@@ -376,13 +376,18 @@ class Writer:
         self._with_keys = self._target.with_keys
 
     def _plan_regions(self, fields: tuple[Field, ...], num_samples: int) -> None:
-        """Give each field of fixed shape one region for all its rows; the others follow behind."""
+        """Give each field whose size is known one region for all its rows; the others follow behind."""
         for number, field in enumerate(fields):
-            if field.row_nbytes is not None:
+            nbytes = self._known_nbytes(field, num_samples)
+            if nbytes is not None:
                 self._regions[number] = self._tail
-                self._tail = pad(self._tail + num_samples * field.row_nbytes, PART_ALIGNMENT)
+                self._tail = pad(self._tail + nbytes, PART_ALIGNMENT)
         if self._tail > MAX_FILE_NBYTES:
             raise SchemaError(f"num_samples={num_samples}: such a container is longer than 2^63 bytes")
+
+    def _known_nbytes(self, field: Field, num_samples: int) -> int | None:
+        """Bytes of all rows of a field, if they follow from their number."""
+        return None if field.row_nbytes is None else num_samples * field.row_nbytes
 
     def _guarded_flush(self, views: Sequence[memoryview] | None = None, count: int | None = None) -> None:
         """Write a shard; if that fails, what is in the file is unknown and the writer takes nothing more."""

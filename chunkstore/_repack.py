@@ -1,0 +1,147 @@
+"""One container anew: each field in one extent, full shards, one segment; all samples, or some in another order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format.constants import SHARD_NBYTES
+from chunkstore._format.index import FieldIndex
+from chunkstore._format.schema import Field
+from chunkstore._loading.batch import Indices
+from chunkstore._reader import Reader
+from chunkstore._reader import open as open_reader
+from chunkstore._target import NewTarget
+from chunkstore._verify import verify
+from chunkstore._writer import Writer, type_fields
+from chunkstore.errors import CorruptError, SchemaError
+
+_BATCH_NBYTES: Final = 16 << 20
+_BATCH_SAMPLES: Final = 1 << 16
+type_progress = Callable[[int, int], None]
+type_ints = NDArray[np.int64]
+
+
+def repack(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    positions: Indices | None = None,
+    keys: Sequence[str] | None = None,
+    mode: Literal["x", "w"] = "x",
+    shard_nbytes: int = SHARD_NBYTES,
+    progress: type_progress | None = None,
+) -> None:
+    """Write the samples of a container into a new one as `convert` would have.
+
+    What a stream or many appends left in pieces is in one piece per field again, and superseded index segments are
+    gone. Every row is proven as it is read, and the new file is verified as a whole before it gets its name.
+
+    Args:
+        path: the container; it stays as it is.
+        out: the new one.
+        positions: int, shape (M,): which samples, in which order; repeats only without keys. Default: all, in order.
+        keys: the same by keys; not both.
+        mode: `"x"` refuses a path that exists, `"w"` replaces it (which may be `path` itself).
+        shard_nbytes: as in `Writer`.
+        progress: called with (samples done, samples in all).
+    Raises:
+        IndexError, SampleNotFoundError: there is no such sample.
+        SchemaError: a sample with a key is asked for twice.
+        CorruptError: a row is damaged; nothing is published. `recover` saves the others.
+        FileExistsError, WriteError, CommitUnknownError: as with `Writer`.
+    """
+    if positions is not None and keys is not None:
+        raise ValueError("repack: give positions= or keys=, not both")
+    with open_reader(path, backend="pread") as reader:
+        order = _order(reader, positions, keys)
+        # This release writes raw chunks only; what a codec packed is unpacked.
+        fields = tuple(replace(field, codec="raw") for field in reader.fields.values())
+        totals = {field.name: _total_nbytes(reader, field.name, order) for field in fields if field.ragged}
+        writer = _RepackWriter(out, totals, len(order), fields=fields, mode=mode, shard_nbytes=shard_nbytes)
+        with writer:
+            writer.attrs.update(reader.attrs)
+            done = 0
+            for batch in _batches(reader, order):
+                writer.add_batch(reader.batch(batch), _keys(reader, batch))
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(order))
+
+
+class _RepackWriter(Writer):
+    """A writer that knows the size of every field beforehand, and verifies the file before it is published."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        ragged_nbytes: dict[str, int],
+        num_samples: int,
+        *,
+        fields: type_fields,
+        mode: Literal["x", "w"],
+        shard_nbytes: int,
+    ) -> None:
+        self._ragged_nbytes = ragged_nbytes
+        super().__init__(path, fields=fields, mode=mode, num_samples=num_samples, shard_nbytes=shard_nbytes)
+        assert isinstance(self._target, NewTarget)
+        self._target.before_publish = _check_whole
+
+    def _known_nbytes(self, field: Field, num_samples: int) -> int | None:
+        known = super()._known_nbytes(field, num_samples)
+        return self._ragged_nbytes[field.name] if known is None else known
+
+
+def _check_whole(path: str) -> None:
+    report = verify(path)
+    if not report.ok:
+        raise CorruptError(f"the new file was not stored as it was written; nothing is published: {report.damage[0]}")
+
+
+def _order(reader: Reader, positions: Indices | None, keys: Sequence[str] | None) -> type_ints:
+    if keys is not None:
+        return reader.find(keys)
+    if positions is None:
+        return np.arange(len(reader))
+    order = np.asarray(reader.select(positions).positions, np.int64)
+    if reader.keys is not None and len(np.unique(order)) != len(order):
+        raise SchemaError("repack: positions has a sample twice, and its key must be unique")
+    return order
+
+
+def _row_nbytes(reader: Reader, name: str, order: type_ints) -> type_ints:
+    """Bytes of rows as they will be stored; shape of `order`."""
+    field = reader.fields[name]
+    if not field.ragged:
+        return np.full(len(order), field.item_nbytes)
+    index = reader._index
+    number = [f.name for f in index.fields].index(name)
+    return FieldIndex(index, number).counts(order) * field.item_nbytes
+
+
+def _total_nbytes(reader: Reader, name: str, order: type_ints) -> int:
+    pieces = range(0, len(order), _BATCH_SAMPLES)
+    return sum(int(_row_nbytes(reader, name, order[start : start + _BATCH_SAMPLES]).sum()) for start in pieces)
+
+
+def _batches(reader: Reader, order: type_ints) -> Iterator[type_ints]:
+    """Runs of `order` of about 16 MiB each, or a single larger sample."""
+    for start in range(0, len(order), _BATCH_SAMPLES):
+        run = order[start : start + _BATCH_SAMPLES]
+        sizes: Any = sum(_row_nbytes(reader, name, run) for name in reader.fields)
+        ends = np.cumsum(sizes)
+        first = 0
+        while first < len(run):
+            filled = int(ends[first - 1]) if first else 0
+            stop = max(int(np.searchsorted(ends, filled + _BATCH_NBYTES, "right")), first + 1)
+            yield run[first:stop]
+            first = stop
+
+
+def _keys(reader: Reader, batch: type_ints) -> list[str] | None:
+    return None if reader.keys is None else [reader.keys[position] for position in batch.tolist()]
