@@ -174,7 +174,10 @@ def _decode_field(item: object) -> Field:
         raise CorruptError(f"SCHEMA: the shape of field {name[:40]!r} must be an array of integers and nulls")
     field = object.__new__(Field)
     field.__dict__.update(name=name, dtype=dtype, shape=tuple(shape), codec=codec_name)
-    _check_field(field)
+    try:
+        _check_field(field)
+    except FormatError as error:
+        raise type(error)(f"SCHEMA: {error}") from None
     return field
 
 

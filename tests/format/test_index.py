@@ -1,0 +1,118 @@
+"""The gate: index sections are proven before they are used, and lead nowhere but into their blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chunkstore._format.index import FieldIndex, read_index
+from chunkstore._storage.source import open_source
+from chunkstore._writer import Writer
+from chunkstore.errors import CorruptError, LimitError, NotAContainerError, TruncatedError
+
+N = 20_000  # several pages of offsets and keys
+
+
+@pytest.fixture(scope="module")
+def container(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ragged rows with keys, in three segments."""
+    path = tmp_path_factory.mktemp("index") / "a.cks"
+    with Writer(path, fields={"r": ("int16", (None,)), "c": ("int8", (None, None))}, shard_nbytes=50_000) as writer:
+        for n in range(N):
+            writer.add({"r": np.full(n % 5, n % 100, np.int16), "c": np.full((n % 3, n % 2), n % 50, np.int8)}, f"k{n}")
+            if n in (15_000, 19_000):
+                writer.commit()
+    return path
+
+
+def test_keys_are_found_one_by_one_and_many_at_once(container: Path) -> None:
+    """Over several segments; what is not there is -1."""
+    with open_source(container, "pread") as source:
+        keys = read_index(source).keys
+        assert keys is not None
+        some = [0, 1, 15_000, 15_001, 19_500, N - 1]
+        assert [keys.find(f"k{n}") for n in some] == some
+        assert keys.find_many([f"k{n}" for n in range(N)]).tolist() == list(range(N))
+        assert keys.find("k") == keys.find("") == keys.find(f"k{N}") == -1
+        assert keys.find_many(["zz", "k7", "\ud800"]).tolist() == [-1, 7, -1]
+        assert keys.texts(14_999, 15_003) == [keys.text(n) for n in range(14_999, 15_003)]
+
+
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+def test_rows_are_where_the_index_says(container: Path, backend: str) -> None:
+    """Offsets, counts, shapes and groups over all shards and segments."""
+    with open_source(container, backend) as source:  # type: ignore[arg-type]
+        index = read_index(source)
+        positions = np.arange(N)
+        for number, counts in [(0, positions % 5), (1, (positions % 3) * (positions % 2))]:
+            field = FieldIndex(index, number)
+            offsets, nbytes = field.rows(positions)
+            assert (field.counts(positions) == counts).all()
+            assert (nbytes == counts * field.field.item_nbytes).all()
+            ids = field.group_ids(positions)
+            groups = field.groups(np.unique(ids))
+            assert (groups.first_row[ids] <= positions).all()
+            assert (positions < groups.stop_row[ids]).all()
+            assert (groups.offset[ids] <= offsets).all()
+            assert (offsets + nbytes <= groups.offset[ids] + groups.nbytes[ids]).all()
+        shapes = field.shapes(positions, field.counts(positions))
+        assert (shapes == np.stack([positions % 3, positions % 2], axis=1)).all()
+
+
+def damaged(container: Path, tmp_path: Path, offset: int) -> Path:
+    """A copy with one byte changed."""
+    data = bytearray(container.read_bytes())
+    data[offset] ^= 0x10
+    (tmp_path / "b.cks").write_bytes(data)
+    return tmp_path / "b.cks"
+
+
+def test_a_damaged_page_spoils_what_needs_it_and_nothing_else(container: Path, tmp_path: Path) -> None:
+    """A page is checked when it is first touched."""
+    with open_source(container, "pread") as source:
+        entry = next(e for e in read_index(source).directories[0].sections() if e.kind == 6 and e.field == 0)
+    with open_source(damaged(container, tmp_path, entry.offset + 70_000), "pread") as source:
+        field = FieldIndex(read_index(source), 0)
+        assert field.counts(np.array([0, 100])).tolist() == [0, 0]
+        with pytest.raises(CorruptError, match=r"index section OFFSETS of field 0, bytes \[\d+, \d+\): stored xxh3"):
+            field.counts(np.array([70_000 // 8]))
+        assert field.counts(np.array([101])).tolist() == [1]
+
+
+def test_damaged_page_sums_are_noticed(container: Path, tmp_path: Path) -> None:
+    """They are under the sum in the directory."""
+    with open_source(container, "pread") as source:
+        entry = next(e for e in read_index(source).directories[0].sections() if e.kind == 6 and e.field == 0)
+    with open_source(damaged(container, tmp_path, entry.offset + -(-entry.nbytes // 8) * 8), "pread") as source:
+        field = FieldIndex(read_index(source), 0)
+        with pytest.raises(CorruptError, match="page sums of index section OFFSETS"):
+            field.counts(np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"", NotAContainerError),
+        (b"\x93NUMPY", NotAContainerError),
+        (b"\x89CKS", TruncatedError),
+        (b"\x89CKS\r\n\x1a\n" + bytes(5000), TruncatedError),
+        (bytes(20_000), NotAContainerError),
+        (b"\x89CKS\r\n\x1a\n\x01" + bytes(20_000), CorruptError),
+    ],
+)
+def test_files_that_are_no_container(tmp_path: Path, data: bytes, error: type[Exception]) -> None:
+    """Told apart from containers that were cut off."""
+    (tmp_path / "a").write_bytes(data)
+    with open_source(tmp_path / "a", "pread") as source, pytest.raises(error, match=str(tmp_path / "a")):
+        read_index(source)
+
+
+def test_keys_longer_than_the_limit_are_refused(container: Path) -> None:
+    """A number beyond the limits has an error of its own."""
+    assert issubclass(LimitError, ValueError)
+    with open_source(container, "pread") as source:
+        keys = read_index(source).keys
+        assert keys is not None
+        assert keys.find("x" * 70_000) == -1
