@@ -6,6 +6,7 @@ lies inside the blocks, and nothing above asks again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +19,11 @@ from chunkstore._format.checksum import sum128
 from chunkstore._format.codec import WITHOUT_DICTIONARY
 from chunkstore._format.constants import (
     HEAD_NBYTES,
-    MAX_DICTIONARY_NBYTES,
-    MAX_JSON_NBYTES,
     NO_FIELD,
     PART_ALIGNMENT,
     Kind,
 )
+from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.keys import KeyIndex, KeySections
 from chunkstore._format.layout import section_sizes
 from chunkstore._format.schema import decode_attrs, decode_schema
@@ -91,7 +91,8 @@ class FieldIndex:
         self._shapes = (
             index.column(Kind.SHAPES, number, firsts, "<i8", self.field.varying) if self.field.varying > 1 else None
         )
-        self._bases: dict[int, int] = {}  # entries of shards that were read one by one
+        self._bases: dict[int, int] = {}  # for rows one by one and for batches: where shards begin in the column
+        self._base_table: type_ints | None = None
         self._stored = index.column(Kind.STORED_OFFSETS, number, firsts, "<i8") if self.field.codec != "raw" else None
 
     def extents(self) -> list[Extent]:
@@ -119,12 +120,11 @@ class FieldIndex:
             CorruptError: the index leads out of a block.
         """
         shards = self._shards(positions)
-        starts = self.shard_starts[shards]
         if self._stored is not None:
-            return self._variable(self._stored, 1, positions, shards, starts)
+            return self._variable(self._stored, 1, positions, shards)[:2]
         if self._items is not None:
-            return self._variable(self._items, self.field.item_nbytes, positions, shards, starts)
-        row_nbytes = self.field.item_nbytes
+            return self._variable(self._items, self.field.item_nbytes, positions, shards)[:2]
+        starts, row_nbytes = self.shard_starts[shards], self.field.item_nbytes
         return self.block_offset[shards] + (positions - starts) * row_nbytes, np.full(len(positions), row_nbytes)
 
     def row(self, position: int) -> tuple[int, int]:
@@ -157,20 +157,44 @@ class FieldIndex:
         return np.searchsorted(self.shard_starts, positions, "right") - 1
 
     def _variable(
-        self, column: Column, unit: int, positions: type_ints, shards: type_ints, starts: type_ints
-    ) -> tuple[type_ints, type_ints]:
+        self, column: Column, unit: int, positions: type_ints, shards: type_ints
+    ) -> tuple[type_ints, type_ints, type_ints]:
+        """(offset, nbytes, entries) of rows whose ends stand in a column."""
         first, last = column.take(positions), column.take(positions, 1)
-        # Distinct shards are few in a batch of neighbours, and one in a small file: look each up once.
-        unique, inverse = np.unique(shards, return_inverse=True)
-        base = column.take(self.shard_starts[unique])[inverse]
-        room = self.block_nbytes[shards] // max(unit, 1)
-        bad = (first < base) | (last < first) | (base < 0) | (last - base > room if unit else last < 0)
+        base = self._bases_of(column, shards)
+        room = self.block_nbytes[shards] // unit if unit else None
+        bad = (first < base) | (last < first) | (base < 0)
+        if room is not None:
+            bad |= last - base > room
         if bad.any():
             place = int(np.flatnonzero(bad)[0])
             raise self._corrupt(
                 int(positions[place]), f"offsets {first[place]} to {last[place]} do not lie in its block"
             )
-        return self.block_offset[shards] + (first - base) * unit, (last - first) * unit
+        counts = last - first
+        return self.block_offset[shards] + (first - base) * unit, counts * unit, counts
+
+    def _bases_of(self, column: Column, shards: type_ints) -> type_ints | int:
+        """The entry of the first row of each shard, read once and then remembered."""
+        if len(self.block_offset) == 1:
+            return self._base(column, 0, int(self.shard_starts[0]))
+        known = self._base_table
+        if known is None:
+            known = self._base_table = np.full(len(self.block_offset), -1, np.int64)
+        found = known[shards]
+        if (found < 0).any():
+            missing = np.unique(shards[found < 0])
+            known[missing] = column.take(self.shard_starts[missing])
+            found = known[shards]
+        return found
+
+    def ragged_rows(self, positions: type_ints) -> tuple[type_ints, type_ints, type_ints]:
+        """`rows` and `counts` of a raw ragged field in one: (offset, nbytes, items); each of shape (B,)."""
+        assert self._items is not None
+        found = self._variable(self._items, self.field.item_nbytes, positions, self._shards(positions))
+        if not self.field.item_nbytes:  # otherwise the block bounds them
+            self._check_limit(positions, found[2][:, None])
+        return found
 
     def counts(self, positions: type_ints) -> type_ints:
         """Items of ragged rows; shape (B,)."""
@@ -181,11 +205,22 @@ class FieldIndex:
 
     def _check_counts(self, positions: type_ints, first: type_ints, last: type_ints) -> None:
         bad = (first < 0) | (last < first)
-        if self.field.item_nbytes:
-            bad |= (last - first) > (2**63 - 1) // self.field.item_nbytes
         if bad.any():
             place = int(np.flatnonzero(bad)[0])
             raise self._corrupt(int(positions[place]), f"offsets {first[place]} to {last[place]} descend")
+        self._check_limit(positions, (last - first)[:, None])
+
+    def _check_limit(self, positions: type_ints, dims: type_ints) -> None:
+        """Dimensions of 0 left out, a row has less than 2^63 bytes (spec section 15)."""
+        unit = element_nbytes(self.field.dtype) * math.prod(dim or 1 for dim in self.field.item_shape)
+        # In floating point a product cannot wrap around.
+        large = np.prod(np.where(dims > 0, dims, 1).astype(np.float64), axis=1) * unit >= 2.0**63
+        if large.any():
+            place = int(np.flatnonzero(large)[0])
+            raise LimitError(
+                f"{self._path}: sample {int(positions[place])}, field {self.field.name!r}: a row of shape "
+                f"{(*dims[place].tolist(), *self.field.item_shape)} has more than 2^63 - 1 bytes"
+            )
 
     def shapes(self, positions: type_ints, counts: type_ints) -> type_ints:
         """The first `varying` dimensions of ragged rows; shape (B, varying). `counts` are theirs."""
@@ -202,13 +237,13 @@ class FieldIndex:
                 bad |= dims[:, place] != dim
         # In floating point a product of 63 bits cannot wrap around; where it is large, that alone decides.
         bad |= np.prod(dims.astype(np.float64), axis=1) > 2.0**62
-        bad |= np.prod(np.where(dims > 0, dims, 1).astype(np.float64), axis=1) * self.field.item_nbytes > 2.0**63
         bad |= np.prod(dims, axis=1) != counts
         if bad.any():
             place = int(np.flatnonzero(bad)[0])
             raise self._corrupt(
                 int(positions[place]), f"shape {dims[place].tolist()} does not fit {counts[place]} items of its schema"
             )
+        self._check_limit(positions, dims)
 
     def offsets(self, start: int, stop: int) -> type_ints:
         """OFFSETS of rows `[start, stop)` and the end of the last; shape (stop - start + 1,). Read-only or fresh.
@@ -267,12 +302,12 @@ class Index:
         self.directories = directories
         self._source = source
         newest = directories[-1]
-        schema = self.read_section(newest, Kind.SCHEMA, MAX_JSON_NBYTES)
+        schema = self.read_section(newest, Kind.SCHEMA)
         self.fields = decode_schema(schema, newest.num_fields)
         self.num_samples = newest.first_sample + newest.num_samples
         for directory in directories:
             self._check_sections(directory)
-            if directory is not newest and self.read_section(directory, Kind.SCHEMA, MAX_JSON_NBYTES) != schema:
+            if directory is not newest and self.read_section(directory, Kind.SCHEMA) != schema:
                 raise CorruptError(f"the segment at {directory.offset} has another SCHEMA than the newest")
         self.has_keys = (Kind.KEY_BYTES, NO_FIELD) in newest
         self.shard_starts = self._read_shard_starts()
@@ -292,7 +327,7 @@ class Index:
     def attrs(self) -> dict[str, Any]:
         """ATTRS, parsed now."""
         with _at(self.path):
-            return decode_attrs(self.read_section(self.directories[-1], Kind.ATTRS, MAX_JSON_NBYTES))
+            return decode_attrs(self.read_section(self.directories[-1], Kind.ATTRS))
 
     def dictionary(self, number: int) -> bytes:
         """DICTIONARY of a field, or empty."""
@@ -300,7 +335,7 @@ class Index:
         if (Kind.DICTIONARY, number) not in newest:
             return b""
         with _at(self.path):
-            return self.read_section(newest, Kind.DICTIONARY, MAX_DICTIONARY_NBYTES, number)
+            return self.read_section(newest, Kind.DICTIONARY, number)
 
     def column(self, kind: Kind, number: int, starts: type_ints, dtype: str, width: int = 1) -> Column:
         """One index array of a field over all segments."""
@@ -321,11 +356,9 @@ class Index:
             raise CorruptError(f"the segment at {directory.offset} has no section {kind.name}")
         return Section(self._source, entry)
 
-    def read_section(self, directory: Directory, kind: Kind, limit: int, number: int = NO_FIELD) -> bytes:
-        """A whole small section, proven."""
+    def read_section(self, directory: Directory, kind: Kind, number: int = NO_FIELD) -> bytes:
+        """A whole section whose length the directory limits, proven."""
         section = self.section(directory, kind, number)
-        if section.nbytes > limit:
-            raise LimitError(f"{section.name()} has {section.nbytes} bytes, at most {limit}")
         section.ensure_all()
         return section.array(np.uint8).tobytes()
 
@@ -336,6 +369,8 @@ class Index:
             self.fields, directory.num_samples, directory.num_shards, key_nbytes=text.nbytes if text else None
         )
         where = f"the segment at {directory.offset}"
+        if (Kind.ATTRS, NO_FIELD) not in directory:
+            raise CorruptError(f"{where} has no section ATTRS")
         for (kind, number), nbytes in sizes.items():
             entry = directory.find(kind, NO_FIELD if number is None else number)
             if entry is None or entry.nbytes != nbytes:

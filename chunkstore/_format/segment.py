@@ -15,9 +15,11 @@ from chunkstore._format.constants import (
     DIRECTORY_HEADER_NBYTES,
     DIRECTORY_MAGIC,
     EARLIER_ENTRY_NBYTES,
+    MAX_DICTIONARY_NBYTES,
     MAX_DIRECTORY_NBYTES,
     MAX_FIELDS,
     MAX_INT,
+    MAX_JSON_NBYTES,
     MAX_SEGMENTS,
     PAGE_NBYTES,
     PART_ALIGNMENT,
@@ -33,6 +35,12 @@ _EARLIER: Final = struct.Struct("<QQQQ16s")
 SECTION_ENTRY: Final = np.dtype(
     [("kind", "<u4"), ("field", "<u4"), ("offset", "<u8"), ("nbytes", "<u8"), ("sum", "<u8")]
 )
+
+_LIMITS: Final = {
+    Kind.SCHEMA: MAX_JSON_NBYTES,
+    Kind.ATTRS: MAX_JSON_NBYTES,
+    Kind.DICTIONARY: MAX_DICTIONARY_NBYTES,
+}
 
 
 @dataclass(frozen=True)
@@ -178,8 +186,10 @@ def decode_directory(data: bytes, offset: int, committed_end: int) -> Directory:
         raise LimitError(f"first sample, num samples, first shard, num shards = {counts}: at most 2^63 - 1")
     if segment_nbytes % PART_ALIGNMENT or not len(data) <= segment_nbytes <= committed_end - offset:
         raise CorruptError(f"a segment of {segment_nbytes} bytes at {offset} does not fit below {committed_end}")
-    if not 1 <= fields <= MAX_FIELDS:
-        raise LimitError(f"{fields} fields, expected 1 to {MAX_FIELDS}")
+    if fields > MAX_FIELDS:
+        raise LimitError(f"{fields} fields, at most {MAX_FIELDS}")
+    if fields < 1:
+        raise CorruptError("0 fields, expected at least 1")
     if num_earlier >= MAX_SEGMENTS:
         raise LimitError(f"{num_earlier} earlier segments, at most {MAX_SEGMENTS - 1}")
     if len(data) != directory_nbytes(sections, num_earlier):
@@ -197,6 +207,9 @@ def _check_table(table: NDArray[Any], start: int, end: int) -> None:
     order = table["kind"].astype(np.uint64) << np.uint64(32) | table["field"]
     if np.any(order[1:] <= order[:-1]):
         raise CorruptError("the section table is not in strictly ascending order of (kind, field)")
+    for kind, limit in _LIMITS.items():
+        if np.any(table["nbytes"][table["kind"] == kind] > limit):
+            raise LimitError(f"a section {kind.name} of more than {limit} bytes")
     if np.any(table["nbytes"] > end):  # from here on no sum below can pass 2^64
         raise CorruptError("a section is longer than its segment")
     if np.any(table["offset"] > end):
