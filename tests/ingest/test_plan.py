@@ -1,0 +1,506 @@
+"""Files -> samples: layouts, what `auto` chooses, keys, casts, refusals, reading the samples back."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chunkstore._ingest.plan import Plan, make_plan
+from chunkstore._ingest.read import PlanReader, read_uniform
+from chunkstore._ingest.scan import scan_sources
+from chunkstore._ingest.uniform import plan_uniform
+from chunkstore.errors import IngestError
+
+
+def tree(root: Path, arrays: dict[str, Any], *, compressed: bool = False) -> Path:
+    for name, value in arrays.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(value, dict):
+            (np.savez_compressed if compressed else np.savez)(root / name, **value)
+        else:
+            np.save(root / name, value)
+    return root
+
+
+def plan(*sources: Path, **options: Any) -> Plan:
+    scan = {name: options.pop(name) for name in ("include", "exclude") if name in options}
+    return make_plan(scan_sources(sources, **scan), **options)
+
+
+def rows(made: Plan, name: str, *, stream: int = 0) -> list[np.ndarray]:
+    """All rows of a field as arrays, read through `read` or through `stream` with a small buffer."""
+    number = [field.name for field in made.fields].index(name)
+    field = made.fields[number]
+    data = bytearray(made.nbytes(number))
+    with PlanReader(made) as reader:
+        if stream:
+            pieces = [bytes(piece) for _, _, piece in reader.stream(number, 0, made.num_samples, bytearray(stream))]
+            assert max(map(len, pieces), default=0) <= stream
+            data = bytearray(b"".join(pieces))
+        else:
+            reader.read(number, 0, made.num_samples, data)
+    found, at = [], 0
+    for items, lead in zip(made.row_items(number), made.row_shapes(number), strict=True):
+        nbytes = int(items) * field.item_nbytes
+        row = np.frombuffer(bytes(data[at : at + nbytes]), field.numpy_dtype)
+        found.append(row.reshape((*lead, *field.item_shape)))
+        at += nbytes
+    assert at == len(data)
+    return found
+
+
+def f4(*shape: int) -> np.ndarray:
+    return np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "layout", "num_samples", "fields"),
+    [
+        ({"x.npy": f4(5, 3)}, "rows", 5, {"data": (3,)}),
+        ({"x.npy": f4(1, 3)}, "files", 1, {"data": (1, 3)}),
+        ({"x.npy": np.float64(3)}, "files", 1, {"data": ()}),
+        ({"x.npz": {"x_train": f4(6, 2), "y_train": np.arange(6)}}, "rows", 6, {"x_train": (2,), "y_train": ()}),
+        ({"x.npz": {"a": f4(6, 2), "b": f4(5)}}, "files", 1, {"a": (6, 2), "b": (5,)}),
+        ({"1.npy": f4(4, 4), "2.npy": f4(4, 4)}, "files", 2, {"data": (4, 4)}),
+        ({"1.npy": f4(4), "2.npy": f4(7)}, "files", 2, {"data": (None,)}),
+        ({"1.npz": {"a": f4(8, 3)}, "2.npz": {"a": f4(8, 5)}}, "files", 2, {"a": (8, None)}),
+        ({"images/1.npy": f4(4, 4), "labels/1.npy": np.int64(3)}, "paired", 1, {"images": (4, 4), "labels": ()}),
+        (
+            {"1_image.npy": f4(4), "1_label.npy": f4(1), "2_image.npy": f4(4), "2_label.npy": f4(1)},
+            "paired",
+            2,
+            {"image": (4,), "label": (1,)},
+        ),
+        ({"x_1.npy": f4(4, 4), "y_1.npy": f4(4)}, "paired", 1, {"x": (4, 4), "y": (4,)}),
+        ({"a/t/x/1.npy": f4(4, 4), "a/t/y/1.npy": f4(4)}, "paired", 1, {"x": (4, 4), "y": (4,)}),
+        ({"cat/1.npy": f4(9), "dog/1.npy": f4(9)}, "files", 2, {"data": (9,)}),
+        ({"cat/1.npy": f4(9), "dog/1.npy": f4(8)}, "files", 2, {"data": (None,)}),
+        (
+            {"hello/0/1.npy": f4(9), "hello/1/1.npy": f4(9), "thanks/0/1.npy": f4(9), "thanks/1/1.npy": f4(9)},
+            "files",
+            4,
+            {"data": (9,)},
+        ),
+        ({"r.npy": np.zeros(3, [("a", "<i4"), ("b", "<f8", (2,))])}, "rows", 3, {"a": (), "b": (2,)}),
+        ({"r.npz": {"p": np.zeros(3, [("a", "<i4"), ("b", "<f8", (2,))])}}, "rows", 3, {"p.a": (), "p.b": (2,)}),
+        (
+            {"1.npz": {"X": f4(9, 3), "y": f4(9)}, "2.npz": {"X": f4(7, 5), "y": f4(7)}},
+            "files",
+            2,
+            {"X": (None, None), "y": (None,)},
+        ),
+        ({"1.npy": f4(0), "2.npy": f4(3)}, "files", 2, {"data": (None,)}),
+    ],
+)
+def test_auto(tmp_path: Path, arrays: dict[str, Any], layout: str, num_samples: int, fields: dict[str, Any]) -> None:
+    """What `auto` chooses for each kind of tree, and the schema that comes of it."""
+    made = plan(tree(tmp_path, arrays))
+    assert (made.layout, made.num_samples) == (layout, num_samples)
+    assert {field.name: field.shape for field in made.fields} == fields
+    assert f"Layout {layout}: " in made.explanation
+
+
+@pytest.mark.parametrize(
+    ("arrays", "text"),
+    [
+        (
+            {"1.npy": f4(4, 3), "2.npy": f4(5, 3)},
+            r"two readings fit.*--layout files \(2 samples, one per file, ragged\) or --layout rows \(9 samples",
+        ),
+        (
+            {"1.npz": {"x": f4(4, 3), "y": f4(4)}, "2.npz": {"x": f4(4, 3), "y": f4(4)}},
+            "two readings fit.*--layout files.*--layout rows",
+        ),
+        (
+            {"images/1.npy": f4(4, 4), "masks/1.npy": f4(4, 4)},
+            r"two readings fit.*--layout paired \(1 samples of 2 fields\) or --layout files",
+        ),
+        (
+            {"images/1.npy": f4(4, 4), "images/2.npy": f4(4, 4), "labels/1.npy": f4(1)},
+            "'images/2.npy' has no partner in 'labels'",
+        ),
+    ],
+)
+def test_auto_refuses_to_guess(tmp_path: Path, arrays: dict[str, Any], text: str) -> None:
+    """Where two readings fit, both are named with what to type."""
+    with pytest.raises(IngestError, match=text):
+        plan(tree(tmp_path, arrays))
+
+
+@pytest.mark.parametrize("stream", [0, 24])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_values_of_files(tmp_path: Path, compressed: bool, stream: int) -> None:
+    """Every row of a ragged, Fortran-ordered, big-endian tree is that of its file."""
+    arrays = {
+        f"{n}.npz": {"a": np.asfortranarray(np.arange(n * 3).reshape(3, n)).astype(">i4"), "b": np.full(2, n, "<f8")}
+        for n in range(8, 12)
+    }
+    made = plan(tree(tmp_path, arrays, compressed=compressed))
+    assert list(made.keys or []) == ["8", "9", "10", "11"]
+    for found, want in zip(rows(made, "a", stream=stream), arrays.values(), strict=True):
+        assert found.dtype == np.dtype("<i4")
+        assert np.array_equal(found, want["a"])
+    assert made.origin["fields"]["a"] == {"array": "a", "member": None, "dtype": ">i4", "order": "F"}
+
+
+def test_rows_strings_files_together(tmp_path: Path) -> None:
+    """`rows` over several files, an empty one among them; slices of the plan give the same rows."""
+    made = plan(tree(tmp_path, {"1.npy": f4(4, 3), "2.npy": f4(0, 3), "3.npy": f4(5, 3) + 100}), layout="rows")
+    want = np.concatenate([f4(4, 3), f4(5, 3) + 100])
+    assert made.keys is None
+    assert np.array_equal(rows(made, "data"), want)
+    assert np.array_equal(rows(made, "data", stream=5), want)
+    assert made.origin["files"] == [["1.npy", 4], ["2.npy", 0], ["3.npy", 5]]
+    for start in range(9):
+        for stop in range(start + 1, 10):
+            part = pickle.loads(pickle.dumps(made.slice(start, stop)))
+            assert np.array_equal(rows(part, "data"), want[start:stop])
+
+
+def test_rows_of_varying_length(tmp_path: Path) -> None:
+    """`rows` over files whose rows differ: a ragged field."""
+    made = plan(tree(tmp_path, {"1.npy": f4(2, 3), "2.npy": f4(3, 5)}), layout="rows")
+    assert made.fields[0].shape == (None,)
+    assert [len(row) for row in rows(made, "data")] == [3, 3, 5, 5, 5]
+
+
+def test_rows_that_do_not_fit(tmp_path: Path) -> None:
+    """First axes that differ, arrays without one."""
+    tree(tmp_path, {"x.npz": {"a": f4(6, 2), "b": f4(5), "c": np.float32(1)}})
+    with pytest.raises(IngestError, match=r"array 'c' has no dimension"):
+        plan(tmp_path, layout="rows")
+    with pytest.raises(IngestError, match=r"array 'a' has 6 rows, 'b' has 5"):
+        plan(tmp_path, layout="rows", fields=["a", "b"])
+    assert plan(tmp_path, layout="rows", fields=["image=a"]).num_samples == 6
+
+
+def test_paired_values_and_names(tmp_path: Path) -> None:
+    """Each sample has the arrays of its own stem; `--field` renames roles."""
+    arrays: dict[str, Any] = {f"train/images/{n}.npy": f4(2, 2) + n for n in range(12)}
+    arrays |= {f"train/labels/{n}.npy": np.int64(n) for n in range(12)}
+    made = plan(tree(tmp_path, arrays), fields=["image=images", "label=labels"])
+    assert [field.name for field in made.fields] == ["image", "label"]
+    assert list(made.keys or [])[10] == "train/10"
+    assert [int(row) for row in rows(made, "label")] == list(range(12))
+    assert rows(made, "image")[10][0, 0] == 10
+    assert made.origin["pattern"] == "folder"
+    assert made.origin["fields"]["image"]["role"] == "images"
+
+
+def test_classes(tmp_path: Path) -> None:
+    """The first folder becomes the label; names are in natural order."""
+    made = plan(tree(tmp_path, {"c10/a.npy": f4(2), "c2/a.npy": f4(2), "c2/x/b.npy": f4(2)}), layout="classes")
+    assert [int(row) for row in rows(made, "label")] == [0, 0, 1]
+    assert made.attrs == {"class_names": {"label": ["c2", "c10"]}}
+    np.save(tmp_path / "loose.npy", f4(2))
+    with pytest.raises(IngestError, match=r"loose.npy: --layout classes takes the first folder"):
+        plan(tmp_path, layout="classes")
+
+
+def test_the_odd_file_is_named(tmp_path: Path) -> None:
+    """Another ndim, dtype or set of arrays: the file, what the others have, and how to leave it out."""
+    tree(tmp_path, {f"{n}.npy": np.zeros(n, np.int16) for n in range(1, 6)})
+    np.save(tmp_path / "odd.npy", np.zeros((4, 2), np.int16))
+    with pytest.raises(
+        IngestError,
+        match=(
+            r"odd.npy: array 'data' has 2 dimensions, the other 5 files have 1 dimension. To leave it out: "
+            r"--exclude 'odd.npy' or --on-error skip"
+        ),
+    ):
+        plan(tmp_path)
+    made = plan(tmp_path, on_error="skip")
+    assert (made.num_samples, [item.path for item in made.skipped]) == (5, ["odd.npy"])
+    assert plan(tmp_path, exclude=["odd.npy"]).num_samples == 5
+    np.save(tmp_path / "odd.npy", np.zeros(4, np.int32))
+    with pytest.raises(
+        IngestError, match=r"has dtype int32, the other 5 files have int16. --dtype data=int32 takes both"
+    ):
+        plan(tmp_path)
+    assert rows(plan(tmp_path, dtype=["data=int32"]), "data")[-1].dtype == np.int32
+
+
+def test_other_arrays_in_one_file(tmp_path: Path) -> None:
+    """A file without an array that the others have; `--field` takes what all have."""
+    tree(tmp_path, {"1.npz": {"a": f4(2), "b": f4(2)}, "2.npz": {"a": f4(2), "b": f4(2)}, "3.npz": {"a": f4(2)}})
+    with pytest.raises(IngestError, match=r"3.npz: has no array 'b'; the other 2 files have 'a', 'b'"):
+        plan(tmp_path)
+    assert plan(tmp_path, fields={"x": "a"}, layout="files").num_samples == 3
+    with pytest.raises(IngestError, match=r"there is no array 'q' for --field x=q; it has 'a', 'b'"):
+        plan(tmp_path, fields=["x=q"])
+
+
+def test_widths_of_texts(tmp_path: Path) -> None:
+    """Unicode of two widths: the message has the --dtype, which then keeps the values."""
+    tree(tmp_path, {"1.npy": np.array(["ab", "c"]), "2.npy": np.array(["abcd", "é"])})
+    with pytest.raises(IngestError, match=r"has dtype <U4, the other file has <U2. --dtype data=U4 \(or wider\)"):
+        plan(tmp_path)
+    made = plan(tmp_path, dtype=["data=U6"])
+    assert made.fields[0].dtype == "utf32[6]"
+    assert [row.tolist() for row in rows(made, "data")] == [["ab", "c"], ["abcd", "é"]]
+
+
+def test_strings(tmp_path: Path) -> None:
+    """0-d texts, or rows of 1-d ones, become one UTF-8 text per sample."""
+    tree(tmp_path / "a", {"1.npy": np.array("größe"), "2.npy": np.array("")})
+    made = plan(tmp_path / "a", dtype=["data=string"])
+    assert [row.tobytes().decode() for row in rows(made, "data")] == ["größe", ""]
+    tree(tmp_path / "b", {"1.npy": np.array([b"x", b"yz", b""])})
+    made = plan(tmp_path / "b", dtype=["data=string"])
+    assert [row.tobytes() for row in rows(made.slice(1, 3), "data")] == [b"yz", b""]
+    with pytest.raises(IngestError, match=r"dtype string holds one text per sample"):
+        plan(tmp_path / "b", dtype=["data=string"], layout="files")
+    np.save(tmp_path / "b" / "1.npy", np.array([b"\xff"] * 2))
+    with pytest.raises(IngestError, match=r"not a UTF-8 text"):
+        plan(tmp_path / "b", dtype=["data=string"])
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "want"),
+    [
+        (np.array([[1.5, 2]], np.longdouble), "float64", np.array([1.5, 2])),
+        (np.array([[1, 300]], ">i8"), "int16", np.array([1, 300], np.int16)),
+        (np.array([[1, 200]], "i8"), "uint8", np.array([1, 200], np.uint8)),
+        (np.array([[1.5]], "f8"), "float16", np.array([1.5], np.float16)),
+        (np.array([[b"ab"]]), "U3", np.array(["ab"])),
+        (np.array([[2, 1]], "u1").view(bool), "uint8", np.array([2, 1], np.uint8)),
+        (np.array([[5]]).view("M8"), "datetime64[s]", np.array([5], "M8[s]")),
+    ],
+)
+def test_casts(tmp_path: Path, values: np.ndarray, dtype: str, want: np.ndarray) -> None:
+    """Casts that were asked for keep the values (or the bits)."""
+    np.save(tmp_path / "x.npy", values)
+    found = rows(plan(tmp_path, layout="rows", dtype={"data": dtype}), "data")[0]
+    assert np.array_equal(found, want)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "text"),
+    [
+        (np.array([1.5], np.longdouble), (), "cannot hold dtype .*say --dtype data=float64"),
+        (np.zeros(2, "V2"), (), "--dtype data=bfloat16"),
+        (np.zeros(2, "M8"), (), "it has no unit"),
+        (np.zeros(2), ["data=int32"], "dtype float64 cannot become int32.*Fractions would be lost"),
+        (np.array(["abc"]), ["data=U2"], "Texts can only become wider"),
+        (np.zeros(2), ["other=int32"], "there is no field 'other'; the fields are 'data'"),
+        (np.zeros(2), ["data=float128"], "not one that a container can hold"),
+        (np.zeros(2), ["data=nonsense"], "not one that a container can hold"),
+    ],
+)
+def test_casts_that_are_refused(tmp_path: Path, values: np.ndarray, dtype: Any, text: str) -> None:
+    """What cannot be stored, or would lose what it is, names the way out."""
+    np.save(tmp_path / "x.npy", values)
+    with pytest.raises(IngestError, match=text):
+        plan(tmp_path, dtype=dtype)
+
+
+def test_values_that_do_not_fit(tmp_path: Path) -> None:
+    """A narrowing cast looks at every value."""
+    np.save(tmp_path / "x.npy", np.array([1, 300]))
+    with pytest.raises(IngestError, match=r"x.npy: values from 1 to 300 do not fit uint8"):
+        rows(plan(tmp_path, dtype=["data=uint8"]), "data")
+    np.save(tmp_path / "x.npy", np.array([1e300, 0]))
+    with pytest.raises(IngestError, match=r"1e\+300 is too large for float32"):
+        rows(plan(tmp_path, dtype=["data=float32"]), "data")
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    """Two-byte void becomes bfloat16 with the same bits."""
+    np.save(tmp_path / "x.npy", np.array([1, 2, 3], "u2").view("V2"))
+    made = plan(tmp_path, dtype=["data=bfloat16"])
+    assert made.fields[0].dtype == "bfloat16"
+    assert b"".join(row.tobytes() for row in rows(made, "data")) == np.array([1, 2, 3], "u2").tobytes()
+
+
+def test_object_arrays(tmp_path: Path) -> None:
+    """Refused with the reason; with allow_pickle each element is a row."""
+    values = np.empty(3, object)
+    values[:] = [np.arange(2 * n, dtype=">i2").reshape(n, 2) for n in (1, 0, 3)]
+    tree(tmp_path, {"x.npz": {"strokes": values, "label": np.arange(3)}}, compressed=True)
+    with pytest.raises(IngestError, match=r"array 'strokes': .*object arrays are Python pickles.*--allow-pickle"):
+        plan(tmp_path)
+    made = plan(tmp_path, allow_pickle=True)
+    assert (made.layout, made.fields[0].dtype, made.fields[0].shape) == ("rows", "int16", (None, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(rows(made, "strokes"), values, strict=True))
+    assert np.array_equal(rows(made.slice(1, 3), "strokes")[1], values[2])
+    assert made.origin["objects"] == ["strokes"]
+    with pytest.raises(IngestError, match=r"say --layout rows --field strokes=strokes"):
+        plan(tmp_path, allow_pickle=True, layout="files")
+
+
+class Evil:
+    """Would run a command if it were unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize(
+    ("elements", "text"),
+    [
+        ([Evil(), 1], r"the pickle asks for (posix|nt).system"),
+        ([{"a": 1}, 2], "element 0 is a dict"),
+        ([np.zeros(2), np.zeros((2, 2))], r"element 1 has shape \(2, 2\), element 0 has shape \(2,\)"),
+        ([np.zeros(2, "f4"), np.zeros(3, "f8")], "elements have dtype float64, others float32"),
+    ],
+)
+def test_pickles_that_are_refused(tmp_path: Path, elements: list[Any], text: str) -> None:
+    """Even with allow_pickle nothing is called, and elements must be alike."""
+    values = np.empty(2, object)
+    values[:] = elements
+    np.save(tmp_path / "x.npy", values, allow_pickle=True)
+    with pytest.raises(IngestError, match=text):
+        plan(tmp_path, allow_pickle=True)
+
+
+def test_equal_keys(tmp_path: Path) -> None:
+    """a.npy and a.npz: both files are named."""
+    tree(tmp_path, {"a.npy": f4(2), "a.npz": {"data": f4(2)}, "b.npy": f4(2)})
+    os.rename(tmp_path / "a.npz", tmp_path / "A.npz")
+    np.save(tmp_path / "a.dat", f4(2))
+    os.rename(tmp_path / "a.dat.npy", tmp_path / "a.NPY")
+    with pytest.raises(IngestError, match=r"a\.NPY and .*a\.npy would both have the key 'a'"):
+        plan(tmp_path, exclude=["A.npz"])
+
+
+def test_names_that_cannot_be_keys(tmp_path: Path) -> None:
+    """File names that are not UTF-8, or have control characters."""
+    np.save(tmp_path / "a\n.npy", f4(2))
+    with pytest.raises(IngestError, match=r"control characters"):
+        plan(tmp_path)
+    os.rename(tmp_path / "a\n.npy", os.fsencode(tmp_path) + b"/\xff.npy")
+    with pytest.raises(IngestError, match=r"not UTF-8"):
+        plan(tmp_path)
+
+
+def test_skip_lists_every_file(tmp_path: Path) -> None:
+    """Damaged files are left out with their reasons; none left is an error."""
+    tree(tmp_path, {"1.npy": f4(3), "2.npy": f4(3)})
+    (tmp_path / "3.npy").write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 99\n")
+    (tmp_path / "4.npy").write_bytes((tmp_path / "1.npy").read_bytes()[:-1])
+    made = plan(tmp_path, on_error="skip")
+    assert [item.path for item in made.skipped] == ["3.npy", "4.npy"]
+    assert "git lfs pull" in made.skipped[0].reason
+    assert made.skipped[1].reason.startswith("truncated")
+    with pytest.raises(IngestError, match=r"no file is left to convert: 2 were skipped"):
+        plan(tmp_path, on_error="skip", include=["3*", "4*"])
+
+
+def test_note_about_one_other_shape(tmp_path: Path) -> None:
+    """One file of another length makes a field ragged: said in a note."""
+    tree(tmp_path, {f"{n}.npy": f4(8 if n != 7 else 5) for n in range(30)})
+    (note,) = plan(tmp_path).notes
+    assert "ragged only because of 1 of 30 files" in note
+    assert "7.npy has shape (5,), the others (8,)" in note
+
+
+def test_a_file_that_changes_after_the_plan(tmp_path: Path) -> None:
+    """Reading refuses a file that is not the one that was planned, plain or not."""
+    for name, value in (("plain", f4(3)), ("swapped", f4(3).astype(">f4"))):
+        tree(tmp_path / name, {"1.npy": value, "2.npy": value})
+        made = plan(tmp_path / name)
+        os.utime(tmp_path / name / "2.npy", ns=(5, 5))
+        with pytest.raises(IngestError, match=r"2.npy: the file changed while it was converted"):
+            rows(made, "data")
+        with pytest.raises(IngestError, match=r"2.npy: the file changed"):
+            made.check_sources()
+
+
+def test_uniform_plan_equals_the_full_one(tmp_path: Path) -> None:
+    """The optimistic plan says what the full plan says, and reads the same bytes."""
+    tree(tmp_path, {f"d/{n}.npy": f4(4, 2) + n for n in range(12)})
+    scan = scan_sources([tmp_path])
+    quick, full = plan_uniform(scan), make_plan(scan)
+    assert quick is not None
+    assert (quick.fields, quick.origin, quick.explanation, quick.layout) == (
+        full.fields,
+        full.origin,
+        full.explanation,
+        full.layout,
+    )
+    assert list(quick.keys or []) == list(full.keys or [])
+    out = bytearray(quick.nbytes(0))
+    assert read_uniform(quick, 0, 12, out)
+    assert out == b"".join(row.tobytes() for row in rows(full, "data"))
+    part = pickle.loads(pickle.dumps(quick.slice(3, 5)))
+    assert read_uniform(part, 0, 2, piece := bytearray(part.nbytes(0)))
+    assert piece == out[3 * 32 : 5 * 32]
+
+
+@pytest.mark.parametrize("what", ["short", "long", "dtype", "order", "gone", "fifo", "lfs"])
+def test_uniform_reading_sees_every_deviation(tmp_path: Path, what: str) -> None:
+    """A file that is not like the first ends the optimistic way."""
+    tree(tmp_path, {f"{n}.npy": f4(4, 2) for n in range(5)})
+    quick = plan_uniform(scan_sources([tmp_path]))
+    path = tmp_path / "3.npy"
+    data = path.read_bytes()
+    path.unlink()
+    if what in ("short", "long"):
+        path.write_bytes(data[:-1] if what == "short" else data + b"x")
+    elif what == "fifo":
+        os.mkfifo(path)
+    elif what == "lfs":
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    elif what != "gone":
+        np.save(path, f4(4, 2).astype("i4") if what == "dtype" else np.asfortranarray(f4(4, 2)))
+    assert quick is not None
+    assert not read_uniform(quick, 0, 5, bytearray(quick.nbytes(0)))
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"1.npy": f4(2)},
+        {"1.npy": f4(2).astype(">f4"), "2.npy": f4(2)},
+        {"1.npy": np.asfortranarray(f4(2, 2)), "2.npy": f4(2)},
+        {"1.npy": np.zeros(2, bool), "2.npy": f4(2)},
+        {"1.npz": {"a": f4(2)}, "2.npz": {"a": f4(2)}},
+        {"images/1.npy": f4(2), "labels/1.npy": f4(2)},
+        {"1_x.npy": f4(2), "1_y.npy": f4(2)},
+    ],
+)
+def test_no_uniform_plan(tmp_path: Path, arrays: dict[str, Any]) -> None:
+    """Where bytes need work, or names could pair, the full plan decides."""
+    assert plan_uniform(scan_sources([tree(tmp_path, arrays)])) is None
+
+
+def test_roles_as_separate_sources(tmp_path: Path) -> None:
+    """`convert images labels`: two sources whose names collide pair like two folders."""
+    tree(
+        tmp_path,
+        {f"images/{n}.npy": f4(2, 2) + n for n in range(3)} | {f"labels/{n}.npy": np.int64(n) for n in range(3)},
+    )
+    made = plan(tmp_path / "images", tmp_path / "labels")
+    assert (made.layout, [field.name for field in made.fields]) == ("paired", ["images", "labels"])
+    assert list(made.keys or []) == ["0", "1", "2"]
+    assert [int(row[0, 0]) for row in rows(made, "images")] == [0, 1, 2]
+
+
+def test_incomplete_pairs_can_be_skipped(tmp_path: Path) -> None:
+    """Missing and damaged partners: refused by name, or left out with both files listed."""
+    tree(tmp_path, {f"images/{n}.npy": f4(2, 2) for n in range(4)} | {f"labels/{n}.npy": np.int64(n) for n in range(3)})
+    (tmp_path / "labels" / "1.npy").write_bytes(b"")
+    with pytest.raises(IngestError, match=r"labels/1.npy: not an .npy file: the file is empty"):
+        plan(tmp_path, layout="paired")
+    made = plan(tmp_path, layout="paired", on_error="skip")
+    assert list(made.keys or []) == ["0", "2"]
+    assert sorted(item.path for item in made.skipped) == ["images/1.npy", "images/3.npy", "labels/1.npy"]
+
+
+def test_names_that_do_not_pair(tmp_path: Path) -> None:
+    """`--layout paired` on names that do not pair says what was expected."""
+    with pytest.raises(IngestError, match=r"the names do not pair. Expected equal stems in folders"):
+        plan(tree(tmp_path, {"a.npy": f4(2), "b.npy": f4(2)}), layout="paired")
+
+
+def test_several_sources_with_equal_names(tmp_path: Path) -> None:
+    """Keys get the name of their source; rows are those of the right file."""
+    tree(tmp_path, {"p/x.npy": f4(2), "q/x.npy": f4(2) + 5})
+    made = plan(tmp_path / "p", tmp_path / "q", layout="files")
+    assert list(made.keys or []) == ["p/x", "q/x"]
+    assert rows(made.slice(1, 2), "data")[0].tolist() == [5, 6]
