@@ -85,7 +85,7 @@ class FieldIndex:
         self.first_group = np.append(0, np.cumsum(groups)).astype(np.int64)
         self.num_groups = int(self.first_group[-1])
         firsts = np.array([d.first_sample for d in index.directories], np.int64)
-        group_firsts = self.first_group[[d.first_shard for d in index.directories]]
+        group_firsts = self.first_group[[d.first_shard - index.first_shard for d in index.directories]]
         self._sums = index.column(Kind.CHUNK_SUMS, number, group_firsts, "<u8")
         self._items = index.column(Kind.OFFSETS, number, firsts, "<i8") if self.field.ragged else None
         self._shapes = (
@@ -213,10 +213,11 @@ class FieldIndex:
     def _check_limit(self, positions: type_ints, dims: type_ints) -> None:
         """Dimensions of 0 left out, a row has less than 2^63 bytes (spec section 15)."""
         unit = element_nbytes(self.field.dtype) * math.prod(dim or 1 for dim in self.field.item_shape)
-        # In floating point a product cannot wrap around.
-        large = np.prod(np.where(dims > 0, dims, 1).astype(np.float64), axis=1) * unit >= 2.0**63
-        if large.any():
-            place = int(np.flatnonzero(large)[0])
+        # In floating point a product cannot wrap around, but it is not exact: only rows near the limit are looked at.
+        large = np.prod(np.where(dims > 0, dims, 1).astype(np.float64), axis=1) * unit >= 2.0**62
+        for place in np.flatnonzero(large).tolist():
+            if math.prod(dim or 1 for dim in dims[place].tolist()) * unit < 2**63:
+                continue
             raise LimitError(
                 f"{self._path}: sample {int(positions[place])}, field {self.field.name!r}: a row of shape "
                 f"{(*dims[place].tolist(), *self.field.item_shape)} has more than 2^63 - 1 bytes"
@@ -288,7 +289,8 @@ class Index:
     Attributes:
         path: of the container, for messages.
         head: the superblocks.
-        directories: of all live segments, in the order of samples.
+        directories: of all live segments, in the order of samples. (For recovery it may be a run of them that does not
+            begin with the first: positions are those of the container all the same.)
         fields: the schema.
         num_samples: N.
         shard_starts: int64, shape (shards + 1,).
@@ -301,6 +303,7 @@ class Index:
         self.head = head
         self.directories = directories
         self._source = source
+        self.first_shard = directories[0].first_shard
         newest = directories[-1]
         schema = self.read_section(newest, Kind.SCHEMA)
         self.fields = decode_schema(schema, newest.num_fields)
@@ -399,7 +402,7 @@ class Index:
         raise CorruptError(f"{where}: a section {Kind(kind).name} of field {number} is not called for")
 
     def _read_shard_starts(self) -> type_ints:
-        pieces = [np.zeros(1, np.int64)]
+        pieces = [np.array([self.directories[0].first_sample], np.int64)]
         for directory in self.directories:
             section = self.section(directory, Kind.SHARD_STARTS)
             section.ensure_all()
@@ -419,7 +422,8 @@ class Index:
             section = self.section(directory, Kind.BLOCKS)
             section.ensure_all()
             blocks = section.array(BLOCK_ENTRY).reshape(-1, len(self.fields))
-            rows = np.diff(self.shard_starts[directory.first_shard :][: directory.num_shards + 1]).astype(np.uint64)
+            first = directory.first_shard - self.first_shard
+            rows = np.diff(self.shard_starts[first:][: directory.num_shards + 1]).astype(np.uint64)
             self._check_groups(directory, blocks, rows[:, None])
             pieces.append(blocks)
         blocks = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

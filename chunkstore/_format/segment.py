@@ -140,6 +140,12 @@ def directory_nbytes(num_sections: int, num_earlier: int) -> int:
     return DIRECTORY_HEADER_NBYTES + SECTION_ENTRY_NBYTES * num_sections + EARLIER_ENTRY_NBYTES * num_earlier
 
 
+def nbytes_of_directory(header: bytes) -> int:
+    """Length of the directory that begins with these 64 bytes, by its own counts."""
+    _, *_, num_sections, num_earlier = _HEADER.unpack_from(header)
+    return directory_nbytes(num_sections, num_earlier)
+
+
 def num_pages(nbytes: int) -> int:
     """Pages of a section of this length."""
     return -(-nbytes // PAGE_NBYTES)
