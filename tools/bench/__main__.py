@@ -1,0 +1,15 @@
+"""Start the benchmark: `python -m tools.bench ...` or `python tools/bench ...` from the repository root."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    # `python tools/bench` puts this directory on the path; the package is found from the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tools.bench.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
