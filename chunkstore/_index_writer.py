@@ -334,18 +334,27 @@ class IndexWriter:
         if self._keys is not None:
             self._keys.close()
 
+    def add_keys(self, keys: Keys) -> None:
+        """Take the keys of the next shard before it is written, so that a duplicate is found first.
+
+        Raises:
+            SchemaError: a key is there twice.
+        """
+        if self._keys is not None:
+            self._keys.add(keys)
+
     def add_shard(self, num_samples: int, blocks: Sequence[Block], keys: Keys | None = None) -> None:
         """Take the next shard.
 
         Args:
             num_samples: at least 1.
             blocks: one per field, in the order of the schema.
-            keys: of its samples, if the container has keys.
+            keys: of its samples, if the container has keys and they were not given to `add_keys`.
         Raises:
             SchemaError: a key is there twice.
         """
-        if self._keys is not None and keys is not None:
-            self._keys.add(keys)
+        if keys is not None:
+            self.add_keys(keys)
         entries = [columns.add(block, num_samples) for columns, block in zip(self._columns, blocks, strict=True)]
         self._blocks.append(np.array(entries, BLOCK_ENTRY))
         self.num_samples += num_samples

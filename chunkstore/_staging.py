@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from chunkstore._format import dtypes
 from chunkstore._format.schema import Field
+from chunkstore._shards import Rows
 from chunkstore._storage.buffers import byte_view
 from chunkstore.errors import SchemaError
 
@@ -117,25 +118,32 @@ def _convert(field: Field, array: type_array, where: str) -> type_array:
 
 
 class FixedStage:
-    """Rows of a fixed shape, in one array that is used again for each shard."""
+    """Rows of a fixed shape, in one of two arrays that take turns: one is filled while the other is written."""
 
     def __init__(self, field: Field, capacity: int) -> None:
         self.field = field
         self.shape = cast("tuple[int, ...]", field.shape)
         # All of it at once: memory that was never touched costs nothing.
-        self.rows = np.empty((capacity, *self.shape), field.numpy_dtype)
+        self.rows, self._other = (np.empty((capacity, *self.shape), field.numpy_dtype) for _ in range(2))
 
     def put(self, place: int, value: object, where: str) -> int:
         """Take one row; 0, for what the rows have is known beforehand."""
         self.rows[place] = as_rows(self.field, value, 0, where)
         return 0
 
-    def block(self, count: int) -> memoryview:
-        """The bytes of the first `count` rows."""
-        return byte_view(self.rows[:count])
+    def take(self, count: int) -> Rows:
+        """The first `count` rows; the next ones go elsewhere, until the next `take`."""
+        taken = self.rows[:count]
+        self.rows, self._other = self._other, self.rows
+        return fixed_rows(self.field, taken)
 
     def drop(self, count: int) -> None:
         """Forget what comes from row `count` on: the next row goes there."""
+
+
+def fixed_rows(field: Field, rows: type_array) -> Rows:
+    """Rows of a fixed shape as they are in memory."""
+    return Rows(byte_view(rows), np.arange(1, len(rows) + 1, dtype=np.int64) * field.item_nbytes)
 
 
 class RaggedStage:
@@ -160,32 +168,20 @@ class RaggedStage:
         self._shapes.append(shape)
         return len(data)
 
-    def block(self, count: int) -> memoryview:
-        """The bytes of all rows."""
-        return memoryview(self._bytes)[: self._ends[count - 1]]
-
-    def row_ends(self) -> NDArray[np.int64]:
-        """Where each row ends in the block; shape (rows,)."""
-        return np.array(self._ends, np.int64)
-
-    def shapes(self) -> NDArray[np.int64] | None:
-        """Leading dimensions of each row, shape (rows, varying), where there are several."""
-        return np.array(self._shapes, np.int64).reshape(-1, self.field.varying) if self.field.varying > 1 else None
-
-    def counts(self) -> NDArray[np.int64]:
-        """Items of each row; shape (rows,)."""
-        if self.field.is_string:
-            return np.diff(self.row_ends(), prepend=0)
-        counts: NDArray[np.int64] = np.array(self._shapes, np.int64).reshape(-1, self.field.varying).prod(axis=1)
-        return counts
+    def take(self, count: int) -> Rows:
+        """The first `count` rows, which are all; the next ones are collected anew."""
+        self.drop(count)
+        ends = np.array(self._ends, np.int64)
+        leading = np.array(self._shapes, np.int64).reshape(count, -1)
+        counts = np.diff(ends, prepend=0) if self.field.is_string else leading.prod(axis=1)
+        taken = Rows(memoryview(self._bytes), ends, counts, leading if self.field.varying > 1 else None)
+        self._bytes, self._ends, self._shapes = bytearray(), [], []
+        return taken
 
     def drop(self, count: int) -> None:
         """Forget what comes from row `count` on."""
         del self._ends[count:], self._shapes[count:]
-        end = self._ends[-1] if self._ends else 0
-        if end != len(self._bytes):
-            # A view of the block may still be alive in a traceback; a bytearray of its own is never resized under it.
-            self._bytes = self._bytes[:end]
+        del self._bytes[self._ends[-1] if self._ends else 0 :]
 
 
 def encode_text(field: Field, value: object, where: str) -> bytes:

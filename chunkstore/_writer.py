@@ -10,7 +10,6 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkstore._format.checksum import BlockSums
 from chunkstore._format.constants import (
     HEAD_NBYTES,
     MAX_FILE_NBYTES,
@@ -19,10 +18,11 @@ from chunkstore._format.constants import (
     SHARD_SAMPLES,
 )
 from chunkstore._format.dtypes import parse
-from chunkstore._format.layout import group_bounds, samples_per_shard
+from chunkstore._format.layout import samples_per_shard
 from chunkstore._format.schema import Field, check_fields
 from chunkstore._format.segment import pad
-from chunkstore._index_writer import Block, IndexWriter, Keys
+from chunkstore._index_writer import IndexWriter, Keys
+from chunkstore._shards import Rows, ShardWriter
 from chunkstore._staging import (
     FixedStage,
     RaggedStage,
@@ -31,13 +31,12 @@ from chunkstore._staging import (
     batch_length,
     batch_rows,
     encode_text,
+    fixed_rows,
     infer_field,
 )
-from chunkstore._storage.buffers import byte_view
 from chunkstore._target import AppendTarget, NewTarget, Target
 from chunkstore.errors import ClosedError, PoisonedError, SchemaError
 
-_SUM_NBYTES = 8 << 20  # hashed and written in turns, while the piece is in the processor's cache or close to it
 type_slot = tuple[str, Any, Any, Any, Stage]
 type_fields = Sequence[Field] | Mapping[str, "Field | str | tuple[str, tuple[int | None, ...]]"]
 
@@ -61,7 +60,8 @@ class Writer:
             members are set, and the others stay.
         num_samples: how many will be added, if that is known: each field of fixed shape then is one contiguous array in
             the file. Otherwise the file has a piece of every field for every `shard_nbytes`. Not with mode `"a"`.
-        shard_nbytes: stored bytes of a shard; memory use is about this and one sample.
+        shard_nbytes: stored bytes of a shard. Memory use is about two of them and one sample: while one is summed and
+            written by two threads, the next one is filled.
     Raises:
         FileExistsError, FileNotFoundError, PermissionError, IsADirectoryError: now, before any work.
         SchemaError: the fields cannot be those of a container, or are not those of the one to append to.
@@ -94,6 +94,7 @@ class Writer:
         self._closed = False
         self._failure: BaseException | None = None
         self._with_keys: bool | None = None
+        self._shards = ShardWriter()
         self._stages: list[Stage] = []
         self._slots: list[type_slot] = []
         self._num_slots = -1  # what `add` compares first: no sample has this length while fields are unknown
@@ -145,6 +146,7 @@ class Writer:
         if not self._closed:
             self._closed = True
             self._num_slots = -1
+            self._shards.close()
             try:
                 self._target.close()
             finally:
@@ -168,6 +170,7 @@ class Writer:
             raise SchemaError(f"{self._path}: num_samples={self._promised} was promised, {len(self)} were added")
         try:
             self._flush()
+            self._shards.wait()
             index = self._ensure_index()
             index.set_attrs(self.attrs)
             self._target.commit(index, self._tail)
@@ -215,7 +218,7 @@ class Writer:
         Raises:
             SchemaError: it does not fit, or the key is not one; the writer is as before, and can go on. A key that was
                 used before is found later, when its shard is written.
-            WriteError: a shard could not be written; the writer takes nothing more.
+            WriteError: a shard could not be written, this one or the one before; the writer takes nothing more.
         """
         if len(sample) != self._num_slots:
             self._prepare(sample)
@@ -327,7 +330,8 @@ class Writer:
             stop = min(size, start + self._room())
             if self._count == 0 and stop - start == self._room():
                 self._keys += keys[start:stop] if keys is not None else []
-                self._guarded_flush([byte_view(array[start:stop]) for array in rows], stop - start)
+                # A whole shard as it is: written from the caller's memory, so before we return.
+                self._guarded_flush([array[start:stop] for array in rows])
             else:
                 self._stage_rows([array[start:stop] for array in rows], keys[start:stop] if keys is not None else [])
             start = stop
@@ -389,35 +393,39 @@ class Writer:
         """Bytes of all rows of a field, if they follow from their number."""
         return None if field.row_nbytes is None else num_samples * field.row_nbytes
 
-    def _guarded_flush(self, views: Sequence[memoryview] | None = None, count: int | None = None) -> None:
+    def _guarded_flush(self, arrays: Sequence[NDArray[Any]] | None = None) -> None:
         """Write a shard; if that fails, what is in the file is unknown and the writer takes nothing more."""
         try:
-            self._flush(views, count)
+            self._flush(arrays)
+            if arrays is not None:
+                self._shards.wait()
         except BaseException as error:
             self._fail(error)
             raise
 
-    def _flush(self, views: Sequence[memoryview] | None = None, count: int | None = None) -> None:
-        """Write the staged rows, or the given blocks of fixed-shape rows, as one shard."""
-        count = self._count if count is None else count
+    def _flush(self, arrays: Sequence[NDArray[Any]] | None = None) -> None:
+        """Hand over the staged rows, or the given rows of fixed shape, as one shard."""
+        count = self._count if arrays is None else len(arrays[0])
         if count == 0:
             return
         if self._promised is not None and self._num_written + count > self._promised:
             raise SchemaError(f"{self._path}: num_samples={self._promised} was promised, and more were added")
         index = self._ensure_index()
-        keys = Keys.of(self._keys) if self._with_keys else None
-        if keys is not None:
+        if self._with_keys:
+            keys = Keys.of(self._keys)
             self._target.check_keys(keys)
-        blocks = []
-        for number, stage in enumerate(self._stages):
-            view = stage.block(count) if views is None else views[number]
-            blocks.append(self._write_block(number, stage, view, count))
-        index.add_shard(count, blocks, keys)
-        for stage in self._stages:
-            stage.drop(0)
+            index.add_keys(keys)
+        self._shards.wait()
+        rows = [stage.take(count) for stage in self._stages] if arrays is None else self._given(arrays)
+        offsets = [self._place(number, field.data.nbytes) for number, field in enumerate(rows)]
+        self._shards.submit(self._target.sink, index, rows, offsets)
+        self._slots = [_slot(stage) for stage in self._stages]
         self._num_written += count
         self._keys, self._count, self._nbytes = [], 0, 0
         self._changed = True
+
+    def _given(self, arrays: Sequence[NDArray[Any]]) -> list[Rows]:
+        return [fixed_rows(stage.field, array) for stage, array in zip(self._stages, arrays, strict=True)]
 
     def _ensure_index(self) -> IndexWriter:
         if self._index is None:
@@ -427,20 +435,6 @@ class Writer:
                 self._target, self._tail = following, following.tail
             self._index = self._target.begin(self._fields, with_keys=bool(self._with_keys))
         return self._index
-
-    def _write_block(self, number: int, stage: Stage, view: memoryview, count: int) -> Block:
-        counts = shapes = None
-        if isinstance(stage, RaggedStage):
-            ends, counts, shapes = stage.row_ends(), stage.counts(), stage.shapes()
-        else:
-            ends = np.arange(1, count + 1, dtype=np.int64) * stage.field.item_nbytes
-        offset = self._place(number, view.nbytes)
-        sums = BlockSums(group_bounds(ends))
-        for start in range(0, view.nbytes, _SUM_NBYTES):
-            piece = view[start : start + _SUM_NBYTES]
-            sums.update(piece)
-            self._target.sink.pwrite(offset + start, piece)
-        return Block(offset, view.nbytes, *sums.finish(), counts, shapes)
 
     def _place(self, number: int, nbytes: int) -> int:
         """Where the next block of a field goes: into its region, or behind the last one; adjacent where it can."""
