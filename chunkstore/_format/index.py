@@ -35,6 +35,8 @@ from chunkstore.errors import CorruptError, FormatError, LimitError, TruncatedEr
 BLOCK_ENTRY: Final = np.dtype(
     [("offset", "<u8"), ("nbytes", "<u8"), ("sum", "<u8"), ("rows_per_group", "<u8"), ("first_group", "<u8")]
 )
+_MANY_SHARDS: Final = 1024  # more are not looked through only to save a lookup per batch
+_KINDS: Final = frozenset(Kind)
 _KEY_KINDS: Final = (Kind.KEY_BYTES, Kind.KEY_OFFSETS, Kind.KEY_HASHES, Kind.KEY_ORDER)
 type_ints = NDArray[np.int64]
 
@@ -93,6 +95,7 @@ class FieldIndex:
         )
         self._bases: dict[int, int] = {}  # for rows one by one and for batches: where shards begin in the column
         self._base_table: type_ints | None = None
+        self._straight: tuple[int, int, int] | tuple[()] | None = None
         self._stored = index.column(Kind.STORED_OFFSETS, number, firsts, "<i8") if self.field.codec != "raw" else None
 
     def extents(self) -> list[Extent]:
@@ -161,7 +164,7 @@ class FieldIndex:
     ) -> tuple[type_ints, type_ints, type_ints]:
         """(offset, nbytes, entries) of rows whose ends stand in a column."""
         first, last = column.take(positions), column.take(positions, 1)
-        base = self._bases_of(column, shards)
+        base: Any = self._bases_of(column, shards)
         room = self.block_nbytes[shards] // unit if unit else None
         bad = (first < base) | (last < first) | (base < 0)
         if room is not None:
@@ -171,7 +174,7 @@ class FieldIndex:
             raise self._corrupt(
                 int(positions[place]), f"offsets {first[place]} to {last[place]} do not lie in its block"
             )
-        counts = last - first
+        counts: type_ints = last - first
         return self.block_offset[shards] + (first - base) * unit, counts * unit, counts
 
     def _bases_of(self, column: Column, shards: type_ints) -> type_ints | int:
@@ -188,9 +191,35 @@ class FieldIndex:
             found = known[shards]
         return found
 
+    def _find_straight(self) -> tuple[int, int, int] | tuple[()]:
+        """(offset of the first item, its number, the number behind the last) where all blocks follow each other.
+
+        Then no shard need be looked up for a row. Empty where it is not so, or not worth to find out.
+        """
+        items, unit, shards = self._items, self.field.item_nbytes, len(self.block_offset)
+        if items is None or not unit or not 0 < shards <= _MANY_SHARDS or len(self.extents()) != 1:
+            return ()
+        bases = items.take(self.shard_starts[:-1])
+        low, top = int(bases[0]), items.item(int(self.shard_starts[-1]) - 1, 1)
+        ends = np.append(bases[1:], top)
+        if low < 0 or np.any(ends < bases) or np.any((ends - bases) != self.block_nbytes // unit):
+            return ()
+        whole = np.all(self.block_nbytes % unit == 0)
+        return (int(self.block_offset[0]), low, top) if whole else ()
+
     def ragged_rows(self, positions: type_ints) -> tuple[type_ints, type_ints, type_ints]:
         """`rows` and `counts` of a raw ragged field in one: (offset, nbytes, items); each of shape (B,)."""
         assert self._items is not None
+        if self._straight is None:
+            self._straight = self._find_straight()
+        if self._straight:
+            offset, low, top = self._straight
+            first, last = self._items.take(positions), self._items.take(positions, 1)
+            counts = last - first
+            # All of them are at least 0 unless one of three differences is negative.
+            if not positions.size or int(np.minimum.reduce((first - low) | counts | (top - last))) >= 0:
+                unit = self.field.item_nbytes
+                return (first - low) * unit + offset, counts * unit, counts
         found = self._variable(self._items, self.field.item_nbytes, positions, self._shards(positions))
         if not self.field.item_nbytes:  # otherwise the block bounds them
             self._check_limit(positions, found[2][:, None])
@@ -381,7 +410,7 @@ class Index:
                 raise CorruptError(f"{where}: section {kind.name} of {nbytes} bytes expected, found {found}")
         allowed = {(kind, NO_FIELD if number is None else number) for kind, number in sizes}
         for entry in directory.sections():
-            if entry.kind in set(Kind) and (entry.kind, entry.field) not in allowed:
+            if entry.kind in _KINDS and (entry.kind, entry.field) not in allowed:
                 self._check_optional(entry.kind, entry.field, where, entry.nbytes)
         if directory.num_fields != len(self.fields):
             raise CorruptError(f"{where} has {directory.num_fields} fields, SCHEMA {len(self.fields)}")
