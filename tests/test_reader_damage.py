@@ -1,0 +1,247 @@
+"""What a reader does with damaged bytes: the right error for what is damaged, right values for the rest."""
+
+from __future__ import annotations
+
+import re
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import chunkstore
+from chunkstore import CorruptError, Reader, Writer
+
+N = 40
+SMALL = np.random.default_rng(4).integers(0, 256, (N, 600), dtype=np.uint8)
+LARGE = np.random.default_rng(5).integers(0, 256, (N, 5000), dtype=np.uint8)
+TEXTS = [f"text {place}" * (place % 4) for place in range(N)]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows that share checksums (small), rows that have their own (large), texts, keys."""
+    path = tmp_path_factory.mktemp("damage") / "sound.cks"
+    fields = {"small": ("uint8", (600,)), "large": ("uint8", (5000,)), "text": "string"}
+    with Writer(path, fields=fields) as writer:
+        for place in range(N):
+            sample = {"small": SMALL[place], "large": LARGE[place], "text": TEXTS[place]}
+            writer.add(sample, key=f"k{place}")
+    return path
+
+
+@pytest.fixture(params=["mmap", "pread"])
+def backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+def damaged(sound: Path, target: Path, needle: bytes, at: int = 0) -> Path:
+    """A copy with one bit flipped, `at` bytes behind the place where `needle` stands."""
+    data = bytearray(sound.read_bytes())
+    place = bytes(data).index(needle) + at
+    data[place] ^= 1
+    target.write_bytes(data)
+    return target
+
+
+WAYS: dict[str, Callable[[Reader, list[int], str], Any]] = {
+    "one": lambda ds, positions, name: [ds[place][name] for place in positions],
+    "batch": lambda ds, positions, name: ds.batch(positions, fields=[name])[name],
+    "slice": lambda ds, positions, name: ds[min(positions) : max(positions) + 1][name],
+    "run": lambda ds, positions, name: ds.batch(range(min(positions), max(positions) + 1), fields=[name])[name],
+    "prove": lambda ds, positions, name: ds._prove(name, np.array(positions)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("verify", ["once", "always"])
+@pytest.mark.parametrize(("name", "rows", "shared"), [("small", SMALL, True), ("large", LARGE, False)])
+def test_one_flipped_bit(
+    sound: Path, tmp_path: Path, backend: Any, verify: Any, way: str, name: str, rows: Any, shared: bool
+) -> None:
+    """CorruptError with all that one needs to know, again each time; other samples stay readable."""
+    path = damaged(sound, tmp_path / "bad.cks", rows[17].tobytes(), 99)
+    with chunkstore.open(path, backend=backend, verify=verify, fields=[name]) as ds:
+        for _ in range(2):
+            with pytest.raises(CorruptError) as caught:
+                WAYS[way](ds, [16, 17, 18] if way in ("slice", "run") else [30, 17], name)
+            message = str(caught.value)
+            assert message.startswith(f"{path}: sample 1")
+            found = re.search(
+                r"sample (\d+) 'k(\d+)', shard 0, field '(\w+)', bytes \[(\d+), (\d+)\)(.*): stored xxh3 (\w{16}), "
+                r"computed (\w{16})\. Run `chunkstore verify .*bad\.cks`\.",
+                message,
+            )
+            assert found
+            start, stop = int(found[4]), int(found[5])
+            assert start <= sound.read_bytes().index(rows[17].tobytes()) < stop
+            assert ("share the checksum" in found[6]) == shared
+            assert shared or found[1] == found[2] == "17"
+        assert np.array_equal(ds[3][name], rows[3])
+        assert np.array_equal(ds.batch([1, 35])[name], rows[[1, 35]])
+        with pytest.raises(CorruptError, match=f"field {name!r}"):
+            ds.column(name)
+
+
+def test_off_does_not_look(sound: Path, tmp_path: Path, backend: Any) -> None:
+    """`verify="off"` hands out what is there."""
+    path = damaged(sound, tmp_path / "bad.cks", LARGE[17].tobytes())
+    with chunkstore.open(path, backend=backend, verify="off") as ds:
+        assert (ds[17]["large"] != LARGE[17]).sum() == 1
+        assert (ds.column("large") != LARGE).sum() == 1  # type: ignore[union-attr]
+
+
+def test_other_fields_stay_readable(sound: Path, tmp_path: Path, backend: Any) -> None:
+    """Damage in one field of a sample does not hide the others."""
+    path = damaged(sound, tmp_path / "bad.cks", LARGE[17].tobytes())
+    with chunkstore.open(path, backend=backend) as ds:
+        assert np.array_equal(ds.batch([17], fields=["small"])["small"], SMALL[[17]])
+        with pytest.raises(CorruptError, match="'large'"):
+            ds[17]
+
+
+def test_once_looks_once(sound: Path, tmp_path: Path, backend: Any) -> None:
+    """With "once" a proven chunk is not looked at again; with "always" it is."""
+    for verify, fails in (("once", False), ("always", True)):
+        path = tmp_path / f"{verify}.cks"
+        path.write_bytes(sound.read_bytes())
+        with chunkstore.open(path, backend=backend, verify=verify, fields=["large"]) as ds:  # type: ignore[arg-type]
+            assert np.array_equal(ds.batch([17, 3])["large"], LARGE[[17, 3]])
+            with open(path, "r+b") as file:
+                file.seek(sound.read_bytes().index(LARGE[17].tobytes()))
+                file.write(bytes([LARGE[17, 0] ^ 1]))
+            if fails:
+                with pytest.raises(CorruptError):
+                    ds.batch([17, 3])
+            else:
+                assert ds.batch([17, 3])["large"][0, 0] == LARGE[17, 0] ^ 1  # type: ignore[index]
+
+
+def test_everything_becomes_proven(sound: Path, backend: Any) -> None:
+    """After all rows were read, in whatever way, nothing is left to check."""
+    for read in (
+        lambda ds: ds[:],
+        lambda ds: [ds[place] for place in range(N)],
+        lambda ds: ds.batch(np.random.default_rng(0).permutation(N)),
+        lambda ds: [ds[place : place + 7] for place in range(0, N, 7)],
+        lambda ds: [ds.column(name) for name in ds.fields],
+        lambda ds: [ds.batch([place, place]) for place in range(N)],
+    ):
+        with chunkstore.open(sound, backend=backend) as ds:
+            read(ds)
+            assert [rows.checker.done for rows in ds._opened.rows.values()] == [True] * 3
+
+
+def test_text_that_is_not_utf8(tmp_path: Path, backend: Any) -> None:
+    """Found where it is decoded."""
+    path = tmp_path / "a.cks"
+    with Writer(path, fields={"t": "string"}) as writer:
+        writer.add({"t": "abc"})
+    data = path.read_bytes().replace(b"abc", b"a\xffc")
+    path.write_bytes(data)
+    with (
+        chunkstore.open(path, backend=backend, verify="off") as ds,
+        pytest.raises(CorruptError, match="sample 0, field 't': the text is not UTF-8"),
+    ):
+        ds[0]
+
+
+def read_everything(path: Path, backend: Any, verify: Any = "once") -> None:
+    """Each read is right or an error of ours."""
+    try:
+        ds = chunkstore.open(path, backend=backend, verify=verify)
+    except chunkstore.FormatError:
+        return
+    with ds:
+        for use in (
+            lambda: ds.attrs,
+            lambda: list(ds.keys or ()),
+            lambda: ds.find(["k3"]),
+            lambda: [ds.column(name) for name in ds.fields],
+            lambda: ds[:],
+            lambda: ds.batch([N - 1, 5, 5]),
+            *(lambda place=place: ds[place] for place in range(0, N, 3)),
+        ):
+            try:
+                use()
+            except (chunkstore.FormatError, chunkstore.SampleNotFoundError, IndexError):
+                continue
+    if verify != "off":
+        check_values(path, backend)
+
+
+def check_values(path: Path, backend: Any) -> None:
+    with chunkstore.open(path, backend=backend) as ds:
+        for place in range(min(N, len(ds))):
+            try:
+                sample = ds[place]
+            except chunkstore.FormatError:
+                continue
+            assert np.array_equal(sample["small"], SMALL[place])
+            assert np.array_equal(sample["large"], LARGE[place])
+            assert sample["text"] == TEXTS[place]
+
+
+@settings(max_examples=60)
+@given(bit=st.integers(0, 2**63), backend=st.sampled_from(["mmap", "pread"]), index_only=st.booleans())
+def test_any_flipped_bit(sound: Path, tmp_path_factory: Any, bit: int, backend: Any, index_only: bool) -> None:
+    """Anywhere in the file; in half of the tries in the index, which lies behind the data here."""
+    data = bytearray(sound.read_bytes())
+    first = data.index(b"CKS-INDX") if index_only else 0
+    place = first + bit // 8 % (len(data) - first)
+    data[place] ^= 1 << bit % 8
+    path = tmp_path_factory.getbasetemp() / "flipped.cks"
+    path.write_bytes(data)
+    read_everything(path, backend)
+
+
+@settings(max_examples=30)
+@given(nbytes=st.integers(0, 300_000), backend=st.sampled_from(["mmap", "pread"]))
+def test_any_truncation(sound: Path, tmp_path_factory: Any, nbytes: int, backend: Any) -> None:
+    """A file that was cut off is refused when it is opened."""
+    data = sound.read_bytes()
+    path = tmp_path_factory.getbasetemp() / "cut.cks"
+    path.write_bytes(data[: min(nbytes, len(data) - 1)])
+    with pytest.raises((chunkstore.TruncatedError, chunkstore.NotAContainerError)):
+        chunkstore.open(path, backend=backend)
+
+
+VECTORS = sorted((Path(__file__).resolve().parent.parent / "spec" / "vectors" / "invalid").glob("*.cks"))
+
+
+@pytest.mark.parametrize("verify", ["once", "off"])
+def test_hostile_vectors_take_no_memory(backend: Any, verify: Any) -> None:
+    """Whatever the bytes say, with right checksums: only our errors, and no large allocation."""
+    for path in VECTORS:
+        nbytes = path.stat().st_size
+        tracemalloc.start()
+        try:
+            read_hostile(path, backend, verify)
+            assert tracemalloc.get_traced_memory()[1] < 4 * nbytes + (1 << 20), path.name
+        finally:
+            tracemalloc.stop()
+
+
+def read_hostile(path: Path, backend: Any, verify: Any) -> None:
+    try:
+        ds = chunkstore.open(path, backend=backend, verify=verify)
+    except chunkstore.FormatError:
+        return
+    with ds:
+        count = min(len(ds), 50)
+        for name in ds.fields:
+            for use in (
+                lambda name=name: ds.batch([*range(count), 0][::-1], fields=[name]),
+                lambda name=name: ds.batch(range(count), fields=[name]),
+                lambda name=name: ds.column(name),
+                lambda: [ds[place] for place in range(count)],
+                lambda: next(iter(ds), None),
+            ):
+                try:
+                    use()
+                except (chunkstore.FormatError, IndexError):
+                    continue
