@@ -29,12 +29,13 @@ LAYERS = [
     ["_format.section"],
     ["_format.*"],  # keys, layout, index: what stands on all of the above
     ["_storage.*"],
-    ["_loading.batch", "_loading.ragged", "_loading.gather"],  # the reader gathers with them, too
+    ["_loading.batch", "_loading.ragged", "_loading.checked", "_loading.coded", "_loading.gather"],  # the reader gathers with them
     ["_index_writer", "_staging"],  # what the ways of writing share
     ["_writer*", "_reader*", "_verify*"],
     ["_ingest.*"],
     ["_loading.*"],
     ["__init__"],
+    ["_torch.*"],
     ["torch", "tf"],
     ["_cli*", "__main__"],
 ]
@@ -42,7 +43,7 @@ LAYERS = [
 APART = ["_writer*", "_reader*", "_verify*"]
 # Outside packages that have their place; what is not named here (NumPy, ...) may be used everywhere.
 ONLY_IN = {
-    "torch": ["torch"],
+    "torch": ["torch", "_torch.*"],
     "tensorflow": ["tf"],
     "ml_dtypes": ["_format.dtypes"],
     "xxhash": ["_format.checksum"],

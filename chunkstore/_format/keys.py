@@ -17,7 +17,6 @@ from chunkstore._format.constants import MAX_KEY_NBYTES
 from chunkstore._format.section import Section
 from chunkstore.errors import CorruptError, LimitError
 
-
 _FEW: Final = 16  # keys; below it one by one is quicker than all in step
 
 

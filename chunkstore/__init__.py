@@ -1,0 +1,128 @@
+"""One file for a data set of arrays: convert once, read random samples fast, prove every byte.
+
+    import chunkstore
+
+    chunkstore.convert("data/", "train.cks")
+    with chunkstore.open("train.cks") as ds:
+        ds[7]                          # one sample: {"image": ndarray, "label": ndarray}
+        ds.batch([5, 3, 3])            # many: {"image": ndarray (3, ...), "label": ndarray (3,)}
+    assert chunkstore.verify("train.cks").ok
+
+PyTorch and TensorFlow: `chunkstore.torch` and `chunkstore.tf`, imported by name when they are wanted.
+"""
+
+from __future__ import annotations
+
+import importlib as _importlib
+import typing as _typing
+
+if _typing.TYPE_CHECKING:
+    from chunkstore._format.schema import Field
+    from chunkstore._ingest.convert import convert
+    from chunkstore._ingest.export import export
+    from chunkstore._ingest.report import ConvertReport, ExportReport
+    from chunkstore._ingest.scan import Skipped
+    from chunkstore._loading.ragged import Ragged
+    from chunkstore._merge import merge
+    from chunkstore._reader import Reader, open
+    from chunkstore._reader_select import Selection
+    from chunkstore._repack import repack
+    from chunkstore._verify import verify
+    from chunkstore._verify_report import Damage, Report
+    from chunkstore._writer import Writer
+    from chunkstore.errors import (
+        ChunkstoreError,
+        ClosedError,
+        CommitUnknownError,
+        CorruptError,
+        FormatError,
+        IngestError,
+        LimitError,
+        LockedError,
+        MissingExtraError,
+        NotAContainerError,
+        PoisonedError,
+        ReplacedError,
+        SampleNotFoundError,
+        SchemaError,
+        StateError,
+        TruncatedError,
+        UnsupportedFeatureError,
+        UnsupportedVersionError,
+        WriteError,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChunkstoreError",
+    "ClosedError",
+    "CommitUnknownError",
+    "ConvertReport",
+    "CorruptError",
+    "Damage",
+    "ExportReport",
+    "Field",
+    "FormatError",
+    "IngestError",
+    "LimitError",
+    "LockedError",
+    "MissingExtraError",
+    "NotAContainerError",
+    "PoisonedError",
+    "Ragged",
+    "Reader",
+    "ReplacedError",
+    "Report",
+    "SampleNotFoundError",
+    "SchemaError",
+    "Selection",
+    "Skipped",
+    "StateError",
+    "TruncatedError",
+    "UnsupportedFeatureError",
+    "UnsupportedVersionError",
+    "WriteError",
+    "Writer",
+    "__version__",
+    "convert",
+    "export",
+    "merge",
+    "open",
+    "repack",
+    "verify",
+]
+
+# Where each name that is no error lives. Modules are imported when a name is first used: whoever only wants to read
+# does not wait for the converter, and `chunkstore --help` not for NumPy. test_exported_names.py looks each of them up,
+# and mypy holds the imports above against `__all__`.
+_HOMES = {
+    "ConvertReport": "_ingest.report",
+    "Damage": "_verify_report",
+    "ExportReport": "_ingest.report",
+    "Field": "_format.schema",
+    "Ragged": "_loading.ragged",
+    "Reader": "_reader",
+    "Report": "_verify_report",
+    "Selection": "_reader_select",
+    "Skipped": "_ingest.scan",
+    "Writer": "_writer",
+    "convert": "_ingest.convert",
+    "export": "_ingest.export",
+    "merge": "_merge",
+    "open": "_reader",
+    "repack": "_repack",
+    "verify": "_verify",
+}
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'chunkstore' has no attribute {name!r}")
+    value = getattr(_importlib.import_module(f"chunkstore.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""The command line: `main` holds the group; one module for each group of commands, one function for each command."""

@@ -1,0 +1,223 @@
+"""What the index alone tells about a container and its rows."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from typing import Any, Final
+
+import numpy as np
+
+from chunkstore._cli.output import nbytes_text, one_line, plural, shape_text, table
+from chunkstore._format.constants import ATTRS_RESERVED, FORMAT_MAJOR, HEAD_NBYTES, SUM_ALIGNMENT, Kind
+from chunkstore._format.index import FieldIndex, Index
+from chunkstore._format.segment import num_pages, pad
+from chunkstore._reader import Reader
+
+_KEY_KINDS: Final = (Kind.KEY_BYTES, Kind.KEY_OFFSETS, Kind.KEY_HASHES, Kind.KEY_ORDER)
+_ROW_KINDS: Final = (Kind.OFFSETS, Kind.SHAPES, Kind.STORED_OFFSETS)
+_SHOWN: Final = 8
+
+
+class RowSizes:
+    """Shapes and stored bytes of rows, without reading them."""
+
+    def __init__(self, ds: Reader) -> None:
+        names = [field.name for field in ds._index.fields]
+        self._indices = {name: FieldIndex(ds._index, names.index(name)) for name in ds.fields}
+
+    def shapes(self, position: int) -> dict[str, tuple[int, ...]]:
+        """Shape of the sample's row of each field; of a text, how many bytes of UTF-8."""
+        found = {}
+        at = np.array([position], np.int64)
+        for name, index in self._indices.items():
+            dims = index.shapes(at, index.counts(at))[0].tolist() if index.field.ragged else []
+            found[name] = (*dims, *index.field.item_shape)
+        return found
+
+    def nbytes(self, position: int) -> int:
+        """Stored bytes of the sample."""
+        return sum(index.row(position)[1] for index in self._indices.values())
+
+
+def container_facts(ds: Reader) -> dict[str, Any]:
+    """Everything that `chunkstore info` says, ready for JSON. Costs the same for any number of samples."""
+    index = ds._index
+    superblock = index.superblock
+    attrs = ds.attrs
+    converted = attrs.pop(ATTRS_RESERVED, None)
+    return {
+        "path": ds.path,
+        "format": f"{FORMAT_MAJOR}.{superblock.minor}",
+        "num_samples": index.num_samples,
+        "has_keys": index.has_keys,
+        "fields": [_field_facts(index, number) for number in range(len(index.fields))],
+        "num_shards": len(index.shard_starts) - 1,
+        "num_segments": len(index.directories),
+        "generation": superblock.generation,
+        "uuid": str(uuid.UUID(bytes=superblock.uuid)),
+        "fingerprint": index.fingerprint,
+        "sizes": _sizes(index, ds._source.size),
+        "origin": _origin(converted),
+        "attrs": attrs,
+        "superblock_damage": [{"superblock": which, "message": what} for which, what in index.head.damage],
+    }
+
+
+def _field_facts(index: Index, number: int) -> dict[str, Any]:
+    field = index.fields[number]
+    blocks = index.blocks[:, number]
+    extents = FieldIndex(index, number).extents()
+    return {
+        "name": field.name,
+        "dtype": field.dtype,
+        "shape": list(field.shape),
+        "codec": field.codec,
+        "row_nbytes": field.row_nbytes,
+        "nbytes": int(blocks["nbytes"].sum()),
+        "num_extents": len(extents),
+        "offset": extents[0].offset if len(extents) == 1 else None,
+    }
+
+
+def _sizes(index: Index, file_nbytes: int) -> dict[str, Any]:
+    """Where the bytes of the file are; what no line names is padding or superseded."""
+    kinds = _section_nbytes(index)
+    data = int(index.blocks["nbytes"].sum())
+    segments = sum(directory.segment_nbytes for directory in index.directories)
+    keys = sum(kinds[kind] for kind in _KEY_KINDS)
+    text = sum(entry.nbytes for d in index.directories for entry in d.sections() if entry.kind == Kind.KEY_BYTES)
+    num = max(index.num_samples, 1)
+    end = index.superblock.committed_end
+    return {
+        "file_nbytes": file_nbytes,
+        "committed_nbytes": end,
+        "data_nbytes": data,
+        "superblocks_nbytes": HEAD_NBYTES,
+        "index_nbytes": segments,
+        "checksums_nbytes": kinds[Kind.CHUNK_SUMS],
+        "row_offsets_nbytes": sum(kinds[kind] for kind in _ROW_KINDS),
+        "keys_nbytes": keys,
+        "key_text_nbytes": text,
+        "key_nbytes_per_sample_beyond_text": (keys - text) / num if index.has_keys else 0.0,
+        "superseded_nbytes": _superseded_nbytes(index),
+        "padding_nbytes": end - HEAD_NBYTES - data - segments - _superseded_nbytes(index),
+        "overhead_nbytes": end - data,
+        "overhead_share_of_data": (end - data) / data if data else None,
+    }
+
+
+def _section_nbytes(index: Index) -> Counter[int]:
+    """Bytes of each kind of section with its page sums, over all segments."""
+    found: Counter[int] = Counter()
+    for directory in index.directories:
+        for entry in directory.sections():
+            found[entry.kind] += pad(entry.nbytes, SUM_ALIGNMENT) + 8 * num_pages(entry.nbytes)
+    return found
+
+
+def _superseded_nbytes(index: Index) -> int:
+    """Bytes of index segments that a later one has taken the place of."""
+    newest = index.directories[-1]
+    entry = newest.find(Kind.SUPERSEDED, 0xFFFFFFFF)
+    if entry is None:
+        return 0
+    section = index.section(newest, Kind.SUPERSEDED)
+    section.ensure_all()
+    return int(section.array("<u8").reshape(-1, 3)[:, 1].sum())
+
+
+def _origin(converted: Any) -> dict[str, Any] | None:
+    """What the samples were before, in a few words; None for a container that was written by a program."""
+    origin = converted.get("origin") if isinstance(converted, dict) else None
+    if not isinstance(origin, dict):
+        return None
+    kept = {name: origin[name] for name in ("layout", "suffix", "label") if isinstance(origin.get(name), str)}
+    files = origin.get("files")
+    return {**kept, "num_files": len(files)} if isinstance(files, list) else kept
+
+
+def facts_text(facts: dict[str, Any]) -> str:
+    """The same for people."""
+    sizes = facts["sizes"]
+    keys = "with keys" if facts["has_keys"] else "without keys"
+    size = nbytes_text(sizes["file_nbytes"])
+    what = f"chunkstore {facts['format']}, {plural(facts['num_samples'], 'sample')} {keys}, {size}"
+    lines = [
+        f"{one_line(facts['path'])}: {what}",
+        "",
+        _fields_text(facts["fields"]),
+        "",
+        *_size_lines(facts),
+        "",
+        f"shards       {facts['num_shards']:,}",
+        f"generation   {facts['generation']:,} (index segments: {facts['num_segments']})",
+        f"fingerprint  {facts['fingerprint']}",
+        f"uuid         {facts['uuid']}",
+        *_origin_lines(facts),
+        *(f"DAMAGED      superblock {d['superblock']}: {one_line(d['message'])}" for d in facts["superblock_damage"]),
+    ]
+    return "\n".join(lines)
+
+
+def _fields_text(fields: list[dict[str, Any]]) -> str:
+    rows = [("field", "dtype", "shape", "codec", "bytes a row", "bytes", "extents")]
+    for field in fields:
+        row = "varies" if field["row_nbytes"] is None else f"{field['row_nbytes']:,}"
+        rows.append(
+            (
+                one_line(field["name"]),
+                field["dtype"],
+                shape_text(field["shape"]),
+                field["codec"],
+                row,
+                f"{field['nbytes']:,}",
+                f"{field['num_extents']:,}",
+            )
+        )
+    return table(rows, right=(4, 5, 6))
+
+
+def _size_lines(facts: dict[str, Any]) -> list[str]:
+    sizes = facts["sizes"]
+    data = sizes["data_nbytes"]
+    rows = [
+        ("data", data, ""),
+        ("superblocks", sizes["superblocks_nbytes"], ""),
+        ("index", sizes["index_nbytes"], _index_remark(sizes, facts["has_keys"])),
+        ("padding", sizes["padding_nbytes"], ""),
+    ]
+    if sizes["superseded_nbytes"]:
+        rows.append(("superseded", sizes["superseded_nbytes"], "  old index segments; `chunkstore repack` drops them"))
+    if sizes["file_nbytes"] > sizes["committed_nbytes"]:
+        rest = sizes["file_nbytes"] - sizes["committed_nbytes"]
+        rows.append(("uncommitted", rest, "  behind the last commit: an append is under way, or was interrupted"))
+    share = sizes["overhead_share_of_data"]
+    note = "" if share is None else f" ({share:.2%} of it)" if share < 1 else f" ({share:.1f} times as much)"
+    rows.append(("overhead", sizes["overhead_nbytes"], f"  all but the data{note}"))
+    return [f"{name:<11}  {nbytes:>16,} bytes{remark}" for name, nbytes, remark in rows]
+
+
+def _index_remark(sizes: dict[str, Any], has_keys: bool) -> str:
+    parts = [f"checksums {sizes['checksums_nbytes']:,}"]
+    if sizes["row_offsets_nbytes"]:
+        parts.append(f"offsets of rows {sizes['row_offsets_nbytes']:,}")
+    if has_keys:
+        extra = sizes["key_nbytes_per_sample_beyond_text"]
+        parts.append(f"keys {sizes['keys_nbytes']:,}: text and {extra:.1f} bytes a sample")
+    return f"  ({'; '.join(parts)})"
+
+
+def _origin_lines(facts: dict[str, Any]) -> list[str]:
+    lines = []
+    origin = facts["origin"]
+    if origin:
+        files = f", {plural(origin['num_files'], 'file')}" if "num_files" in origin else ""
+        kind = f" of {one_line(origin['suffix'])} files" if "suffix" in origin else ""
+        lines.append(f"origin       chunkstore convert, layout {one_line(origin.get('layout', '?'))}{kind}{files}")
+    for name, value in list(facts["attrs"].items())[:_SHOWN]:
+        text = one_line(repr(value))
+        lines.append(f"attrs        {one_line(name)}: {text if len(text) <= 90 else text[:87] + '...'}")
+    if len(facts["attrs"]) > _SHOWN:
+        lines.append(f"attrs        ... and {len(facts['attrs']) - _SHOWN} more, see --json")
+    return lines

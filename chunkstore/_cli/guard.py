@@ -1,0 +1,102 @@
+"""Every error becomes one message on stderr and one exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any, Final
+
+import click
+
+from chunkstore._cli.output import log
+from chunkstore.errors import (
+    ChunkstoreError,
+    FormatError,
+    IngestError,
+    LockedError,
+    MissingExtraError,
+    PoisonedError,
+    ReplacedError,
+    SampleNotFoundError,
+    SchemaError,
+)
+
+GOOD: Final = 0
+BAD_DATA: Final = 1
+USAGE: Final = 2
+NO_ACCESS: Final = 3
+INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
+BROKEN_PIPE: Final = 141  # 128 + SIGPIPE: what every other command of a pipeline ends with
+
+_NO_ACCESS_ERRORS: Final = (OSError, LockedError, PoisonedError, ReplacedError, MissingExtraError)
+_BAD_DATA_ERRORS: Final = (FormatError, IngestError, SchemaError, SampleNotFoundError)
+
+
+class Commands(click.Group):
+    """A group whose commands may raise what the package raises."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors end as a message and an exit code."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, where a broken pipe is still caught
+            return result
+        except (ChunkstoreError, OSError, KeyboardInterrupt, MemoryError) as error:
+            ctx.exit(report(error))
+
+
+def report(error: BaseException) -> int:
+    """Say what went wrong and return the exit code. `CHUNKSTORE_TRACEBACK=1` in the environment shows where."""
+    try:
+        sys.stdout.flush()  # results come before the error also where both streams go to one file
+    except BrokenPipeError as broken:
+        error = broken
+    if isinstance(error, BrokenPipeError):
+        _discard_stdout()
+        return BROKEN_PIPE
+    if os.environ.get("CHUNKSTORE_TRACEBACK"):
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        click.echo(err=True)  # the terminal shows ^C where the bar was
+        log(str(error) or "interrupted: nothing was changed. Run the same again: it starts over")
+        return INTERRUPTED
+    if isinstance(error, MemoryError):
+        log(f"error: out of memory{': ' + str(error) if str(error) else ''}")
+        return NO_ACCESS
+    log(f"error: {message(error)}")
+    return exit_code(error)
+
+
+def exit_code(error: BaseException) -> int:
+    """1 where the data is bad or refused, 3 where something cannot be read or written."""
+    if isinstance(error, _NO_ACCESS_ERRORS):
+        return NO_ACCESS
+    return BAD_DATA if isinstance(error, (*_BAD_DATA_ERRORS, ChunkstoreError)) else USAGE
+
+
+def message(error: BaseException) -> str:
+    """One clear text: where, what; an `OSError` of the system gets what to do."""
+    if not isinstance(error, OSError) or isinstance(error, ChunkstoreError) or not error.strerror:
+        return str(error) or type(error).__name__
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    return f"{where}{error.strerror}{_advice(error)}"
+
+
+def _advice(error: OSError) -> str:
+    if error.errno is None or error.strerror != os.strerror(error.errno):
+        return ""  # we raised it, and it says what to do
+    if isinstance(error, FileNotFoundError):
+        return ". Check the path"
+    if isinstance(error, FileExistsError):
+        return ". Give another name, or remove it"
+    return ""
+
+
+def _discard_stdout() -> None:
+    """What is still buffered would raise once more when the interpreter ends."""
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass  # stdout is no file: it has no pipe either

@@ -1,0 +1,213 @@
+"""`info`, `ls`, `get`: what is in a container."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+import click
+
+from chunkstore._cli.facts import RowSizes, container_facts, facts_text
+from chunkstore._cli.options import check_fields, container_argument, json_option, open_container
+from chunkstore._cli.output import (
+    log,
+    nbytes_text,
+    one_line,
+    plural,
+    shape_text,
+    write,
+    write_json,
+    write_json_line,
+)
+from chunkstore._cli.sample import first_values, row_facts, save
+from chunkstore._reader import Reader
+from chunkstore.errors import SampleNotFoundError
+
+_PIECE: Final = 4096  # samples whose keys and shapes are read at once
+_MATCH_ALL: Final = re.compile("", re.DOTALL).match
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  chunkstore info train.cks
+  chunkstore info train.cks --json | jq .fields
+""",
+)
+@container_argument
+@json_option
+def info(file: str, as_json: bool) -> None:
+    """Say what is in FILE: fields, counts, sizes, overheads, fingerprint.
+
+    Reads the head and the index only: takes the same time for any number of samples.
+    """
+    with open_container(file) as ds:
+        facts = container_facts(ds)
+    if as_json:
+        write_json(facts)
+    else:
+        write(facts_text(facts))
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  chunkstore ls train.cks --head 5
+  chunkstore ls train.cks 'cat/*' --long
+  chunkstore ls train.cks --json | jq -r .key
+"""
+)
+@container_argument
+@click.argument("pattern", required=False, metavar="[PATTERN]")
+@click.option("--long", "-l", is_flag=True, help="With the stored bytes and the shape of each field.")
+@click.option("--head", "-n", type=click.IntRange(min=0), metavar="N", help="Only the first N that match.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each sample, one per line.")
+def ls(file: str, pattern: str | None, long: bool, head: int | None, as_json: bool) -> None:
+    """List the samples of FILE: position and key.
+
+    PATTERN is a shell pattern for keys; `*` also matches `/`.
+    """
+    with open_container(file) as ds:
+        if pattern is not None and ds.keys is None:
+            raise click.UsageError(f"{file} has no keys, so PATTERN has nothing to match; leave it out")
+        width = len(str(max(len(ds) - 1, 0)))
+        sizes = RowSizes(ds) if long else None
+        for position, key in itertools.islice(_matching(ds, pattern), head):
+            _list(sizes, position, key, width, as_json=as_json)
+
+
+def _matching(ds: Reader, pattern: str | None) -> Iterator[tuple[int, str | None]]:
+    """(position, key) of the samples that match, in order."""
+    if ds.keys is None:
+        yield from ((position, None) for position in range(len(ds)))
+        return
+    matches = _MATCH_ALL if pattern is None else re.compile(fnmatch.translate(pattern)).match
+    for start in range(0, len(ds), _PIECE):
+        for place, key in enumerate(ds.keys[start : start + _PIECE]):
+            if matches(key):
+                yield start + place, key
+
+
+def _list(sizes: RowSizes | None, position: int, key: str | None, width: int, *, as_json: bool) -> None:
+    shapes = {} if sizes is None else sizes.shapes(position)
+    nbytes = 0 if sizes is None else sizes.nbytes(position)
+    if as_json:
+        extra = {"nbytes": nbytes, "shapes": {name: list(shape) for name, shape in shapes.items()}} if sizes else {}
+        write_json_line({"position": position, "key": key, **extra})
+        return
+    parts = [str(position).rjust(width)]
+    if sizes is not None:
+        parts.append(f"{nbytes:>12,}")
+    parts += [] if key is None else [one_line(key)]
+    parts += [f"{one_line(name)}{shape_text(shape)}" for name, shape in shapes.items()]
+    write("  ".join(parts))
+
+
+class _WithNegatives(click.Command):
+    """A command in which `-1` is a position, and not an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the first such argument behind `--`, where it is no option."""
+        negative = next((arg for arg in args if re.fullmatch("-[0-9]+", arg)), None)
+        if negative is not None and "--" not in args:
+            place = args.index(negative)
+            args = [*args[:place], *args[place + 1 :], "--", negative]
+        return super().parse_args(ctx, args)
+
+
+@click.command(
+    cls=_WithNegatives,
+    epilog="""\b
+Examples:
+  chunkstore get train.cks cat/0007
+  chunkstore get train.cks -1
+  chunkstore get train.cks cat/0007 --field image --out cat.png
+  chunkstore get train.cks 0007 --key
+""",
+)
+@container_argument
+@click.argument("which", metavar="KEY|POSITION")
+@click.option("--field", "fields", multiple=True, metavar="NAME", help="Only this field; repeat it for more.")
+@click.option("--key", "as_what", flag_value="key", help="Take KEY|POSITION as a key.")
+@click.option("--position", "as_what", flag_value="position", help="Take KEY|POSITION as a position.")
+@click.option(
+    "--out",
+    type=click.Path(),
+    metavar="PATH",
+    help="Write it instead: .npy (one field), .npz (all), .png (one field that is an image: (H, W), (H, W, 1|3|4) or "
+    "(1|3|4, H, W)).",
+)
+@click.option("--overwrite", is_flag=True, help="Replace PATH if it is there.")
+@json_option
+def get(
+    file: str,
+    which: str,
+    fields: tuple[str, ...],
+    as_what: str | None,
+    out: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Show one sample of FILE, or write it as a file.
+
+    What is a key of FILE is taken as a key; else an integer is taken as a position, negative ones counted from the
+    end. --key and --position force one of the two.
+    """
+    with open_container(file) as ds:
+        check_fields(ds, fields)
+        position = _position(ds, which, as_what)
+        key = None if ds.keys is None else ds.keys[position]
+        chosen = {name: row for name, row in ds[position].items() if not fields or name in fields}
+        if out is not None:
+            write(save(out, chosen, overwrite=overwrite))
+            return
+        rows = {name: row_facts(row, ds.fields[name]) for name, row in chosen.items()}
+        if as_json:
+            write_json({"position": position, "key": key, "fields": rows})
+            return
+        named = "" if key is None else f", key '{one_line(key)}'"
+        write(f"position {position:,} of {plural(len(ds), 'sample')}{named}")
+        for name, row in chosen.items():
+            write(_row_text(name, row, rows[name]))
+
+
+def _position(ds: Reader, which: str, as_what: str | None) -> int:
+    """Position of the sample that the user means."""
+    integer = re.fullmatch(r"[+-]?[0-9]+", which) is not None
+    if as_what == "position" and not integer:
+        raise click.BadParameter(f"{which!r} is no integer", param_hint="'--position'")
+    has_key = as_what != "position" and ds.keys is not None and which in ds.keys
+    if has_key or as_what == "key" or not integer:
+        if not has_key and not integer and ds.keys is None:
+            raise SampleNotFoundError(
+                f"{ds.path}: no sample {which!r}: the samples have no keys; give a position from 0 to {len(ds) - 1}"
+            )
+        position = int(ds.find([which])[0])
+        if integer and as_what is None and -len(ds) <= int(which) < len(ds) and position != int(which) % len(ds):
+            log(f"note: {which!r} is the key of position {position}; --position gives position {which}")
+        return position
+    position = int(which)
+    if not -len(ds) <= position < len(ds):
+        raise SampleNotFoundError(
+            f"{ds.path}: no sample {which}: it is no key, and positions go from 0 to {len(ds) - 1:,}"
+            if len(ds)
+            else f"{ds.path}: no sample {which}: the container is empty"
+        )
+    return position % len(ds)
+
+
+def _row_text(name: str, row: Any, facts: dict[str, Any]) -> str:
+    """Some lines about one field of a sample."""
+    if isinstance(row, str):
+        text = one_line(row[:200]) + ("..." if len(row) > 200 else "")
+        return f"  {one_line(name)}: text of {len(row):,} characters: {text}"
+    lines = [f"  {one_line(name)}: {facts['dtype']} {shape_text(row.shape)}, {nbytes_text(row.nbytes)}"]
+    if "min" in facts and row.size > 1:
+        lines.append(f"    min {facts['min']:.6g}, max {facts['max']:.6g}, mean {facts['mean']:.6g}")
+    values = first_values(row)
+    if values:
+        lines.append(f"    {'value' if row.size == 1 else 'first values'}: {values}")
+    return "\n".join(lines)

@@ -1,0 +1,144 @@
+"""`convert`, `append`, `export`: between files of arrays and containers."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+import click
+
+import chunkstore
+from chunkstore._cli.guard import BAD_DATA
+from chunkstore._cli.options import (
+    check_fields,
+    container_argument,
+    json_option,
+    open_container,
+    refuse_container_sources,
+    size_callback,
+    source_options,
+)
+from chunkstore._cli.output import printable, rate_text, samples_bar, write, write_json, write_prose
+from chunkstore._format.constants import SHARD_NBYTES
+
+_LAYOUTS = """\b
+How files become samples (--layout):
+  files    each .npy is a sample (field 'data'); each .npz is one, its arrays
+           are the fields. The key of a sample is its path without suffix.
+  rows     the first axis is the sample axis: one huge .npy; an .npz with
+           x_train and y_train; several files are strung together. No keys.
+  paired   files that share a stem make a sample: images/0001.npy with
+           labels/0001.npy, or 0001_image.npy with 0001_label.npy.
+  classes  as files, and the number of the first folder is the field 'label':
+           cat/0001.npy, dog/0001.npy. attrs['class_names'] has their names.
+  auto     says what it chose and why, and asks you where two readings fit.
+"""
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  chunkstore convert data/ train.cks
+  chunkstore convert photos/ photos.cks --layout classes --field image=data
+  chunkstore convert mnist.npz mnist.cks --field image=x_train --field label=y_train
+  chunkstore convert shots/ shots.cks --exclude 'old/*' --on-error skip
+  chunkstore convert data/ train.cks --dry-run
+"""
+)
+@click.argument("paths", nargs=-1, type=click.Path(), metavar="SRC... DST")
+@source_options
+@click.option(
+    "--workers", type=click.IntRange(min=1), metavar="N", help="Processes to use; any N gives the same bytes."
+)
+@click.option(
+    "--shard-size",
+    callback=size_callback,
+    metavar="SIZE",
+    default=f"{SHARD_NBYTES >> 20}MiB",
+    show_default=True,
+    help="Stored bytes of a shard, the unit of parallel work and verification.",
+)
+@click.option("--verify", is_flag=True, help="Read the container back and compare every value with the sources.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and how large it would be; write nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace DST if it is there, once the new container is complete.")
+@json_option
+@click.pass_context
+def convert(
+    ctx: click.Context,
+    /,
+    paths: tuple[str, ...],
+    shard_size: int,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make the container DST of directories or files of .npy and .npz.
+
+    Directories are read recursively, in natural order (2 before 10). DST appears under its name only when it is
+    complete and on the disk; on any error, and on Ctrl-C, nothing is left behind.
+    """
+    if len(paths) < 2:
+        raise click.UsageError("name what to convert and the container to make: chunkstore convert data/ train.cks")
+    *sources, dst = paths
+    refuse_container_sources(sources)
+    if os.path.isfile(dst) and not overwrite and not options["dry_run"]:
+        raise FileExistsError(f"{dst}: there is such a file. Give another name; --overwrite replaces it")
+    with samples_bar("convert") as progress:
+        report = chunkstore.convert(
+            sources, dst, mode="w" if overwrite else "x", shard_nbytes=shard_size, progress=progress, **options
+        )
+    if as_json:
+        write_json(report.as_dict())
+    else:
+        write_prose(report.summary())
+        _say_rates(report)
+        _say_next(report)
+    if report.skipped:
+        ctx.exit(BAD_DATA)
+
+
+convert.help = f"{inspect.cleandoc(convert.help or '')}\n\n{_LAYOUTS}"
+
+
+def _say_rates(report: chunkstore.ConvertReport) -> None:
+    if report.dry_run:
+        write("dry run: nothing was written")
+        return
+    seconds = max(report.seconds, 1e-9)
+    files = f", {report.num_files / seconds:,.0f} files/s" if report.num_files > 9 else ""
+    write(f"{report.num_samples / seconds:,.0f} samples/s{files}{rate_text(report.nbytes, seconds)}")
+
+
+def _say_next(report: chunkstore.ConvertReport) -> None:
+    if report.dry_run:
+        return
+    path = printable(report.path)
+    write(f"next: chunkstore info {path}")
+    write(f"      python: import chunkstore; ds = chunkstore.open({report.path!r}); ds[0]")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  chunkstore export train.cks data-again/
+  chunkstore export train.cks labels/ --field label
+"""
+)
+@container_argument
+@click.argument("directory", type=click.Path(), metavar="DIR")
+@click.option("--field", "fields", multiple=True, metavar="NAME", help="Only this field; repeat it for more.")
+@json_option
+def export(file: str, directory: str, fields: tuple[str, ...], as_json: bool) -> None:
+    """Write the samples of FILE back as .npy and .npz files.
+
+    Files get the relative names, array names and dtypes that they had before `convert`, and the same values, bit by
+    bit. DIR must not exist or be empty; it appears when everything is written.
+    """
+    with open_container(file) as ds, samples_bar("export") as progress:
+        check_fields(ds, fields)
+        report = chunkstore.export(ds, directory, fields=list(fields) or None, progress=progress)
+    if as_json:
+        write_json(report.as_dict())
+    else:
+        write_prose(report.summary())

@@ -1,0 +1,148 @@
+"""Options and argument types that several commands share."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from chunkstore._cli.output import one_line
+from chunkstore._format.constants import MAGIC
+from chunkstore.errors import IngestError, NotAContainerError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?)(i?b?)", re.IGNORECASE)
+LAYOUTS = ("auto", "files", "rows", "paired", "classes")
+
+
+def size_callback(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """A number of bytes from `4096`, `64MiB`, `64M`; all units are powers of 1024."""
+    match = _SIZE.fullmatch(value.strip())
+    nbytes = 0 if match is None else int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
+    if nbytes < 1:
+        raise click.BadParameter(
+            f"{value!r} is no size; expected a number of bytes such as 4096, 512KiB or 64MiB", ctx, param
+        )
+    return nbytes
+
+
+def container_argument(function: _F) -> _F:
+    """FILE: the path of a container."""
+    return click.argument("file", type=click.Path())(function)
+
+
+def json_option(function: _F) -> _F:
+    """--json"""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
+
+
+def _checked(parse: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[str, ...]]:
+    """Callback: what the converter cannot parse is an error of usage, found before any file is looked at."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+        from chunkstore._ingest import specs
+
+        try:
+            getattr(specs, parse)(value)
+        except IngestError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+        return value
+
+    return callback
+
+
+def source_options(function: _F) -> _F:
+    """What decides how files become samples; the same for `convert` and `append`."""
+    decorators = [
+        click.option(
+            "--layout",
+            type=click.Choice(LAYOUTS),
+            default="auto",
+            show_default=True,
+            help="How files become samples, see above.",
+        ),
+        click.option(
+            "--field",
+            "fields",
+            multiple=True,
+            metavar="NAME=SOURCE",
+            callback=_checked("parse_fields"),
+            help="Take the array SOURCE as field NAME; repeat it for more. Arrays that are not named are left out.",
+        ),
+        click.option(
+            "--dtype",
+            multiple=True,
+            metavar="[NAME=]TYPE",
+            callback=_checked("parse_dtypes"),
+            help="Store field NAME (or all) as TYPE, where every value allows it: float64 for longdouble, bfloat16 for "
+            "files that hold it as raw bytes.",
+        ),
+        click.option("--include", multiple=True, metavar="GLOB", help="Take only files that match, e.g. 'train/*'."),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out what matches, e.g. '*_mask.npy'."),
+        click.option(
+            "--on-error",
+            type=click.Choice(["fail", "skip"]),
+            default="fail",
+            show_default=True,
+            help="What to do about a file that is damaged or unlike the others: stop, with nothing written; or leave "
+            "it out, list it with the reason, and exit with 1.",
+        ),
+        click.option(
+            "--allow-pickle",
+            is_flag=True,
+            help="Read object arrays of arrays. They are pickles, which can run any code: only for files of your own.",
+        ),
+    ]
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
+
+
+def open_container(path: str, **options: Any) -> Any:
+    """`chunkstore.open`, with advice for what is no container.
+
+    Returns:
+        A `Reader` (not annotated as such: the commands that use it are checked by their tests).
+    """
+    import chunkstore
+
+    advise_if_no_container(path)
+    return chunkstore.open(path, **options)
+
+
+def advise_if_no_container(path: str) -> None:
+    """Say what to do with a directory, an `.npy` or an `.npz` where a container is wanted."""
+    if os.path.isdir(path):
+        made = one_line(os.path.basename(os.path.abspath(path)) or "data")
+        raise IsADirectoryError(
+            f"{path}: this is a directory, and a container is wanted. Make one of it: "
+            f"chunkstore convert {path} {made}.cks"
+        )
+    if path.endswith((".npy", ".npz")) and os.path.isfile(path):
+        raise NotAContainerError(
+            f"{path}: an {path[-4:]} file, and a container is wanted. Make one of it: "
+            f"chunkstore convert {path} {path[:-4]}.cks"
+        )
+
+
+def refuse_container_sources(sources: Sequence[str]) -> None:
+    """A container as a source is a mix-up of arguments, or a wish for another command."""
+    for source in sources:
+        if os.path.isfile(source) and not source.endswith((".npy", ".npz")):
+            with open(source, "rb") as file:
+                if file.read(len(MAGIC)) == MAGIC:
+                    raise IngestError(
+                        f"{source}: this is a container already, and sources are directories, .npy or .npz files. "
+                        f"Its files come back with: chunkstore export {source} DIRECTORY"
+                    )
+
+
+def check_fields(ds: Any, fields: tuple[str, ...]) -> None:
+    """A field of `--field` that the reader does not have is an error of usage."""
+    for name in fields:
+        if name not in ds.fields:
+            known = ", ".join(map(repr, ds.fields))
+            raise click.BadParameter(f"{ds.path} has no field {name!r}; it has {known}", param_hint="'--field'")

@@ -1,0 +1,115 @@
+"""One sample for the eye: facts about its rows, and files of them."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._cli.output import one_line, shape_text
+from chunkstore._cli.png import encode_png
+from chunkstore._format.schema import Field
+
+_FIRST: Final = 8
+_SUFFIXES: Final = (".npy", ".npz", ".png")
+
+
+def row_facts(row: Any, field: Field) -> dict[str, Any]:
+    """dtype, shape, nbytes, range and first values of one row, ready for JSON."""
+    if isinstance(row, str):
+        return {"dtype": field.dtype, "nbytes": len(row.encode("utf-8", "surrogatepass")), "text": row}
+    facts: dict[str, Any] = {"dtype": field.dtype, "shape": list(row.shape), "nbytes": row.nbytes}
+    numbers = _numbers(row)
+    if numbers is not None and numbers.size:
+        facts |= {
+            "min": float(numbers.min()),
+            "max": float(numbers.max()),
+            "mean": float(numbers.mean(dtype=np.float64)),
+        }
+    return {**facts, "first": [_json_value(value) for value in row.reshape(-1)[:_FIRST]]}
+
+
+def _numbers(row: NDArray[Any]) -> NDArray[Any] | None:
+    """The row as something that has an order and a mean, or None."""
+    if row.dtype.kind in "biu":
+        return row
+    if row.dtype.kind == "f":
+        return row.astype(np.float32) if row.dtype.itemsize < 4 else row
+    # The small floats of ml_dtypes have kind "V", as have raw bytes where that package is missing.
+    if row.dtype.kind == "V" and row.dtype.name.startswith(("bfloat", "float")):
+        return row.astype(np.float32)
+    return None
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, (np.bool_, np.integer, np.floating)):
+        return value.item()
+    return str(value) if not isinstance(value, np.void) else value.tobytes().hex()
+
+
+def first_values(row: NDArray[Any]) -> str:
+    """The first values of a row as one line."""
+    shown = [_short(value) for value in row.reshape(-1)[:_FIRST]]
+    return " ".join(shown) + (" ..." if row.size > _FIRST else "")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, np.floating):
+        return f"{float(value):.6g}"
+    if isinstance(value, (str, bytes)):
+        return one_line(repr(value))
+    return value.tobytes().hex() if isinstance(value, np.void) else str(value)
+
+
+def save(path: str, rows: Mapping[str, Any], *, overwrite: bool) -> str:
+    """Write rows as `.npy`, `.npz` or `.png`, by the suffix of the path.
+
+    Returns:
+        A line that says what was written.
+    Raises:
+        click.BadParameter: another suffix; several fields where the file holds one; a row that is no image.
+        FileExistsError, OSError: it cannot be written.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in _SUFFIXES:
+        raise click.BadParameter(f"{path!r} ends in none of {', '.join(_SUFFIXES)}", param_hint="'--out'")
+    arrays = {name: np.asarray(row) for name, row in rows.items()}
+    if suffix != ".npz" and len(arrays) != 1:
+        known = ", ".join(map(repr, arrays))
+        raise click.BadParameter(
+            f"a {suffix} file holds one field, and the sample has {known}: pick one with --field", param_hint="'--out'"
+        )
+    data, what = _encode(suffix, arrays)
+    with open(path, "wb" if overwrite else "xb") as file:
+        file.write(data)
+    return f"{one_line(path)}: {what}, {len(data):,} bytes"
+
+
+def _write_npz(file: io.BytesIO, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """As `np.savez`, which cannot take an array that is named `file`."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _encode(suffix: str, arrays: Mapping[str, NDArray[Any]]) -> tuple[bytes | memoryview, str]:
+    buffer = io.BytesIO()
+    if suffix == ".npz":
+        _write_npz(buffer, arrays)
+        return buffer.getbuffer(), f"fields {', '.join(map(one_line, arrays))}"
+    name, row = next(iter(arrays.items()))
+    if suffix == ".npy":
+        np.save(buffer, row)
+        return buffer.getbuffer(), f"field {one_line(name)}, {row.dtype} {shape_text(row.shape)}"
+    try:
+        data, remark = encode_png(row)
+    except ValueError as error:
+        raise click.BadParameter(f"field {name!r}: {error}", param_hint="'--out'") from None
+    return data, f"field {one_line(name)}, {remark}"
