@@ -26,6 +26,7 @@ if _typing.TYPE_CHECKING:
     from chunkstore._merge import merge
     from chunkstore._reader import Reader, open
     from chunkstore._reader_select import Selection
+    from chunkstore._recover import Lost, Recovery, recover
     from chunkstore._repack import repack
     from chunkstore._verify import verify
     from chunkstore._verify_report import Damage, Report
@@ -67,11 +68,13 @@ __all__ = [
     "IngestError",
     "LimitError",
     "LockedError",
+    "Lost",
     "MissingExtraError",
     "NotAContainerError",
     "PoisonedError",
     "Ragged",
     "Reader",
+    "Recovery",
     "ReplacedError",
     "Report",
     "SampleNotFoundError",
@@ -89,6 +92,7 @@ __all__ = [
     "export",
     "merge",
     "open",
+    "recover",
     "repack",
     "verify",
 ]
@@ -101,8 +105,10 @@ _HOMES = {
     "Damage": "_verify_report",
     "ExportReport": "_ingest.report",
     "Field": "_format.schema",
+    "Lost": "_recover",
     "Ragged": "_loading.ragged",
     "Reader": "_reader",
+    "Recovery": "_recover",
     "Report": "_verify_report",
     "Selection": "_reader_select",
     "Skipped": "_ingest.scan",
@@ -111,6 +117,7 @@ _HOMES = {
     "export": "_ingest.export",
     "merge": "_merge",
     "open": "_reader",
+    "recover": "_recover",
     "repack": "_repack",
     "verify": "_verify",
 }

@@ -44,13 +44,13 @@ class Lost:
     """A run of samples that could not be proven good.
 
     Attributes:
-        start, stop: positions in the damaged container, half-open; stop is None where nobody knows how many there were.
+        start, stop: positions in the damaged container, half-open.
         key: of the first, where it can be read.
         reason: what is wrong with it, in one sentence.
     """
 
     start: int
-    stop: int | None
+    stop: int
     key: str | None
     reason: str
 

@@ -771,3 +771,30 @@ def test_import_is_fast() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     assert run.stdout.strip() == "[]"
+
+
+# -- containers out of containers -------------------------------------------------------------------------------------
+
+
+def test_merge_repack_and_recover(tmp_path: Path) -> None:
+    """Two containers into one; some of it in another order; what a damaged one still has."""
+    for name in "ab":
+        with chunkstore.Writer(tmp_path / f"{name}.cks") as writer:
+            writer.add_batch({"x": np.arange(1000, 1010)}, [f"{name}{n}" for n in range(10)])
+    a, b, all_, some, saved = (str(tmp_path / f"{name}.cks") for name in ("a", "b", "all", "some", "saved"))
+    assert "20 samples" in good("merge", all_, a, b)
+    (tmp_path / "keys").write_text("b3\na7\n")
+    assert json.loads(good("repack", all_, some, "--keys", str(tmp_path / "keys"), "--json"))["num_samples"] == 2
+    with chunkstore.open(some) as ds:
+        assert list(ds.keys or []) == ["b3", "a7"]
+        assert ds.column("x").tolist() == [1003, 1007]
+    assert "10 samples saved" in good("recover", a, saved)
+    data = bytearray(Path(a).read_bytes())
+    data[data.index((1004).to_bytes(8, "little"))] ^= 1
+    Path(a).write_bytes(data)
+    result = run("recover", a, saved, "--overwrite")
+    assert result.exit_code == 1
+    assert "lost: samples 0 to 9 (from 'a0' on): field 'x', bytes [" in result.output
+    assert "0 samples saved" in result.output
+    assert run("merge", all_, a, b).exit_code == 3
+    assert run("merge", all_, a, b, "--overwrite").exit_code == 1

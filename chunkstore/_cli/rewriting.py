@@ -1,0 +1,126 @@
+"""`merge`, `repack`, `recover`: containers out of containers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+import chunkstore
+from chunkstore._cli import guard
+from chunkstore._cli.options import advise_if_no_container, json_option
+from chunkstore._cli.output import bytes_bar, nbytes_text, one_line, plural, samples_bar, write, write_json, write_prose
+
+_SHOWN = 20
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace OUT if it is there, once the new one is complete.")
+
+
+def _mode(overwrite: bool) -> Literal["x", "w"]:
+    return "w" if overwrite else "x"
+
+
+def _report(path: str, as_json: bool) -> None:
+    """What became of it."""
+    with chunkstore.open(path, backend="pread") as ds:
+        nbytes = Path(path).stat().st_size
+        if as_json:
+            write_json({"path": path, "num_samples": len(ds), "nbytes": nbytes, "fingerprint": ds.fingerprint})
+        else:
+            write(f"{one_line(path)}: {plural(len(ds), 'sample')}, {nbytes_text(nbytes)}, verified")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  chunkstore merge all.cks part-*.cks
+"""
+)
+@click.argument("out", type=click.Path())
+@click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
+@_overwrite
+@json_option
+def merge(out: str, files: tuple[str, ...], overwrite: bool, as_json: bool) -> None:
+    """Put the samples of each FILE into the new container OUT, in the order given.
+
+    All must have the same fields, and no key twice. Data are copied by the system where it can, and OUT is verified
+    as a whole before it gets its name.
+    """
+    for file in files:
+        advise_if_no_container(file)
+    with bytes_bar("merge") as progress:
+        chunkstore.merge(files, out, mode=_mode(overwrite), progress=progress)
+    _report(out, as_json)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  chunkstore repack appended.cks train.cks
+  chunkstore repack train.cks subset.cks --keys chosen.txt
+"""
+)
+@click.argument("file", type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option(
+    "--keys",
+    "keys_file",
+    type=click.File("r", encoding="utf-8"),
+    metavar="LIST",
+    help="Only the samples whose keys stand in LIST, one a line ('-': standard input), in that order.",
+)
+@_overwrite
+@json_option
+def repack(file: str, out: str, keys_file: Any, overwrite: bool, as_json: bool) -> None:
+    """Write the samples of FILE into the new container OUT, each field in one piece again.
+
+    For files that grew by appending or streaming: reads in order get faster, and superseded parts are gone. Every row
+    is proven as it is read, and OUT is verified before it gets its name.
+    """
+    advise_if_no_container(file)
+    keys = None if keys_file is None else [line.rstrip("\n") for line in keys_file if line.strip()]
+    with samples_bar("repack") as progress:
+        chunkstore.repack(
+            file, out, keys=keys, mode=_mode(overwrite), progress=lambda done, total: progress(done, total, 0, 0)
+        )
+    _report(out, as_json)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  chunkstore recover damaged.cks saved.cks
+"""
+)
+@click.argument("file", type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option("--all", "show_all", is_flag=True, help=f"List all that is lost, not only the first {_SHOWN} runs.")
+@_overwrite
+@json_option
+@click.pass_context
+def recover(ctx: click.Context, file: str, out: str, show_all: bool, overwrite: bool, as_json: bool) -> None:
+    """Save every sample of the damaged FILE whose bytes can be proven good into the new container OUT.
+
+    Nothing is guessed: what has not the checksums that were written with it is lost, and listed. FILE is only read.
+    Exit code 1 if anything is lost.
+    """
+    with samples_bar("recover") as progress:
+        report = chunkstore.recover(
+            file, out, mode=_mode(overwrite), progress=lambda done, total: progress(done, total, 0, 0)
+        )
+    if as_json:
+        write_json(report.as_dict())
+    else:
+        write_prose(_recovery_text(report, None if show_all else _SHOWN))
+    ctx.exit(guard.GOOD if report.complete else guard.BAD_DATA)
+
+
+def _recovery_text(report: chunkstore.Recovery, most: int | None) -> str:
+    lines = [f"note: {note}" for note in report.notes]
+    for lost in report.lost[:most]:
+        key = "" if lost.key is None else f" (from {lost.key!r} on)"
+        lines.append(f"lost: samples {lost.start} to {lost.stop - 1}{key}: {lost.reason}")
+    if most is not None and len(report.lost) > most:
+        lines.append(f"... and {len(report.lost) - most:,} more runs; --all lists them")
+    lines.append(f"{plural(report.num_saved, 'sample')} saved in {report.out}")
+    return "\n".join(lines)
