@@ -29,6 +29,7 @@ from chunkstore.errors import IngestError
 
 SUFFIXES: Final = (".npy", ".npz")
 _HIDDEN: Final = frozenset({"__MACOSX", "__pycache__"})
+_ANY_DIGIT: Final = dict.fromkeys(range(ord("0"), ord("9") + 1), "0")
 _DIGITS: Final = re.compile(r"[0-9]+")
 Matcher = Callable[[str], object]
 
@@ -111,7 +112,9 @@ def _number_key(match: re.Match[str]) -> str:
 def natural_sort(names: list[str]) -> list[str]:
     """Sorted in natural order, ties by code point."""
     names.sort()  # for the ties: the second sort is stable
-    names.sort(key=natural_key)
+    # Where digits stand at the same places in all names (0001, 0002, ...), both orders are one.
+    if len({name.translate(_ANY_DIGIT) for name in names}) > 1:
+        names.sort(key=natural_key)
     return names
 
 
@@ -247,9 +250,13 @@ class _Walker:
         """Names of the files and of the directories to take, unsorted."""
         files: list[str] = []
         directories: list[str] = []
+        plain = self.include is None and self.exclude is None
         with os.scandir(directory) as listing:
             for entry in listing:
                 name = entry.name
+                if plain and name.endswith(SUFFIXES) and name[0] != "." and _is_file(entry):
+                    files.append(name)  # what follows says the same, at 1 µs more for each of a million files
+                    continue
                 if name[0] == "." or name in _HIDDEN:
                     self.scan.num_hidden += 1
                 elif _is_directory(entry):
