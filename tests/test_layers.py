@@ -29,14 +29,15 @@ LAYERS = [
     ["_format.section"],
     ["_format.*"],  # keys, layout, index: what stands on all of the above
     ["_storage.*"],
-    ["_loading.batch", "_loading.ragged", "_loading.checked", "_loading.coded", "_loading.gather"],  # the reader gathers with them
-    ["_index_writer", "_staging"],  # what the ways of writing share
+    ["_loading.batch", "_loading.ragged", "_loading.checked", "_loading.coded", "_loading.gather"],  # for the reader
+    ["_index_writer", "_shards", "_staging", "_target"],  # what the ways of writing share
     ["_writer*", "_reader*", "_verify*"],
+    ["_merge", "_repack", "_recover"],
     ["_ingest.*"],
     ["_loading.*"],
     ["__init__"],
-    ["_torch.*"],
-    ["torch", "tf"],
+    ["_torch.*", "_tf.*"],
+    ["torch", "tf", "grain", "jax"],
     ["_cli*", "__main__"],
 ]
 # None of these imports another, though they share a row: verify, above all, is a second opinion.
@@ -44,13 +45,14 @@ APART = ["_writer*", "_reader*", "_verify*"]
 # Outside packages that have their place; what is not named here (NumPy, ...) may be used everywhere.
 ONLY_IN = {
     "torch": ["torch", "_torch.*"],
-    "tensorflow": ["tf"],
+    "tensorflow": ["tf", "_tf.*"],
+    "grain": ["grain"],
+    "jax": ["jax"],
     "ml_dtypes": ["_format.dtypes"],
     "xxhash": ["_format.checksum"],
     "zstandard": ["_format.codec"],
     "blosc2": ["_format.codec"],
     "click": ["_cli*"],
-    "PIL": ["_cli*"],
     "mmap": ["_storage.*"],
     "fcntl": ["_storage.*"],
 }
