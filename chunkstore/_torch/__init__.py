@@ -1,0 +1,1 @@
+"""What `chunkstore.torch` is made of; import it from there."""

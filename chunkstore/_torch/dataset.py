@@ -1,0 +1,282 @@
+"""`Dataset`: a container as a map-style data set of torch, one gather per batch."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
+
+from chunkstore._format.checksum import sum64
+from chunkstore._loading.recycle import Recycler
+from chunkstore._reader import Reader
+from chunkstore._reader import open as open_reader
+from chunkstore._reader_select import Selection
+from chunkstore._torch.collate import Batch, Sample, collate
+from chunkstore._torch.convert import RaggedMode, columns_of
+from chunkstore.errors import ReplacedError
+
+Transform = Callable[[Any], Any]
+Backend = Literal["auto", "mmap", "pread"]
+Verify = Literal["once", "always", "off"]
+_KEPT_BATCHES: Final = 3  # of the plain data set: one with the user, one that he just dropped, one in the making
+
+
+class Dataset(torch.utils.data.Dataset[Any]):
+    """A container for `torch.utils.data.DataLoader` and everything that is built on it.
+
+        DataLoader(Dataset("train.cks"), batch_size=256, shuffle=True)
+
+    One sample is a dict of tensors; `DataLoader` gets whole batches, made by one gather per field. Works with
+    `num_workers` and every start method, `pin_memory`, `Subset`, `random_split`, `ConcatDataset`, any sampler.
+
+    Args:
+        source: path of a container, or a `Reader` or `Selection`, which stays the caller's to close.
+        fields: which fields, default all.
+        transform: called with each sample (a dict of tensors), returns what takes its place. Runs where the sample is
+            loaded: in a worker process or in a thread of a `Loader`. Must be picklable where workers are spawned.
+        batch_transform: called with each batch after collation, e.g. to cast a whole batch at once: far cheaper.
+        ragged: what a batch has for a field whose rows differ in size. "offsets": `RaggedTensors(values, offsets,
+            shapes)`; "nested": a nested tensor, jagged; "list": one tensor a row, sharing memory; "pad": one tensor
+            (B, largest..., *item_shape).
+        pad_value: for "pad", in the field's dtype. Choose one that the data have not, or use "offsets", where the
+            lengths matter.
+        backend, verify: as `chunkstore.open`; only with a path.
+
+    Tensors own their memory: writing to them never changes the container or another batch. Memory of a batch is used
+    again once no tensor, view or array refers to it. dtypes are those of the fields; datetime64 and timedelta64 come as
+    int64 in the field's unit; texts and bytes of shape () as `str` and `bytes`, in a batch as a list of them.
+
+    Raises:
+        TypeError: torch has no such dtype; the message names the fields to choose.
+        ValueError: an unknown field, or an argument that does not fit.
+        All that `chunkstore.open` raises.
+    Safe from many threads if the transforms are. Pickles in under 1 kB besides the transforms.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Reader | Selection,
+        *,
+        fields: Sequence[str] | None = None,
+        transform: Transform | None = None,
+        batch_transform: Transform | None = None,
+        ragged: RaggedMode = "offsets",
+        pad_value: Any = 0,
+        backend: Backend = "auto",
+        verify: Verify = "once",
+    ) -> None:
+        for name, function in (("transform", transform), ("batch_transform", batch_transform)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name}: expected a function, found {type(function).__name__}")
+        self._options: dict[str, Any] | None = None
+        if isinstance(source, Reader | Selection):
+            if backend != "auto" or verify != "once":
+                raise ValueError("backend, verify: give them to chunkstore.open; the reader given here has its own")
+            self._reader: Reader | Selection | None = source
+        elif isinstance(source, str | os.PathLike):
+            self._options = {"path": os.fspath(source), "backend": backend, "verify": verify, "fields": fields}
+            self._reader = open_reader(**self._options)
+        else:
+            raise TypeError(f"source: expected a path or a Reader, found {type(source).__name__}")
+        self._closed_fingerprint = ""
+        self.transform = transform
+        self.batch_transform = batch_transform
+        self.ragged: RaggedMode = ragged
+        self.pad_value = pad_value
+        self.path = self._reader.path
+        self._names = self._chosen_names(fields)
+        self._prepare()
+
+    def _chosen_names(self, fields: Sequence[str] | None) -> tuple[str, ...]:
+        known = self.reader.fields
+        if fields is None:
+            return tuple(known)
+        if isinstance(fields, str):
+            raise TypeError(f"fields: expected a sequence of names, found one text; use [{fields!r}]")
+        for name in fields:
+            if name not in known:
+                raise ValueError(f"fields: {self.path} has no field {name!r}; there are {', '.join(map(repr, known))}")
+        return tuple(fields)
+
+    def _prepare(self) -> None:
+        known = self.reader.fields
+        self._columns = columns_of(known, self._names, self.path, self.ragged, self.pad_value)
+        # A transform sees each row in its own shape; what it returns is put together as `ragged` says.
+        self._loaded = self._columns
+        if self.transform is not None:
+            self._loaded = columns_of(known, self._names, self.path, "list", self.pad_value)
+        self._fixed = [
+            (name, column.field.item_shape, column.buffer_dtype)
+            for name, column in self._columns.items()
+            if column.fixed
+        ]
+        self._all_fields = list(self._names) == list(known)
+        self._recycler = Recycler(_KEPT_BATCHES)
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = ("_columns", "_loaded", "_fixed", "_all_fields", "_recycler")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
+
+    # What it is -----------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.path!r}, {len(self):,} samples, fields={list(self._names)})"
+
+    @property
+    def reader(self) -> Reader | Selection:
+        """Where the samples come from. Opened again where `close` has closed it.
+
+        Raises:
+            ReplacedError: the path names another container by now.
+        """
+        if self._reader is None:
+            assert self._options is not None
+            reader = open_reader(**self._options)
+            if reader.fingerprint != self._closed_fingerprint:
+                reader.close()
+                raise ReplacedError(
+                    f"{self.path}: the container is not the one that was open before; make a new Dataset"
+                )
+            self._reader = reader
+        return self._reader
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that a sample has."""
+        return self._names
+
+    @property
+    def sample_nbytes(self) -> int:
+        """Bytes of the fields of fixed shape of one sample."""
+        return sum(column.field.item_nbytes for column in self._columns.values() if column.fixed)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the samples and their sequence, as the state of a loader has it."""
+        return fingerprint_of(self.reader)
+
+    def close(self) -> None:
+        """Close the container if this data set opened it; the next use opens it again. Idempotent."""
+        self._recycler.clear()
+        if self._options is not None and self._reader is not None:
+            assert isinstance(self._reader, Reader)
+            self._closed_fingerprint = self._reader.fingerprint
+            self._reader.close()
+            self._reader = None
+
+    # Samples --------------------------------------------------------------------------------------
+
+    def __getitem__(self, index: int | str) -> Any:
+        """One sample by position or key, in memory of its own, after `transform`.
+
+        Raises:
+            IndexError, SampleNotFoundError, CorruptError: as a `Reader`.
+        """
+        if not isinstance(index, str):
+            try:
+                index = operator.index(index)
+            except TypeError:
+                found = type(index).__name__
+                raise TypeError(f"a sample has one position or key, found {found}; for many use a DataLoader") from None
+        row = self._row(index)
+        columns = self._columns
+        sample = Sample({name: columns[name].row(value) for name, value in row.items()}, columns)
+        return sample if self.transform is None else self._transformed(sample, index)
+
+    def _row(self, index: int | str) -> dict[str, Any]:
+        if self._all_fields:
+            return self.reader[index]
+        if isinstance(index, str):
+            index = int(self.reader.find([index])[0])
+        elif not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside [-{len(self)}, {len(self)}): there are {len(self)} samples")
+        rows = self.reader.batch([index], fields=self._names)
+        return {name: value[0] for name, value in rows.items()}
+
+    def __getitems__(self, indices: Sequence[int] | NDArray[Any]) -> Sequence[Any]:
+        """Many samples by one gather per field: what `DataLoader` calls for a batch.
+
+        Returns:
+            A sequence of samples that `default_collate` takes as the batch it is; with `transform` alone, a list.
+        """
+        allocate = _allocate_shared if get_worker_info() is not None else self._recycler.empty
+        if self.transform is not None and self.batch_transform is None:
+            return self._transform_each(self._gather(indices, allocate), indices)
+        return Batch(self.make_batch(indices, allocate), len(indices), self._columns)
+
+    def prefetch(self, indices: NDArray[np.int64]) -> None:
+        """Ask the system to read these samples soon; does nothing on warm data."""
+        self.reader.prefetch(indices, fields=None if self._all_fields else self._names)
+
+    def make_batch(self, indices: NDArray[np.int64], allocate: Callable[..., NDArray[Any]]) -> Any:
+        """A whole batch, after all transforms; for `Loader`.
+
+        Args:
+            allocate: called with (name, shape, dtype); gives the memory to gather a field of fixed shape into.
+        """
+        batch: Any = self._gather(indices, allocate)
+        if self.transform is not None:
+            batch = _collated(self._transform_each(batch, indices))
+        return batch if self.batch_transform is None else self.batch_transform(batch)
+
+    def _gather(self, indices: Any, allocate: Callable[..., NDArray[Any]]) -> dict[str, Any]:
+        num_rows = len(indices)
+        out = {name: allocate(name, (num_rows, *shape), dtype) for name, shape, dtype in self._fixed}
+        arrays = self.reader.batch(indices, fields=None if self._all_fields else self._names, out=out)
+        return {name: column.batch(arrays[name]) for name, column in self._loaded.items()}
+
+    def _transform_each(self, batch: dict[str, Any], indices: Any) -> list[Any]:
+        samples = Batch(batch, len(indices), self._columns)
+        return [self._transformed(samples[place], indices[place]) for place in range(len(indices))]
+
+    def _transformed(self, sample: Sample, index: Any) -> Any:
+        assert self.transform is not None
+        try:
+            result = self.transform(sample)
+        except Exception as error:
+            error.add_note(f"in transform= of sample {self.describe(index)} of {self.path}")
+            raise
+        return Sample(result, self._columns) if type(result) is dict else result
+
+    def describe(self, index: Any) -> str:
+        """Position and key of a sample, for messages."""
+        if isinstance(index, str):
+            return repr(index)
+        position = int(index)
+        keys = self.reader.keys if isinstance(self.reader, Reader) else None
+        return str(position) if keys is None else f"{position} {keys[position]!r}"
+
+
+def fingerprint_of(reader: Reader | Selection) -> str:
+    """Identity of the samples and their sequence: a selection adds a sum of its positions."""
+    if not isinstance(reader, Selection):
+        return reader.fingerprint
+    return f"{reader.fingerprint}-{sum64(reader.positions.astype('<i8').tobytes()):016x}"
+
+
+def _collated(samples: Sequence[Any]) -> Any:
+    first = samples[0] if samples else None
+    return collate(samples) if isinstance(first, Sample) else torch.utils.data.default_collate(list(samples))
+
+
+def _allocate_shared(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Memory that a worker process hands to its parent without another copy, as `default_collate` does it."""
+    nbytes = int(np.prod(shape)) * dtype.itemsize
+    new_shared = getattr(torch.UntypedStorage, "_new_shared", None)
+    if not nbytes or new_shared is None:
+        return np.empty(shape, dtype)
+    memory = torch.empty(0, dtype=torch.uint8).set_(new_shared(nbytes)).numpy()
+    return np.ndarray(shape, dtype, memory)

@@ -1,0 +1,371 @@
+"""`Loader`: batches of a container, made ahead by threads, on the device where they are wanted."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import torch
+
+from chunkstore._loading.epochs import Epochs
+from chunkstore._loading.permutation import IntArray, checked_int
+from chunkstore._loading.prefetch import Ring
+from chunkstore._reader import Reader
+from chunkstore._reader_select import Selection
+from chunkstore._storage.source import cold_reads
+from chunkstore._torch.convert import RaggedMode, num_bytes
+from chunkstore._torch.dataset import Backend, Dataset, Transform, Verify
+from chunkstore._torch.sampler import Pad, Ranks, Shuffle, make_order
+from chunkstore._torch.transfer import Allocate, Blocking, CudaDriver, Host, Staging, Transfer, as_device
+
+_SHOWN_SAMPLES: Final = 4
+_TWO_THREADS_NBYTES: Final = 4 << 20
+MAX_PREFETCH: Final = 1024
+
+
+@dataclass(frozen=True)
+class LoaderStats:
+    """What a loader did so far, over all its iterations.
+
+    Attributes:
+        num_batches, num_samples, num_bytes: delivered; bytes of the tensors as the user got them.
+        wait_seconds: how long the user waited in `next()`.
+        load_seconds: how long threads were busy with batches (gather, transforms, issuing copies), summed over threads.
+        elapsed_seconds: from each `iter()` to the last `next()` after it.
+        stall: wait_seconds / elapsed_seconds: the share of its time that training lost by loading.
+    """
+
+    num_batches: int = 0
+    num_samples: int = 0
+    num_bytes: int = 0
+    wait_seconds: float = 0.0
+    load_seconds: float = 0.0
+    elapsed_seconds: float = 0.0
+
+    @property
+    def stall(self) -> float:
+        return self.wait_seconds / self.elapsed_seconds if self.elapsed_seconds else 0.0
+
+
+class _Meter:
+    """The counters behind LoaderStats; written by the thread that takes the batches."""
+
+    def __init__(self) -> None:
+        self.num_batches = 0
+        self.num_samples = 0
+        self.num_bytes = 0
+        self.wait_seconds = 0.0
+        self.load_seconds = 0.0
+        self.elapsed_seconds = 0.0
+
+    def stats(self) -> LoaderStats:
+        return LoaderStats(**self.__dict__)
+
+
+class _Made:
+    """A batch on its way to the user, and what the meter wants to know of it."""
+
+    __slots__ = ("num_bytes", "num_samples", "sent")
+
+    def __init__(self, sent: Any, num_samples: int) -> None:
+        self.sent = sent
+        self.num_samples = num_samples
+        self.num_bytes = num_bytes(sent)
+
+
+class _Maker:
+    """What a thread of the loader does; refers to the data set, not to the loader."""
+
+    def __init__(self, dataset: Dataset, transfer: Transfer) -> None:
+        self._dataset = dataset
+        self._transfer = transfer
+        self._cold = True  # whether the batch before needed the disk; threads share it, and may be one batch late
+
+    def __call__(self, task: tuple[IntArray, IntArray | None]) -> _Made:
+        ids, ahead = task
+        dataset = self._dataset
+        try:
+            before = cold_reads()
+            if self._cold and ahead is not None:
+                dataset.prefetch(ahead)
+
+            def make(allocate: Allocate) -> Any:
+                return dataset.make_batch(ids, allocate)
+
+            sent = self._transfer.load(make)
+            self._cold = cold_reads() != before
+            return _Made(sent, len(ids))
+        except Exception as error:
+            self._add_note(error, ids)
+            raise
+
+    def _add_note(self, error: Exception, ids: IntArray) -> None:
+        shown = ", ".join(map(self._dataset.describe, ids[:_SHOWN_SAMPLES].tolist()))
+        more = f" and {len(ids) - _SHOWN_SAMPLES} more" if len(ids) > _SHOWN_SAMPLES else ""
+        error.add_note(f"while the Loader made the batch of samples {shown}{more} of {self._dataset.path}")
+
+
+def _with_next(batches: Iterator[IntArray]) -> Iterator[tuple[IntArray, IntArray | None]]:
+    """Each batch of ids with the one after it, which is read ahead while this one is gathered."""
+    current = next(batches, None)
+    while current is not None:
+        following = next(batches, None)
+        yield current, following
+        current = following
+
+
+class LoaderIterator:
+    """One iteration of a `Loader`: an iterator of batches. Take them from one thread at a time."""
+
+    def __init__(self, loader: Loader) -> None:
+        # A loader made in the head of a `for` lives as long as the loop; it refers to us weakly.
+        self._loader = loader
+        assert loader._transfer is not None
+        self._epochs, self._meter, self._transfer = loader._epochs, loader._meter, loader._transfer
+        tasks = _with_next(self._epochs.begin())
+        self._ring: Ring[Any, _Made] = Ring(
+            tasks, _Maker(loader.dataset, self._transfer), depth=loader._prefetch, threads=loader._threads
+        )
+        self._base = (self._meter.elapsed_seconds, self._meter.load_seconds)
+        self._start = time.perf_counter()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch.
+
+        Raises:
+            Whatever a thread raised while it made the batch, with a note that names its samples.
+            ClosedError: the loader was closed, or a newer iteration was begun.
+        """
+        start = time.perf_counter()
+        self._transfer.release()
+        try:
+            made = next(self._ring)
+            batch = self._transfer.receive(made.sent)
+        finally:
+            self._count_time(start)
+        self._epochs.deliver()
+        meter = self._meter
+        meter.num_batches += 1
+        meter.num_samples += made.num_samples
+        meter.num_bytes += made.num_bytes
+        return batch
+
+    def _count_time(self, start: float) -> None:
+        now = time.perf_counter()
+        self._meter.wait_seconds += now - start
+        self._meter.elapsed_seconds = self._base[0] + now - self._start
+        self._meter.load_seconds = self._base[1] + self._ring.make_seconds
+
+    def close(self) -> None:
+        """Stop its threads. Idempotent."""
+        self._ring.close()
+
+
+class Loader:
+    """Batches of a container as tensors, made ahead by threads; a plain iterable.
+
+        with Loader("train.cks", 256, shuffle=True, device="cuda") as loader:
+            for epoch in range(10):
+                for batch in loader: ...
+
+    Worker processes make reading at random slower, since every batch goes through a pipe; threads share the memory, and
+    a gather lets go of the GIL. Transforms in Python hold it: make them `batch_transform` or `device_transform`.
+
+    Args:
+        source: path of a container, a `Reader`, a `Selection`, or a `Dataset`, which brings its own transforms.
+        batch_size: samples a batch, of this rank.
+        shuffle, seed, drop_last, pad, rank, world_size, block_size, window: as `BatchSampler`; the same order.
+        device: where batches are delivered; default and "cpu": in host memory. With CUDA, batches are gathered into
+            pinned buffers, copied on a stream of the loader's own, and ordered before the work of the stream that is
+            current when they are taken.
+        prefetch: batches ready or in the making while the user is busy. 0: no threads, all is done in `next()`.
+        threads: that make batches. Default: 2 for batches of 4 MiB and more without transforms (1.4 times the speed of
+            one), else 1. More can pay for cold data, and for transforms that let go of the GIL and are safe to run
+            in several threads at a time.
+        fields, transform, batch_transform, ragged, pad_value, backend, verify: as `Dataset`. Transforms run in the
+            loader's threads. With a device they see memory that is used again afterwards, and must not keep it; and
+            ragged="list" costs a copy for each row.
+        device_transform: called with each batch on the device, on the copy stream, so that it overlaps with training:
+            send uint8, make floats there.
+        static_buffers: with a device, use a few fixed sets of device memory in turn, as CUDA graphs need it. A batch is
+            then valid until the next one is asked for.
+        pin_memory: without a device, deliver pinned tensors, to be copied by the caller; needs a GPU.
+
+    Each `iter()` begins an epoch: epoch 0, or the one that was set or loaded, and later the next one each time, also
+    after one that was left half-way. It ends the iteration before. `len` is the number of batches of a whole epoch.
+
+    A batch is the user's to keep and to change. Its memory is used again when no tensor, view or array refers to it any
+    more; so a loop that drops batches runs in the memory of `prefetch` + `threads` + 2 of them.
+
+    An error ends the iteration; the loader can be iterated again, and `load_state_dict(state_dict())` first goes on at
+    the batch that failed. Threads stop at the end of an epoch, with `close()`, and when the iterator is dropped.
+    Not thread-safe; use it in the process that made it.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Reader | Selection | Dataset,
+        batch_size: int,
+        *,
+        shuffle: Shuffle = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        pad: Pad = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        block_size: int | None = None,
+        window: int = 16,
+        device: str | torch.device | int | None = None,
+        prefetch: int = 4,
+        threads: int | None = None,
+        fields: Sequence[str] | None = None,
+        transform: Transform | None = None,
+        batch_transform: Transform | None = None,
+        device_transform: Transform | None = None,
+        ragged: RaggedMode | None = None,
+        pad_value: Any = None,
+        backend: Backend = "auto",
+        verify: Verify = "once",
+        static_buffers: bool = False,
+        pin_memory: bool = False,
+    ) -> None:
+        self._prefetch = checked_int("prefetch", prefetch, 0, MAX_PREFETCH)
+        if threads is not None:
+            threads = checked_int("threads", threads, 1, MAX_PREFETCH)
+        self.device = as_device(device)
+        sampled = {"fields": fields, "transform": transform, "batch_transform": batch_transform, "ragged": ragged}
+        opened = {"backend": None if backend == "auto" else backend, "verify": None if verify == "once" else verify}
+        self.dataset, self._owns_dataset = _as_dataset(source, {**sampled, "pad_value": pad_value, **opened})
+        try:
+            self._ranks = Ranks(rank, world_size)
+            shuffled: Any = {"shuffle": shuffle, "seed": seed, "block_size": block_size, "window": window}
+            order = make_order(self.dataset, batch_size, self._ranks, drop_last=drop_last, pad=pad, **shuffled)
+            self._threads = threads or _num_threads(self.dataset, order.batch_size, device_transform)
+            self._transfer = _make_transfer(self, device_transform, static_buffers, pin_memory)
+        except BaseException:
+            self.close()
+            raise
+        self.batch_size = order.batch_size
+        self._epochs = Epochs(order)
+        self._meter = _Meter()
+
+    _iterator: weakref.ref[LoaderIterator] | None = None
+    _transfer: Transfer | None = None
+
+    def __len__(self) -> int:
+        """Batches of this rank in a whole epoch."""
+        return self._epochs.order.num_batches()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin the next epoch, or go on after `load_state_dict`."""
+        self._ranks.check()
+        self._end_iteration()
+        assert self._transfer is not None
+        self._transfer.reset()
+        iterator = LoaderIterator(self)
+        self._iterator = weakref.ref(iterator)
+        return iterator
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        order = self._epochs.order
+        return f"Loader({self.dataset.path!r}, {order.batch_size}, {len(self):,} batches, device={str(self.device)!r})"
+
+    def __getstate__(self) -> Any:
+        raise TypeError("a Loader has threads and cannot be pickled; pass its path and arguments, or use a DataLoader")
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that runs, or comes next."""
+        return self._epochs.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next `iter()`; a position inside it, from `load_state_dict`, stays."""
+        self._end_iteration()
+        self._epochs.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where to go on: behind the last batch that was delivered, whatever was made ahead.
+
+        JSON, under 1 kB; good for any batch size and number of ranks. All ranks give the same; see `pad` for the last
+        step of an epoch.
+        """
+        return self._epochs.state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the next `iter()` go on there. Takes microseconds, whatever the position.
+
+        Raises:
+            StateError: the state is that of another data set or order; nothing was changed.
+        """
+        self._epochs.order.load_state(state)
+        self._end_iteration()
+        self._epochs.load_state(state)
+
+    def stats(self) -> LoaderStats:
+        """Batches, bytes and times so far."""
+        return self._meter.stats()
+
+    def close(self) -> None:
+        """Stop the threads and wait for them, free their buffers, and close the container if this loader opened it.
+
+        Idempotent. Iterating again takes all of it again.
+        """
+        self._end_iteration()
+        if self._transfer is not None:
+            self._transfer.reset()
+            self._transfer.free()
+        if self._owns_dataset:
+            self.dataset.close()
+
+    def _end_iteration(self) -> None:
+        iterator = None if self._iterator is None else self._iterator()
+        if iterator is not None:
+            iterator.close()
+        self._iterator = None
+
+
+def _as_dataset(source: Any, options: dict[str, Any]) -> tuple[Dataset, bool]:
+    """The data set, and whether it was made here; an option that is None was not given."""
+    options = {name: value for name, value in options.items() if value is not None}
+    if not isinstance(source, Dataset):
+        return Dataset(source, **options), True
+    if options:
+        raise ValueError(f"{', '.join(options)}: give them to the Dataset, which has its own")
+    return source, False
+
+
+def _num_threads(dataset: Dataset, batch_size: int, device_transform: Transform | None) -> int:
+    """Small batches are no faster with two threads, which wait for each other's GIL; transforms may not expect them."""
+    if dataset.transform is not None or dataset.batch_transform is not None or device_transform is not None:
+        return 1
+    return 2 if dataset.sample_nbytes * batch_size >= _TWO_THREADS_NBYTES else 1
+
+
+def _make_transfer(loader: Loader, transform: Transform | None, static_buffers: bool, pin_memory: bool) -> Transfer:
+    if transform is not None and not callable(transform):
+        raise TypeError(f"device_transform: expected a function, found {type(transform).__name__}")
+    if pin_memory and not torch.cuda.is_available():
+        raise RuntimeError(f"pin_memory=True: torch {torch.__version__} sees no CUDA device; use pin_memory=False")
+    device, prefetch, threads = loader.device, loader._prefetch, loader._threads
+    if device.type == "cuda":
+        num_fixed = prefetch + 1 if static_buffers else 0
+        return Staging(CudaDriver(device), num_slots=threads + 1, num_fixed=num_fixed, device_transform=transform)
+    if device.type == "cpu":
+        return Host(prefetch + threads + 2, pin_memory=pin_memory, transform=transform)
+    return Blocking(Host(prefetch + threads + 2), device, transform)

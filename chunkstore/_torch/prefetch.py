@@ -1,0 +1,112 @@
+"""`prefetch`: the batches of any loader, taken ahead in a thread and brought to a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import count
+from typing import Any, Final, Self
+
+import torch
+
+from chunkstore._loading.permutation import checked_int
+from chunkstore._loading.prefetch import Ring
+from chunkstore._torch.dataset import Transform
+from chunkstore._torch.loader import MAX_PREFETCH
+from chunkstore._torch.transfer import Blocking, CudaDriver, Host, Staging, Transfer, as_device
+
+_END: Final = object()
+
+
+class _Sender:
+    """Takes batches from an iterator, in a thread, and sends them to a device."""
+
+    def __init__(self, batches: Iterator[Any], transfer: Transfer) -> None:
+        self._batches = batches
+        self._transfer = transfer
+        self._ended = False
+
+    def __call__(self, number: int) -> Any:
+        batch = _END if self._ended else next(self._batches, _END)
+        if batch is _END:
+            self._ended = True
+            return _END
+        return self._transfer.load(lambda allocate: batch)
+
+
+class PrefetchIterator:
+    """One iteration of `prefetch`."""
+
+    def __init__(self, batches: Iterator[Any], transfer: Transfer, depth: int) -> None:
+        self._transfer = transfer
+        self._ring: Ring[int, Any] = Ring(count(), _Sender(batches, transfer), depth=depth)
+        self._ended = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        sent = _END if self._ended else next(self._ring)
+        if sent is _END:
+            self._ended = True
+            self._ring.close()
+            raise StopIteration
+        return self._transfer.receive(sent)
+
+    def close(self) -> None:
+        """Stop its thread. Idempotent."""
+        self._ring.close()
+
+
+class Prefetch:
+    """What `prefetch` returns: an iterable of batches on a device. Other attributes are those of the loader."""
+
+    def __init__(self, loader: Iterable[Any], device: torch.device, depth: int, transform: Transform | None) -> None:
+        self._loader = loader
+        self._depth = depth
+        self.device = device
+        self._transfer: Transfer
+        if device.type == "cuda":
+            self._transfer = Staging(CudaDriver(device), num_slots=2, device_transform=transform)
+        elif device.type == "cpu":
+            self._transfer = Host(0, transform=transform)
+        else:
+            self._transfer = Blocking(Host(0), device, transform)
+
+    def __iter__(self) -> PrefetchIterator:
+        return PrefetchIterator(iter(self._loader), self._transfer, self._depth)
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._loader, name)
+
+
+def prefetch(
+    loader: Iterable[Any],
+    device: str | torch.device | int | None = None,
+    depth: int = 2,
+    *,
+    device_transform: Transform | None = None,
+) -> Prefetch:
+    """Take the batches of any loader in a thread, ahead of the user, and bring them to a device.
+
+        for batch in prefetch(DataLoader(...), "cuda"): ...
+
+    Args:
+        loader: an iterable of tensors, or of dicts, lists, tuples of them; anything else in them passes unchanged. It
+            is advanced in one thread, so its own count of batches runs up to `depth` ahead.
+        device: default and "cpu": batches are only taken ahead.
+        depth: how many batches ahead, 1 or more.
+        device_transform: called with each batch on the device, on the copy stream.
+    Returns:
+        An iterable, each `iter()` of which iterates the loader once; with the loader's length and attributes. Batches
+        are fresh device tensors, the user's to keep.
+    Raises:
+        TypeError: the loader is not iterable.  RuntimeError: no such device here.
+    """
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"loader: expected an iterable of batches, found {type(loader).__name__}")
+    return Prefetch(loader, as_device(device), checked_int("depth", depth, 1, MAX_PREFETCH), device_transform)

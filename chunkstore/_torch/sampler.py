@@ -1,0 +1,179 @@
+"""`BatchSampler`: the order of chunkstore for any `DataLoader`; who this process is among the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any, Literal
+
+import torch.distributed
+from torch.utils.data import Sampler
+
+from chunkstore._loading.epochs import Epochs
+from chunkstore._loading.order import Order
+from chunkstore._loading.permutation import IntArray
+from chunkstore._reader import Reader
+from chunkstore._reader_select import Selection
+from chunkstore._torch.dataset import Dataset, fingerprint_of
+
+Shuffle = bool | Literal["full", "block"]
+Pad = Literal[False, "even", "full"]
+
+
+class Ranks:
+    """rank and world_size: as given, else those of `torch.distributed` where it is initialised, else 0 and 1."""
+
+    def __init__(self, rank: int | None, world_size: int | None) -> None:
+        if (rank is None) != (world_size is None):
+            raise ValueError("rank, world_size: give both or neither")
+        self._from_torch = rank is None
+        self.rank, self.world_size = _process_rank() if rank is None or world_size is None else (rank, world_size)
+
+    def check(self) -> None:
+        """Raise RuntimeError where `torch.distributed` was initialised too late to be asked."""
+        if self._from_torch and (self.rank, self.world_size) != (found := _process_rank()):
+            raise RuntimeError(
+                f"rank, world_size: made for rank {self.rank} of {self.world_size}, but torch.distributed says "
+                f"{found[0]} of {found[1]}: make it after init_process_group, or give rank= and world_size="
+            )
+
+
+def _process_rank() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def make_order(
+    source: Any,
+    batch_size: int,
+    ranks: Ranks,
+    *,
+    shuffle: Shuffle,
+    block_size: int | None,
+    **options: Any,
+) -> Order:
+    """The order of a data set, a reader or anything with a length, or of a number of samples.
+
+    With shuffle="block" and no `block_size`, the blocks are the shards of the container.
+    """
+    reader = source.reader if isinstance(source, Dataset) else source
+    fingerprint = fingerprint_of(reader) if isinstance(reader, Reader | Selection) else ""
+    num_samples = source if isinstance(source, int) else len(source)
+    block_starts = None
+    if shuffle == "block" and block_size is None:
+        if not isinstance(reader, Reader):
+            raise ValueError("block_size: needed for shuffle='block', except for a whole container, which has shards")
+        block_starts = reader._index.shard_starts
+    return Order(
+        num_samples,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        block_size=block_size if shuffle == "block" else None,
+        block_starts=block_starts,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        fingerprint=fingerprint,
+        **options,
+    )
+
+
+class BatchSampler(Sampler[list[int]]):
+    """Batches of sample positions: seeded, for one rank of many, resumable, without a list of all samples.
+
+        sampler = BatchSampler(ds, 256, shuffle=True, seed=7)
+        for batch in DataLoader(ds, batch_sampler=sampler, num_workers=4): ...
+
+    Args:
+        source: a `Dataset`, `Reader` or anything else with a length, or the number of samples. The state of the first
+            two names the data set, and is refused with another one.
+        batch_size: samples a batch, of this rank.
+        shuffle: False, True (all samples) or "block" (whole blocks, mixed `window` at a time: for slow storage).
+        seed: 0 to 2^64 - 1; equal on all ranks.
+        drop_last: leave out the samples that do not fill a batch on every rank.
+        pad: what else happens to them, see `spec/order-1.md`, section 6. False: each sample once; "even": all ranks
+            take equally many, a few samples come twice (use it where ranks must take equally many steps); "full": also
+            the last batch is full.
+        rank, world_size: default those of `torch.distributed` if it is initialised, else 0 and 1. Frameworks that
+            share out the batches of a sampler themselves (Accelerate does) need 0 and 1 here.
+        block_size, window: for shuffle="block"; blocks are the shards of the container by default.
+
+    Each iteration is an epoch: the one that was set or loaded, later the next one each time; `set_epoch` is not needed.
+    `len` is the number of batches of a whole epoch. Costs 40 ns a sample; memory and start do not depend on how many
+    there are.
+    Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        source: Dataset | Reader | Sized | int,
+        batch_size: int,
+        *,
+        shuffle: Shuffle = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        pad: Pad = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        block_size: int | None = None,
+        window: int = 16,
+    ) -> None:
+        self._ranks = Ranks(rank, world_size)
+        order = make_order(
+            source,
+            batch_size,
+            self._ranks,
+            shuffle=shuffle,
+            block_size=block_size,
+            seed=seed,
+            drop_last=drop_last,
+            pad=pad,
+            window=window,
+        )
+        self.batch_size = order.batch_size
+        self.drop_last = drop_last
+        self._epochs = Epochs(order)
+        self._num_iterations = 0
+
+    def __len__(self) -> int:
+        """Batches of this rank in a whole epoch."""
+        return self._epochs.order.num_batches()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches of the next epoch, or of the rest of one after `load_state_dict`. Ends an iteration before."""
+        self._ranks.check()
+        self._num_iterations += 1
+        return self._batches(self._epochs.begin(), self._num_iterations)
+
+    def _batches(self, batches: Iterator[IntArray], iteration: int) -> Iterator[list[int]]:
+        for batch in batches:
+            if iteration != self._num_iterations:
+                raise RuntimeError("this iteration of the BatchSampler was ended by a newer one")
+            self._epochs.deliver()
+            yield batch.tolist()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that runs, or comes next."""
+        return self._epochs.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; a position inside it, from `load_state_dict`, stays."""
+        self._epochs.set_epoch(epoch)
+
+    def state_dict(self, num_batches: int | None = None) -> dict[str, Any]:
+        """Where to go on: JSON, under 1 kB, good for any number of ranks and any batch size.
+
+        Args:
+            num_batches: batches of this iteration that were trained on. A `DataLoader` with workers takes batches from
+                the sampler before it delivers them, and only the training loop knows how many it got. Default: all
+                that were taken.
+        """
+        return self._epochs.state(num_batches)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the next iteration go on there. Takes microseconds, whatever the position.
+
+        Raises:
+            StateError: the state is that of another data set or order; nothing was changed.
+        """
+        self._epochs.load_state(state)

@@ -1,0 +1,410 @@
+"""The last stage of loading: memory to gather into, and the way from there to the user or his device.
+
+    gather --> host memory --copy on a side stream, then device_transform--> device --event--> the user's stream
+
+`Host` ends at the host memory. `Staging` goes on to a device: a ring of pinned buffers that are allocated once; a
+buffer is filled again only after the event behind its copy. What is special to CUDA lies in `CudaDriver`, so that all
+the rest runs, and is tested, without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chunkstore._loading.recycle import Recycler
+from chunkstore._torch.convert import map_leaves, map_tensors
+
+Allocate = Callable[[str, tuple[int, ...], "np.dtype[Any]"], NDArray[Any]]
+Transform = Callable[[Any], Any]
+_ALIGNMENT: Final = 512  # what the allocators of CUDA use; copies of aligned memory are the fastest
+
+
+class Transfer(Protocol):
+    """Where the loader's threads leave a batch and the user takes it."""
+
+    def load(self, make: Callable[[Allocate], Any]) -> Any:
+        """In a thread: make a batch in memory of this stage and send it off."""
+
+    def receive(self, sent: Any) -> Any:
+        """In the user's thread: what `load` sent, ready to be used there."""
+
+    def release(self) -> None:
+        """In the user's thread: the batch received last is no longer used, if its memory is the stage's."""
+
+    def reset(self) -> None:
+        """No batch is on its way any more, and none that was received is used."""
+
+    def free(self) -> None:
+        """After `reset`: let go of the memory that was kept; the next batch takes new memory."""
+
+
+class Host:
+    """Batches stay in host memory: recycled, or pinned by torch's own caching allocator.
+
+    That allocator, unlike ours, knows which copies to a device are still reading from memory that the user has dropped.
+    """
+
+    def __init__(self, num_batches: int, *, pin_memory: bool = False, transform: Transform | None = None) -> None:
+        self._recycler = Recycler(num_batches)
+        self._transform = transform
+        self._allocate: Allocate = _allocate_pinned if pin_memory else self._recycler.empty
+        self._pin_memory = pin_memory
+
+    def load(self, make: Callable[[Allocate], Any]) -> Any:
+        batch = make(self._allocate)
+        batch = batch if self._transform is None else self._transform(batch)
+        return map_tensors(batch, _pinned) if self._pin_memory else batch
+
+    def receive(self, sent: Any) -> Any:
+        return sent
+
+    def release(self) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
+
+    def free(self) -> None:
+        self._recycler.clear()
+
+
+def _allocate_pinned(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    nbytes = int(np.prod(shape)) * dtype.itemsize
+    memory = torch.empty(max(nbytes, 1), dtype=torch.uint8, pin_memory=True).numpy()
+    return np.ndarray(shape, dtype, memory)
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_nested:
+        return _map_nested(tensor, _pinned)
+    return tensor if tensor.device.type != "cpu" or tensor.is_pinned() else tensor.pin_memory()
+
+
+class Blocking:
+    """Any device without a driver here (mps, xpu, ...): a plain copy in the user's thread."""
+
+    def __init__(self, host: Host, device: torch.device, device_transform: Transform | None) -> None:
+        self._host, self._device, self._transform = host, device, device_transform
+
+    def load(self, make: Callable[[Allocate], Any]) -> Any:
+        return self._host.load(make)
+
+    def receive(self, sent: Any) -> Any:
+        batch = map_tensors(sent, lambda tensor: tensor.to(self._device))
+        return batch if self._transform is None else self._transform(batch)
+
+    def release(self) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
+
+    def free(self) -> None:
+        self._host.free()
+
+
+# Devices with streams -----------------------------------------------------------------------------
+
+Event = TypeVar("Event")
+
+
+class Driver(Protocol[Event]):
+    """What `Staging` needs of a device with streams. `copy stream`: a stream of its own, beside the user's."""
+
+    def pinned(self, nbytes: int) -> torch.Tensor:
+        """Host memory, uint8, that the device copies from without help of the CPU."""
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        """Whether the device can copy from this tensor as it is."""
+
+    def on_copy_stream(self) -> AbstractContextManager[Any]:
+        """Work issued inside, in this thread, goes to the copy stream."""
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Device memory; called on the copy stream."""
+
+    def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        """Issue a copy and return; called on the copy stream."""
+
+    def record(self) -> Event:
+        """An event behind all that this thread issued to its current stream."""
+
+    def wait(self, event: Event) -> None:
+        """Let the current stream, not this thread, wait for an event."""
+
+    def synchronize(self, event: Event) -> None:
+        """Let this thread wait for an event."""
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Memory of the tensor must not be used again before the work of the current stream on it is done."""
+
+
+class CudaDriver:
+    """`Driver` of one CUDA (or ROCm) device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def pinned(self, nbytes: int) -> torch.Tensor:
+        with torch.cuda.device(self.device):  # otherwise the first GPU gets a context, whichever is used
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        pinned: bool = tensor.is_pinned()
+        return pinned
+
+    def on_copy_stream(self) -> AbstractContextManager[Any]:
+        stream: AbstractContextManager[Any] = torch.cuda.stream(self.stream)  # also makes its device the current one
+        return stream
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        destination.copy_(source, non_blocking=True)
+
+    def record(self) -> torch.cuda.Event:
+        # blocking: a thread that waits for it sleeps; otherwise it would take a core, and the GIL's time, by spinning.
+        event = torch.cuda.Event(blocking=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def wait(self, event: torch.cuda.Event) -> None:
+        torch.cuda.current_stream(self.device).wait_event(event)
+
+    def synchronize(self, event: torch.cuda.Event) -> None:
+        event.synchronize()
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+
+
+class _Slot(Generic[Event]):
+    """One set of pinned buffers, by name, each as large as the largest batch so far; and the event of their copies."""
+
+    def __init__(self, driver: Driver[Event]) -> None:
+        self._driver = driver
+        self._buffers: dict[str | int, tuple[torch.Tensor, NDArray[np.uint8]]] = {}
+        self._spans: list[tuple[int, int]] = []
+        self._sources: list[torch.Tensor] = []  # pinned by others, to be kept until they are copied
+        self.copied: Event | None = None
+
+    def begin(self) -> None:
+        """Wait until the buffers may be filled again."""
+        if self.copied is not None:
+            self._driver.synchronize(self.copied)
+            self.copied = None
+        self._sources.clear()
+
+    def free(self) -> None:
+        self.begin()
+        self._buffers.clear()
+        self._spans.clear()
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        return np.ndarray(shape, dtype, self._buffer(name, int(np.prod(shape)) * dtype.itemsize)[1])
+
+    def _buffer(self, name: str | int, nbytes: int) -> tuple[torch.Tensor, NDArray[np.uint8]]:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer[1].size < nbytes:
+            # A ragged field's batches differ: some room more, so that pinning, which is slow, soon ends.
+            nbytes = nbytes if buffer is None else nbytes + nbytes // 4
+            memory = self._driver.pinned(-(-max(nbytes, 1) // _ALIGNMENT) * _ALIGNMENT)
+            buffer = self._buffers[name] = memory, memory.numpy()
+            self._spans = [(held.data_ptr(), held.nbytes) for held, _ in self._buffers.values()]
+        return buffer
+
+    def stage(self, name: int, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself if it lies in these buffers, else a copy of it there."""
+        start = tensor.data_ptr()
+        if any(first <= start < first + nbytes for first, nbytes in self._spans):
+            return tensor
+        if not tensor.nbytes:
+            return tensor
+        if self._driver.is_pinned(tensor):
+            self._sources.append(tensor)
+            return tensor
+        memory = self._buffer(name, tensor.nbytes)[0][: tensor.nbytes]
+        staged = memory.view(tensor.dtype).reshape(tensor.shape) if tensor.ndim else memory.view(tensor.dtype)[0]
+        return staged.copy_(tensor)
+
+
+class Sent(NamedTuple):
+    """A batch on its way: complete after `event`; `fixed` is the set of static tensors that it uses, if any."""
+
+    batch: Any
+    event: Any
+    fixed: _Fixed[Any] | None
+
+
+class _Fixed(Generic[Event]):
+    """One set of device tensors at addresses that stay, and the event after which they may be written again."""
+
+    def __init__(self, driver: Driver[Event]) -> None:
+        self._driver = driver
+        self._tensors: dict[int, torch.Tensor] = {}
+        self.used: Event | None = None
+
+    def empty(self, place: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        held = self._tensors.get(place)
+        same = held is not None and held.dtype is dtype and held.shape[1:] == shape[1:] and held.ndim == len(shape)
+        if held is None or not same or (shape and held.shape[0] < shape[0]):
+            held = self._tensors[place] = self._driver.empty(shape, dtype)
+        return held[: shape[0]] if shape else held
+
+    def free(self) -> None:
+        for tensor in self._tensors.values():
+            self._driver.keep(tensor)  # the user's stream may still be reading the last batch
+        self._tensors.clear()
+
+
+class Staging(Generic[Event]):
+    """Host buffers -> device, asynchronously.
+
+    Args:
+        driver: the device.
+        num_slots: sets of pinned buffers; one more than there are threads, so that one can be filled while another is
+            copied from.
+        num_fixed: 0: fresh device tensors for each batch, which are the user's to keep. Otherwise so many sets of
+            device tensors, used in turn: a batch is valid until the next one is asked for.
+        device_transform: called with the batch on the device, on the copy stream; returns what the user gets.
+    """
+
+    def __init__(
+        self, driver: Driver[Event], *, num_slots: int, num_fixed: int = 0, device_transform: Transform | None = None
+    ) -> None:
+        self._driver = driver
+        self._transform = device_transform
+        self._slots = deque(_Slot(driver) for _ in range(num_slots))
+        self._all_fixed = [_Fixed(driver) for _ in range(num_fixed)]
+        self._fixed = deque(self._all_fixed)
+        self._received: _Fixed[Event] | None = None
+
+    @contextmanager
+    def _slot(self) -> Iterator[_Slot[Event]]:
+        slot = self._slots.popleft()  # the one whose copy was issued longest ago; never empty
+        try:
+            slot.begin()
+            yield slot
+        finally:
+            self._slots.append(slot)
+
+    def load(self, make: Callable[[Allocate], Any]) -> Sent:
+        with self._slot() as slot:
+            return self._send(slot, make(slot.allocate))
+
+    def _send(self, slot: _Slot[Event], batch: Any) -> Sent:
+        driver = self._driver
+        fixed = self._fixed.popleft() if self._all_fixed else None
+        try:
+            with driver.on_copy_stream():
+                if fixed is not None and fixed.used is not None:
+                    driver.wait(fixed.used)
+                try:
+                    moved = self._move(slot, fixed, batch)
+                finally:
+                    slot.copied = driver.record()  # also where only some copies were issued
+                if self._transform is not None:
+                    moved = self._transform(moved)
+                return Sent(moved, driver.record() if self._transform is not None else slot.copied, fixed)
+        except BaseException:
+            if fixed is not None:
+                self._fixed.append(fixed)
+            raise
+
+    def _move(self, slot: _Slot[Event], fixed: _Fixed[Event] | None, batch: Any) -> Any:
+        driver = self._driver
+        count = 0
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal count
+            if tensor.device.type != "cpu":
+                return tensor
+            if tensor.is_nested:
+                return _map_nested(tensor, move)
+            place, shape = count, tuple(tensor.shape)
+            count += 1
+            destination = (
+                driver.empty(shape, tensor.dtype) if fixed is None else fixed.empty(place, shape, tensor.dtype)
+            )
+            driver.copy(destination, slot.stage(place, tensor.contiguous()))
+            return destination
+
+        return map_tensors(map_leaves(batch, _array_as_tensor), move)
+
+    def receive(self, sent: Sent) -> Any:
+        driver = self._driver
+        driver.wait(sent.event)
+        if sent.fixed is None or self._transform is not None:
+            map_tensors(sent.batch, self._keep)
+        self._received = sent.fixed
+        return sent.batch
+
+    def _keep(self, tensor: torch.Tensor) -> None:
+        for part in (tensor.values(), tensor.offsets()) if tensor.is_nested else (tensor,):
+            self._driver.keep(part)
+
+    def release(self) -> None:
+        if self._received is not None:
+            self._received.used = self._driver.record()
+            self._fixed.append(self._received)
+            self._received = None
+
+    def reset(self) -> None:
+        self._received = None
+        if self._all_fixed:
+            # Batches that were never delivered, or that the user had at the end: he may still be using the last one.
+            used = self._driver.record()
+            for fixed in self._all_fixed:
+                fixed.used = used
+            self._fixed = deque(self._all_fixed)
+
+    def free(self) -> None:
+        for slot in self._slots:
+            slot.free()
+        for fixed in self._all_fixed:
+            fixed.free()
+
+
+def _array_as_tensor(leaf: Any) -> Any:
+    """A transform may have made NumPy arrays, which may lie in the buffers: they go to the device like tensors."""
+    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc" else leaf
+
+
+def _map_nested(tensor: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    values, offsets = function(tensor.values()), function(tensor.offsets())
+    return torch.nested.nested_tensor_from_jagged(values, offsets=offsets)
+
+
+def as_device(device: Any) -> torch.device:
+    """A device that this machine has, CUDA ones with their index.
+
+    Raises:
+        RuntimeError: no such device here.  TypeError, ValueError: it names none.
+    """
+    if device is None:
+        return torch.device("cpu")
+    try:
+        # Without a GPU torch does not know what a bare number means.
+        found = torch.device(f"cuda:{device}" if isinstance(device, int) else device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device: expected one of torch's devices, such as 'cpu' or 'cuda', found {device!r}"
+        ) from error
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"device={device!r}: torch {torch.__version__} sees no CUDA device; use device=None")
+    index = torch.cuda.current_device() if found.index is None else found.index
+    if index >= torch.cuda.device_count():
+        raise RuntimeError(f"device={device!r}: there are {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", index)

@@ -1,0 +1,378 @@
+"""From host to device: nothing is overwritten while in use; on a fake device everywhere, on a GPU where one is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import chunkstore
+
+torch = pytest.importorskip("torch")
+
+import torch_containers as containers  # noqa: E402
+from fake_device import FakeDriver, raw  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+
+from chunkstore._torch.transfer import Staging  # noqa: E402
+from chunkstore.torch import Dataset, Loader, RaggedTensors, prefetch  # noqa: E402
+
+N = 96
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Rows whose every byte is the sample's position."""
+    file = tmp_path_factory.mktemp("torch") / "rows.cks"
+    with chunkstore.Writer(file) as writer:
+        for i in range(N):
+            writer.add({"x": np.full(64, i, np.uint8), "label": np.int64(i)}, key=f"k{i}")
+    return str(file)
+
+
+@pytest.fixture
+def drivers() -> Iterator[list[FakeDriver]]:
+    made: list[FakeDriver] = []
+    yield made
+    for driver in made:
+        driver.close()
+
+
+def staged_loader(
+    path: str, driver: FakeDriver, *, static: bool = False, transform: Any = None, **options: Any
+) -> Loader:
+    """A loader as `device="cuda"` makes it, with the fake device in the place of the GPU."""
+    loader = Loader(path, BATCH, **options)
+    num_fixed = loader._prefetch + 1 if static else 0
+    loader._transfer = Staging(driver, num_slots=loader._threads + 1, num_fixed=num_fixed, device_transform=transform)
+    return loader
+
+
+def train(loader: Loader, driver: FakeDriver, epochs: int = 3) -> int:
+    """Use each batch on the user's stream, later, and drop it at once; return how many saw wrong bytes."""
+    wrong: list[int] = []
+    seen = 0
+    for _ in range(epochs):
+        for batch in loader:
+            x, label = raw(batch["x"]), raw(batch["label"])
+            shape = batch["x"].shape
+            assert batch["label"].shape == shape[:1]
+            seen += len(label) // 8
+
+            def kernel(x: np.ndarray = x, label: np.ndarray = label, shape: Any = shape) -> None:
+                rows, ids = x.copy().reshape(shape), label.copy().view(np.int64)
+                wrong.append(int((rows != ids.astype(np.uint8)[:, None]).any() or (ids < 0).any()))
+
+            driver.current.issue(kernel)
+            del batch
+    loader.close()
+    done = driver.record()
+    assert done.wait(60)
+    assert seen == epochs * N
+    assert len(wrong) == epochs * -(-N // BATCH)
+    return sum(wrong)
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(("depth", "threads"), [(0, 1), (1, 1), (4, 1), (3, 2)])
+def test_no_batch_is_overwritten_in_use(
+    path: str, drivers: list[FakeDriver], static: bool, depth: int, threads: int
+) -> None:
+    """Copies and kernels that run late see the right bytes, in pinned buffers and in device memory alike."""
+    drivers.append(driver := FakeDriver())
+    loader = staged_loader(path, driver, static=static, shuffle=True, prefetch=depth, threads=threads)
+    assert train(loader, driver) == 0
+    if static:
+        assert len(driver.addresses) == 2 * (depth + 1)
+
+
+@pytest.mark.parametrize(
+    ("forget", "static"),
+    [("wait", False), ("synchronize", False), ("keep", False), ("wait", True), ("synchronize", True)],
+)
+def test_the_fake_device_notices_what_is_forgotten(
+    path: str, drivers: list[FakeDriver], forget: str, static: bool
+) -> None:
+    """Without any one of the three precautions, wrong bytes are seen: the test above can fail."""
+    drivers.append(driver := FakeDriver(forget=(forget,)))
+    assert train(staged_loader(path, driver, static=static, shuffle=True, prefetch=3), driver, 6) > 0
+
+
+def test_pinned_buffers_are_allocated_once(path: str, drivers: list[FakeDriver]) -> None:
+    """Two slots of two fields, however many batches and epochs; batches of host memory never leave them."""
+    drivers.append(driver := FakeDriver(0))
+    assert train(staged_loader(path, driver), driver, 5) == 0
+    assert driver.num_pinned == 4
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_device_transform_runs_on_the_copy_stream(path: str, drivers: list[FakeDriver], static: bool) -> None:
+    """It is issued behind the copies and before the event that the user's stream waits for."""
+    drivers.append(driver := FakeDriver())
+    streams = set()
+
+    def decode(batch: dict[str, Any]) -> dict[str, Any]:
+        streams.add(driver.current)
+        made = {name: driver.empty(tuple(tensor.shape), tensor.dtype) for name, tensor in batch.items()}
+        for name, tensor in batch.items():
+            into, out_of = raw(made[name]), raw(tensor)
+            driver.current.issue(lambda into=into, out_of=out_of: np.copyto(into, out_of))
+        return made
+
+    loader = staged_loader(path, driver, static=static, transform=decode, shuffle=True, prefetch=3)
+    assert train(loader, driver, 5) == 0
+    assert streams == {driver.copies}
+
+
+def test_transforms_that_make_new_tensors(path: str, drivers: list[FakeDriver]) -> None:
+    """What a batch_transform makes, tensors or NumPy arrays, is staged in pinned memory, too."""
+    drivers.append(driver := FakeDriver())
+    made = {
+        "tensors": lambda b: {"x": b["x"] + 0, "label": b["label"].clone()},
+        "arrays": lambda b: {"x": b["x"].numpy(), "label": b["label"].numpy()},
+        "views": lambda b: {"x": b["x"].T.contiguous().T, "label": b["label"][:]},
+    }
+    for function in made.values():
+        loader = staged_loader(path, driver, shuffle=True, batch_transform=function)
+        assert train(loader, driver) == 0
+
+
+def test_a_half_read_epoch_and_the_next(path: str, drivers: list[FakeDriver]) -> None:
+    """Static sets that were on their way when an epoch was left are all there for the next one."""
+    drivers.append(driver := FakeDriver())
+    loader = staged_loader(path, driver, static=True, shuffle=True, prefetch=3)
+    for _ in range(4):
+        for number, _ in enumerate(loader):
+            if number == 2:
+                break
+    assert train(loader, driver) == 0
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_close_in_full_flight(path: str, drivers: list[FakeDriver], static: bool) -> None:
+    """Buffers that are freed while copies and kernels are under way are not torn from under them."""
+    drivers.append(driver := FakeDriver())
+    loader = staged_loader(path, driver, static=static, shuffle=True, prefetch=3)
+    wrong: list[bool] = []
+    for _ in range(10):
+        batch = next(iter(loader))
+        x, label = raw(batch["x"]), raw(batch["label"])
+        driver.current.issue(
+            lambda x=x, label=label: wrong.append(
+                bool((x.reshape(-1, 64) != label.view(np.int64).astype(np.uint8)[:, None]).any())
+            )
+        )
+        del batch
+        loader.close()
+    assert driver.record().wait(30)
+    assert wrong == [False] * 10
+    assert driver.num_pinned > 4
+
+
+def test_errors_leave_the_ring_whole(path: str, drivers: list[FakeDriver]) -> None:
+    """A transform or device_transform that fails gives its slot and its static set back."""
+    drivers.append(driver := FakeDriver(0))
+    broken = True
+
+    def fail(batch: Any) -> Any:
+        if broken:
+            raise LookupError("no")
+        return batch
+
+    for options in ({"transform": fail}, {"batch_transform": fail}):
+        broken = True
+        loader = staged_loader(path, driver, static=True, **options)  # type: ignore[arg-type]
+        for _ in range(10):
+            with pytest.raises(LookupError):
+                list(loader)
+        broken = False
+        loader.set_epoch(0)
+        assert train(loader, driver) == 0
+
+
+def test_ragged_rows_and_texts(tmp_path: Path, drivers: list[FakeDriver]) -> None:
+    """Ragged values, offsets and nested tensors go to the device; texts stay; buffers grow with the batches."""
+    drivers.append(driver := FakeDriver(0.001))
+    file = containers.ragged(tmp_path / "a.cks")
+    for mode in ("offsets", "nested", "list", "pad"):
+        loader = staged_loader(file, driver, ragged=mode, fields=["tokens", "text", "label"])
+        expected = iter(Loader(file, BATCH, ragged=mode, fields=["tokens", "text", "label"]))
+        for batch in loader:
+            assert driver.record().wait(30)
+            wanted = next(expected)
+            assert batch["text"] == wanted["text"]
+            have, want = batch["tokens"], wanted["tokens"]
+            if mode == "nested":
+                have, want = have.unbind(), want.unbind()
+            if mode == "offsets":
+                assert isinstance(have, RaggedTensors)
+            for left, right in zip(have, want, strict=True):
+                assert left is right is None or torch.equal(left, right)
+        loader.close()
+
+
+# With a GPU ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """256 rows of 512 KiB whose every byte is the sample's position."""
+    file = tmp_path_factory.mktemp("torch") / "large.cks"
+    with chunkstore.Writer(file) as writer:
+        for i in range(256):
+            writer.add({"x": np.full(1 << 19, i, np.uint8), "label": np.int64(i)})
+    return str(file)
+
+
+def count_wrong(x: Any, label: Any) -> Any:
+    """On the device, without waiting: how many bytes are not those of their sample."""
+    return (x != label.to(torch.uint8)[:, None]).sum()
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(("depth", "threads"), [(0, 1), (2, 1), (4, 2)])
+def test_cuda_no_batch_is_overwritten_in_use(large_path: str, static: bool, depth: int, threads: int) -> None:
+    """Kernels that run late, behind a sleep on the user's stream, see the right bytes; batches are dropped at once."""
+    wrong = []
+    options: Any = {"shuffle": True, "prefetch": depth, "threads": threads, "static_buffers": static}
+    with Loader(large_path, 16, device="cuda", **options) as loader:
+        for _ in range(3):
+            for number, batch in enumerate(loader):
+                if number % 3 == 0:
+                    torch.cuda._sleep(5_000_000)
+                wrong.append(count_wrong(batch["x"], batch["label"]))
+                if not static:
+                    batch["x"].fill_(0xEE)
+                del batch
+    assert int(sum(wrong)) == 0
+    assert len(wrong) == 48
+
+
+@pytest.mark.needs_cuda
+def test_cuda_on_a_stream_of_the_users(large_path: str) -> None:
+    """Batches are ordered before the work of the stream that is current when they are taken, and kept for it."""
+    stream = torch.cuda.Stream()
+    wrong = []
+    with Loader(large_path, 16, shuffle=True, device="cuda") as loader, torch.cuda.stream(stream):
+        for _ in range(3):
+            for batch in loader:
+                torch.cuda._sleep(2_000_000)
+                wrong.append(count_wrong(batch["x"], batch["label"]))
+    stream.synchronize()
+    assert int(sum(wrong)) == 0
+
+
+@pytest.mark.needs_cuda
+def test_cuda_kept_batches(large_path: str) -> None:
+    """Fresh tensors are the user's to keep."""
+    with Loader(large_path, 16, shuffle=True, device="cuda") as loader:
+        kept = list(loader)
+        list(loader)
+    assert len({batch["x"].data_ptr() for batch in kept}) == len(kept)
+    assert sum(int(count_wrong(batch["x"], batch["label"])) for batch in kept) == 0
+
+
+@pytest.mark.needs_cuda
+def test_cuda_static_addresses(large_path: str) -> None:
+    """static_buffers: prefetch + 1 addresses, the same in every epoch."""
+    with Loader(large_path, 16, device="cuda", prefetch=2, static_buffers=True) as loader:
+        places = {batch["x"].data_ptr() for _ in range(3) for batch in loader}
+    assert len(places) == 3
+
+
+@pytest.mark.needs_cuda
+def test_cuda_device_transform(large_path: str) -> None:
+    """It runs on the copy stream, on device tensors, and its results are safe in use."""
+    streams, wrong = set(), []
+
+    def decode(batch: Any) -> Any:
+        streams.add(torch.cuda.current_stream().cuda_stream)
+        return {"x": batch["x"].float() / 255, "label": batch["label"]}
+
+    with Loader(large_path, 16, shuffle=True, device="cuda", device_transform=decode) as loader:
+        for _ in range(3):
+            for batch in loader:
+                torch.cuda._sleep(1_000_000)
+                wrong.append((batch["x"] != (batch["label"] / 255)[:, None]).sum())
+                assert batch["x"].is_cuda
+                del batch
+    assert int(sum(wrong)) == 0
+    assert len(streams) == 1
+    assert torch.cuda.current_stream().cuda_stream not in streams
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("mode", ["offsets", "nested", "list", "pad"])
+def test_cuda_ragged(tmp_path: Path, mode: Any) -> None:
+    """Every form of a ragged field arrives on the device with its values."""
+    file = containers.ragged(tmp_path / "a.cks")
+    options: Any = {"ragged": mode, "fields": ["tokens", "text"]}
+    with Loader(file, 16, device="cuda", **options) as loader, Loader(file, 16, **options) as expected:
+        for batch, wanted in zip(loader, expected, strict=True):
+            assert batch["text"] == wanted["text"]
+            have, want = batch["tokens"], wanted["tokens"]
+            if mode == "nested":
+                have, want = have.unbind(), want.unbind()
+            for left, right in zip(have, want, strict=True):
+                assert left is right is None or (left.is_cuda and torch.equal(left.cpu(), right))
+
+
+@pytest.mark.needs_cuda
+def test_cuda_pinned_host_batches(large_path: str) -> None:
+    """pin_memory=True: pinned tensors whose asynchronous copies survive dropping them at once."""
+    wrong = []
+    with Loader(large_path, 16, shuffle=True, pin_memory=True) as loader:
+        for _ in range(3):
+            for batch in loader:
+                assert batch["x"].is_pinned()
+                torch.cuda._sleep(2_000_000)
+                x, label = (batch[name].to("cuda", non_blocking=True) for name in ("x", "label"))
+                wrong.append(count_wrong(x, label))
+                del batch
+    assert int(sum(wrong)) == 0
+
+
+@pytest.mark.needs_cuda
+def test_cuda_prefetch_of_a_dataloader(large_path: str) -> None:
+    """Any loader's batches arrive on the device, whole and in order."""
+    ahead = prefetch(DataLoader(Dataset(large_path), 16), "cuda")
+    seen, wrong = [], []
+    for batch in ahead:
+        torch.cuda._sleep(1_000_000)
+        wrong.append(count_wrong(batch["x"], batch["label"]))
+        seen.append(batch["label"])
+    assert torch.cat(seen).tolist() == list(range(256))
+    assert int(sum(wrong)) == 0
+
+
+@pytest.mark.needs_cuda
+def test_cuda_dataloader_pin_memory(large_path: str) -> None:
+    """A plain DataLoader with pin_memory pins our batches."""
+    for batch in DataLoader(Dataset(large_path), 64, num_workers=1, pin_memory=True):
+        assert batch["x"].is_pinned()
+
+
+@pytest.mark.needs_cuda
+def test_cuda_loading_hides_behind_compute(large_path: str) -> None:
+    """A step of 5 ms on the device is hardly longer with loading than without, measured in one run."""
+
+    def step() -> None:
+        torch.cuda._sleep(8_000_000)
+
+    with Loader(large_path, 16, shuffle=True, device="cuda") as loader:
+        times = {}
+        for name in ("alone", "both", "alone again"):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(5):
+                for _ in loader if name == "both" else range(16):
+                    step()
+            torch.cuda.synchronize()
+            times[name] = time.perf_counter() - start
+    assert times["both"] < 1.1 * max(times["alone"], times["alone again"])
