@@ -145,7 +145,7 @@ def test_dtype_parameters() -> None:
 
 LIMITS = {
     "file": "MAX_FILE_NBYTES",
-    "samples, items of a ragged field": "MAX_INT",
+    "samples, shards, items of a ragged field": "MAX_INT",
     "fields": "MAX_FIELDS",
     "dimensions of a row": "MAX_DIMENSIONS",
     "each dimension": "MAX_INT",
@@ -217,7 +217,8 @@ def test_contents_and_references() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["read_chunkstore.py", "chunkstore.ksy", "CHANGELOG.md", "errata.md", "vectors/README.md"]
+    "name",
+    ["read_chunkstore.py", "verify_chunkstore.py", "chunkstore.ksy", "CHANGELOG.md", "errata.md", "vectors/README.md"],
 )
 def test_companions(name: str) -> None:
     """What belongs to the specification is there."""

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import struct
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "spec")]  # neither is a package
 
 import make_vectors  # noqa: E402
 import read_chunkstore  # noqa: E402
+import verify_chunkstore  # noqa: E402
 from _vectors import builder, valid  # noqa: E402
 
 FILES = make_vectors.build(variants=True)
@@ -66,7 +68,7 @@ class Decoder:
     """The plain decoder, with the face that the tests need."""
 
     def __init__(self, path: Path) -> None:
-        self.container = read_chunkstore.read(path)
+        self.container = read_chunkstore.Container(path)
         self.names = self.container.names
         self.num_samples = self.container.num_samples
         self.generation = self.container.generation
@@ -86,7 +88,7 @@ class Decoder:
 
     @staticmethod
     def verify(path: Path) -> list[str]:
-        return list(read_chunkstore.read(path).verify())
+        return list(verify_chunkstore.verify(read_chunkstore.Container(path)))
 
 
 class Package:
@@ -324,21 +326,30 @@ def test_enough_vectors() -> None:
     assert sum(map(len, built.values())) < 3_000_000
 
 
-def test_decoder_as_a_script(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The plain decoder prints a summary; `--verify` adds what it finds and exits with 1; no argument is wrong use."""
-    path = str(folder / "valid" / "trailing-bytes.cks")
-    assert read_chunkstore.main([path]) == 0
-    assert "2 samples, generation 1" in capsys.readouterr().out
-    assert read_chunkstore.main(["--verify", path]) == 1
-    assert "29 bytes behind the committed end" in capsys.readouterr().out
-    assert read_chunkstore.main([str(folder / "invalid" / "npy-file.cks")]) == 1
-    assert "NotAContainerError" in capsys.readouterr().out
-    assert read_chunkstore.main([]) == 2
+def run_script(name: str, *arguments: Path) -> tuple[int, str]:
+    """Run a script of the specification and return its exit code and all that it printed."""
+    command = [sys.executable, "-W", "error", str(ROOT / "spec" / name), *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout
+
+
+def test_decoder_as_a_script(folder: Path) -> None:
+    """The reader prints a summary; the verifier prints what it finds; damage and wrong use exit with 1."""
+    trailing, whole = folder / "valid" / "trailing-bytes.cks", folder / "valid" / "keys.cks"
+    code, text = run_script("read_chunkstore.py", trailing)
+    assert (code, "2 samples, generation 1" in text) == (0, True), text
+    code, text = run_script("verify_chunkstore.py", trailing)
+    assert (code, "29 bytes behind the committed end" in text) == (1, True), text
+    assert run_script("verify_chunkstore.py", whole)[0] == 0
+    for script in ("read_chunkstore.py", "verify_chunkstore.py"):
+        code, text = run_script(script, folder / "invalid" / "npy-file.cks")
+        assert (code, "NotAContainerError" in text) == (1, True), text
+        assert run_script(script)[0] == 1
 
 
 def test_decoder_shares_nothing_with_the_package() -> None:
     """Neither the plain decoder nor the builder of the vectors imports the package."""
-    for path in [ROOT / "spec" / "read_chunkstore.py", *(ROOT / "tools" / "_vectors").glob("*.py")]:
+    for path in [*(ROOT / "spec").glob("*.py"), *(ROOT / "tools" / "_vectors").glob("*.py")]:
         assert not re.search(r"^\s*(import|from) chunkstore", path.read_text("utf-8"), re.MULTILINE)
 
 
@@ -354,7 +365,7 @@ def test_each_byte_of_a_small_container(tmp_path: Path) -> None:
             file.seek(at)
             file.write(bytes([whole[at] ^ 1 << at % 8]))
         try:
-            assert list(read_chunkstore.read(path).verify()), f"byte {at}"
+            assert list(verify_chunkstore.verify(read_chunkstore.Container(path))), f"byte {at}"
         except read_chunkstore.FormatError:
             pass
         with path.open("r+b") as file:
