@@ -1,17 +1,18 @@
 """What new shards put into the index: collected while blocks are written, then written as one segment.
 
 The writer and the converter share it: both only say which block went where. Arrays that grow with the number of samples
-are kept in memory up to a few MiB each and in unnamed temporary files beyond that.
+are kept in memory up to a MiB each and in one unnamed temporary file beyond that.
 """
 
 from __future__ import annotations
 
+import bisect
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +37,9 @@ from chunkstore._format.segment import (
 from chunkstore._format.superblock import Superblock
 from chunkstore._storage.buffers import byte_view
 from chunkstore._storage.sink import Sink
-from chunkstore.errors import SchemaError
+from chunkstore.errors import SchemaError, WriteError
 
-_SPOOL_NBYTES: Final = 4 << 20
+_SPOOL_NBYTES: Final = 1 << 20
 _PIECE_NBYTES: Final = 64 * PAGE_NBYTES
 type_section = tuple[Kind, int]
 
@@ -80,7 +81,7 @@ class Keys:
         Raises:
             SchemaError: a key that the format cannot hold (spec section 10).
         """
-        texts = [_encode_key(key) for key in keys]
+        texts = [encode_key(key) for key in keys]
         return cls(b"".join(texts), np.cumsum([0, *map(len, texts)], dtype=np.int64))
 
     def __len__(self) -> int:
@@ -96,7 +97,8 @@ class Keys:
         return np.fromiter(sums, np.uint64, len(self))
 
 
-def _encode_key(key: str) -> bytes:
+def encode_key(key: str) -> bytes:
+    """A key as it is stored; SchemaError where the format cannot hold it."""
     try:
         text = key.encode()
     except (UnicodeEncodeError, AttributeError):
@@ -106,28 +108,75 @@ def _encode_key(key: str) -> bytes:
     return text
 
 
-class _Spool:
-    """Bytes that are appended, and read once from the start."""
+class _Spill:
+    """One unnamed temporary file for all that outgrows the memory; bytes are only appended."""
 
     def __init__(self, folder: str) -> None:
-        self._file = tempfile.SpooledTemporaryFile(_SPOOL_NBYTES, dir=folder)  # noqa: SIM115 - closed by close()
+        self._folder = folder
+        self._file: IO[bytes] | None = None
+
+    def append(self, data: bytes | bytearray) -> int:
+        """Where the data are now.
+
+        Raises:
+            WriteError: the system has no room for them.
+        """
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by close()
+            offset = self._file.seek(0, os.SEEK_END)
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            text = f"no room in {self._folder} for the index that is being collected: {error.strerror}"
+            raise WriteError(error.errno, text) from error
+        return offset
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        assert self._file is not None
+        self._file.seek(offset)
+        return self._file.read(nbytes)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class _Spool:
+    """Bytes of one index array: appended, and read back."""
+
+    def __init__(self, spill: _Spill) -> None:
+        self._spill = spill
+        self._tail = bytearray()
+        self._spilled: list[tuple[int, int]] = []  # (offset in the spool, offset in the spill) of whole pieces
         self.nbytes = 0
 
     def append(self, data: Any) -> None:
-        self.nbytes += self._file.write(byte_view(data))
+        view = byte_view(data)
+        self._tail += view
+        self.nbytes += len(view)
+        if len(self._tail) >= _SPOOL_NBYTES:
+            self._spilled.append((self.nbytes - len(self._tail), self._spill.append(self._tail)))
+            self._tail = bytearray()
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        self._file.seek(offset)
-        data = self._file.read(nbytes)
-        self._file.seek(0, os.SEEK_END)
-        return data
+        stop = min(offset + nbytes, self.nbytes)
+        pieces = []
+        while offset < stop:
+            place = bisect.bisect_right(self._spilled, offset, key=lambda piece: piece[0]) - 1
+            ends = [start for start, _ in self._spilled[place + 1 : place + 2]] or [self.nbytes - len(self._tail)]
+            if offset >= self.nbytes - len(self._tail):
+                start = offset - (self.nbytes - len(self._tail))
+                pieces.append(bytes(self._tail[start : start + stop - offset]))
+                break
+            start, where = self._spilled[place]
+            pieces.append(self._spill.read(where + offset - start, min(stop, ends[0]) - offset))
+            offset = min(stop, ends[0])
+        return b"".join(pieces)
 
     def pieces(self) -> Iterator[bytes]:
         for offset in range(0, self.nbytes, _PIECE_NBYTES):
             yield self.read(offset, _PIECE_NBYTES)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 @dataclass
@@ -144,9 +193,9 @@ class _KeyTable:
     Sorted runs are merged when they are of like size, so that N keys cost O(N log N) in all. 16 bytes of memory a key.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.text = _Spool(folder)
-        self.ends = _Spool(folder)
+    def __init__(self, spill: _Spill) -> None:
+        self.text = _Spool(spill)
+        self.ends = _Spool(spill)
         self.ends.append(bytes(8))
         self.num_keys = 0
         self._runs: list[_Run] = []
@@ -195,10 +244,6 @@ class _KeyTable:
             self._merge_last()
         return self._runs[0] if self._runs else _Run(np.zeros(0, np.uint64), np.zeros(0, np.int64))
 
-    def close(self) -> None:
-        self.text.close()
-        self.ends.close()
-
 
 @dataclass
 class _FieldColumns:
@@ -214,15 +259,15 @@ class _FieldColumns:
     num_sums: int = 0
 
     @classmethod
-    def of(cls, field: Field, folder: str, num_items: int, num_stored: int) -> _FieldColumns:
-        columns = cls(field, _Spool(folder), num_items=num_items, num_stored=num_stored)
+    def of(cls, field: Field, spill: _Spill, num_items: int, num_stored: int) -> _FieldColumns:
+        columns = cls(field, _Spool(spill), num_items=num_items, num_stored=num_stored)
         if field.ragged:
-            columns.offsets = _Spool(folder)
+            columns.offsets = _Spool(spill)
             columns.offsets.append(np.int64(num_items).tobytes())
         if field.varying > 1:
-            columns.shapes = _Spool(folder)
+            columns.shapes = _Spool(spill)
         if field.codec != "raw":
-            columns.stored = _Spool(folder)
+            columns.stored = _Spool(spill)
             columns.stored.append(np.int64(num_stored).tobytes())
         return columns
 
@@ -309,13 +354,14 @@ class IndexWriter:
         self._schema = encode_schema(fields)
         self._attrs = encode_attrs(attrs)
         self._starts = [self._position.first_sample]
-        self._blocks = _Spool(folder)
+        self._spill = _Spill(folder)
+        self._blocks = _Spool(self._spill)
         self._columns = [
-            _FieldColumns.of(f, folder, self._position.num_items.get(n, 0), self._position.num_stored.get(n, 0))
+            _FieldColumns.of(f, self._spill, self._position.num_items.get(n, 0), self._position.num_stored.get(n, 0))
             for n, f in enumerate(fields)
         ]
         self.with_keys = with_keys
-        self._keys = _KeyTable(folder) if with_keys else None
+        self._keys = _KeyTable(self._spill) if with_keys else None
         self.superseded: list[tuple[int, int, int]] = []
         self.dictionaries: dict[int, bytes] = {}
 
@@ -326,13 +372,8 @@ class IndexWriter:
         self.close()
 
     def close(self) -> None:
-        """Let go of the temporary files."""
-        self._blocks.close()
-        for columns in self._columns:
-            for spool in columns.spools().values():
-                spool.close()
-        if self._keys is not None:
-            self._keys.close()
+        """Let go of the temporary file."""
+        self._spill.close()
 
     def add_keys(self, keys: Keys) -> None:
         """Take the keys of the next shard before it is written, so that a duplicate is found first.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format import superblock as superblocks
-from chunkstore._format.constants import HEAD_NBYTES, PART_ALIGNMENT, SUPERBLOCK_OFFSETS, Kind
+from chunkstore._format.constants import HEAD_NBYTES, PART_ALIGNMENT, Kind
 from chunkstore._format.index import FieldIndex, Index, read_index
-from chunkstore._format.segment import pad
+from chunkstore._format.schema import Field
+from chunkstore._format.segment import Directory, pad
 from chunkstore._index_writer import IndexWriter, planned_segment_nbytes
-from chunkstore._storage.commit import NewFile
+from chunkstore._storage.commit import NewFile, write_superblocks
 from chunkstore._storage.source import Source, open_source
 from chunkstore._verify import verify
-from chunkstore.errors import CorruptError, SchemaError
+from chunkstore.errors import CorruptError, ReplacedError, SchemaError
 
 _PIECE_NBYTES: Final = 64 << 20
 type_progress = Callable[[int, int], None]
@@ -28,12 +29,51 @@ type_progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class _Input:
-    source: Source
-    index: Index
+    """What is known of an input without holding it open: there may be thousands."""
 
-    @property
-    def path(self) -> str:
-        return self.source.path
+    path: str
+    fingerprint: str
+    fields: tuple[Field, ...]
+    attrs: dict[str, Any]
+    dictionaries: dict[int, bytes]
+    has_keys: bool
+    num_samples: int
+    num_shards: int
+    num_groups: list[int]
+    nbytes: int
+    key_nbytes: int
+
+    @classmethod
+    def look(cls, path: str | os.PathLike[str]) -> _Input:
+        """Open it, note all this, and close it."""
+        with open_source(path, "pread") as source:
+            index = read_index(source)
+            return cls(
+                source.path,
+                index.fingerprint,
+                index.fields,
+                index.attrs(),
+                {number: data for number in range(len(index.fields)) if (data := index.dictionary(number))},
+                index.has_keys,
+                index.num_samples,
+                len(index.blocks),
+                [FieldIndex(index, number).num_groups for number in range(len(index.fields))],
+                int(index.blocks["nbytes"].sum()),
+                sum(_key_nbytes(index, directory) for directory in index.directories),
+            )
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[Source, Index]]:
+        """The same input again."""
+        with open_source(self.path, "pread") as source:
+            index = read_index(source)
+            if index.fingerprint != self.fingerprint:
+                raise ReplacedError(f"{self.path}: the container was changed while it was merged; start again")
+            yield source, index
+
+
+def _key_nbytes(index: Index, directory: Directory) -> int:
+    return index.section(directory, Kind.KEY_BYTES).nbytes if index.has_keys and directory.num_samples else 0
 
 
 def merge(
@@ -61,121 +101,96 @@ def merge(
         FormatError: an input cannot be read, or one of its blocks is damaged.
         FileExistsError, WriteError, CommitUnknownError: as with `Writer`. After any error `out` is as before.
     """
-    with ExitStack() as stack:
-        inputs = [_open(stack, path) for path in paths]
-        if not inputs:
-            raise SchemaError("merge: no container was given")
-        _check_alike(inputs)
-        file = stack.enter_context(NewFile.create(out, mode))
-        folder = os.path.dirname(file.temporary) or os.curdir
-        keys = any(entry.index.has_keys for entry in inputs if entry.index.num_samples) or inputs[0].index.has_keys
-        merged = _common_attrs(inputs) if attrs is None else dict(attrs)
-        index = stack.enter_context(IndexWriter(inputs[0].index.fields, merged, with_keys=keys, folder=folder))
-        index.dictionaries = _dictionaries(inputs[0].index)
-        total = sum(int(entry.index.blocks["nbytes"].sum()) for entry in inputs)
-        end = _write(file, index, inputs, merged, _counted(progress, total, 2 * total))
-        _verify(file, end, _counted(progress, total, 2 * total, before=total))
+    inputs = [_Input.look(path) for path in paths]
+    if not inputs:
+        raise SchemaError("merge: no container was given")
+    _check_alike(inputs)
+    merged = _common_attrs(inputs) if attrs is None else dict(attrs)
+    with_keys = any(entry.has_keys for entry in inputs if entry.num_samples)
+    total = sum(entry.nbytes for entry in inputs)
+    with NewFile.create(out, mode) as file:
+        folder = os.path.dirname(file.temporary)
+        with IndexWriter(inputs[0].fields, merged, with_keys=with_keys, folder=folder) as index:
+            index.dictionaries = inputs[0].dictionaries
+            _write(file, index, inputs, merged, _counted(progress, total, 2 * total))
+        _verify(file, _counted(progress, total, 2 * total, before=total))
         file.publish()
-
-
-def _open(stack: ExitStack, path: str | os.PathLike[str]) -> _Input:
-    source = open_source(path, "pread")
-    stack.callback(source.close)
-    return _Input(source, read_index(source))
 
 
 def _check_alike(inputs: Sequence[_Input]) -> None:
     first = inputs[0]
     for other in inputs[1:]:
-        if other.index.fields != first.index.fields:
+        if other.fields != first.fields:
             differing = [
-                f"{a} in the one, {b} in the other"
-                for a, b in zip(first.index.fields, other.index.fields, strict=False)
-                if a != b
+                f"{a} in the one, {b} in the other" for a, b in zip(other.fields, first.fields, strict=False) if a != b
             ]
-            detail = (
-                differing[0] if differing else f"{len(first.index.fields)} against {len(other.index.fields)} fields"
-            )
+            detail = differing[0] if differing else f"{len(other.fields)} against {len(first.fields)} fields"
             raise SchemaError(f"{other.path} and {first.path} have different fields: {detail}")
-        if other.index.has_keys != first.index.has_keys and other.index.num_samples and first.index.num_samples:
-            with_keys = first.path if first.index.has_keys else other.path
-            raise SchemaError(f"{other.path} and {first.path}: only {with_keys} has keys; all have them or none has")
-        if _dictionaries(other.index) != _dictionaries(first.index):
+        if other.dictionaries != first.dictionaries:
             raise SchemaError(f"{other.path} and {first.path} have different codec dictionaries")
-
-
-def _dictionaries(index: Index) -> dict[int, bytes]:
-    return {number: data for number in range(len(index.fields)) if (data := index.dictionary(number))}
+    filled = [entry for entry in inputs if entry.num_samples]
+    for other in filled[1:]:
+        if other.has_keys != filled[0].has_keys:
+            named = other.path if other.has_keys else filled[0].path
+            raise SchemaError(f"{other.path} and {filled[0].path}: only {named} has keys; all have them or none has")
 
 
 def _common_attrs(inputs: Sequence[_Input]) -> dict[str, Any]:
     """The members of ATTRS that are equal everywhere. What is noted of the sources of one file is not true of all."""
-    every = [entry.index.attrs() for entry in inputs]
-    text = [{name: json.dumps(value, sort_keys=True) for name, value in attrs.items()} for attrs in every]
-    return {name: value for name, value in every[0].items() if all(t.get(name) == text[0][name] for t in text)}
+    text = [{name: json.dumps(value, sort_keys=True) for name, value in entry.attrs.items()} for entry in inputs]
+    return {name: value for name, value in inputs[0].attrs.items() if all(t.get(name) == text[0][name] for t in text)}
 
 
 def _write(
     file: NewFile, index: IndexWriter, inputs: Sequence[_Input], attrs: Mapping[str, Any], copied: Callable[[int], None]
-) -> int:
-    """Copy all blocks and write index and superblocks; the committed end."""
-    fields = inputs[0].index.fields
-    columns = [[FieldIndex(entry.index, number) for number in range(len(fields))] for entry in inputs]
+) -> None:
+    """Copy all blocks and write index and superblocks."""
+    numbers = range(len(index.fields))
     tail = HEAD_NBYTES + planned_segment_nbytes(
-        fields,
+        index.fields,
         attrs,
-        num_samples=sum(entry.index.num_samples for entry in inputs),
-        num_shards=sum(len(entry.index.blocks) for entry in inputs),
-        num_groups=[sum(entry[number].num_groups for entry in columns) for number in range(len(fields))],
-        key_nbytes=_key_nbytes(inputs) if index.with_keys else None,
+        num_samples=sum(entry.num_samples for entry in inputs),
+        num_shards=sum(entry.num_shards for entry in inputs),
+        num_groups=[sum(entry.num_groups[number] for entry in inputs) for number in numbers],
+        key_nbytes=sum(entry.key_nbytes for entry in inputs) if index.with_keys else None,
         dictionaries=index.dictionaries,
     )
+    file.sink.preallocate(tail + sum(entry.nbytes for entry in inputs))
     offsets: list[list[NDArray[np.int64]]] = [[] for _ in inputs]
-    file.sink.preallocate(tail + sum(int(entry.index.blocks["nbytes"].sum()) for entry in inputs))
-    for number in range(len(fields)):
+    for number in numbers:
         tail = pad(tail, PART_ALIGNMENT)
         for place, entry in enumerate(inputs):
-            column = columns[place][number]
-            starts = tail + np.cumsum(column.block_nbytes) - column.block_nbytes
-            offsets[place].append(starts)
-            tail = _copy_field(file, entry, column, tail, copied)
+            with entry.opened() as (source, old):
+                column = FieldIndex(old, number)
+                offsets[place].append(tail + np.cumsum(column.block_nbytes) - column.block_nbytes)
+                tail = _copy_field(file, source, column, tail, copied)
     for entry, moved in zip(inputs, offsets, strict=True):
-        _add_to_index(index, entry, np.stack(moved, axis=1) if len(entry.index.blocks) else None)
+        with entry.opened() as (_, old):
+            _add_to_index(index, old, np.stack(moved, axis=1))
     superblock = index.write(file.sink, HEAD_NBYTES, data_end=tail)
     file.sink.truncate(superblock.committed_end)
-    for offset in SUPERBLOCK_OFFSETS:
-        file.sink.pwrite(offset, superblocks.encode(superblock))
-    return superblock.committed_end
+    write_superblocks(file.sink, superblocks.encode(superblock))
 
 
-def _key_nbytes(inputs: Sequence[_Input]) -> int:
-    return sum(
-        entry.index.section(directory, Kind.KEY_BYTES).nbytes
-        for entry in inputs
-        for directory in entry.index.directories
-        if directory.num_samples
-    )
-
-
-def _copy_field(file: NewFile, entry: _Input, column: FieldIndex, tail: int, copied: Callable[[int], None]) -> int:
+def _copy_field(file: NewFile, source: Source, column: FieldIndex, tail: int, copied: Callable[[int], None]) -> int:
     """All blocks of a field, extent by extent; where they end."""
     for extent in column.extents():
         for start in range(0, extent.nbytes, _PIECE_NBYTES):
             nbytes = min(_PIECE_NBYTES, extent.nbytes - start)
-            file.sink.copy_from(entry.source, extent.offset + start, tail + start, nbytes)
+            file.sink.copy_from(source, extent.offset + start, tail + start, nbytes)
             copied(nbytes)
         tail += extent.nbytes
     return tail
 
 
-def _add_to_index(index: IndexWriter, entry: _Input, offsets: NDArray[np.int64] | None) -> None:
+def _add_to_index(index: IndexWriter, old: Index, offsets: NDArray[np.int64]) -> None:
     """Take over what the input's segments say; its blocks now lie at `offsets`, shape (shards, fields)."""
-    for directory in entry.index.directories:
+    for directory in old.directories:
         mine = slice(directory.first_shard, directory.first_shard + directory.num_shards)
         try:
-            index.absorb(entry.index, directory, None if offsets is None else offsets[mine])
+            index.absorb(old, directory, offsets[mine])
         except SchemaError as error:
-            raise SchemaError(f"{entry.path}: {error}") from None
+            raise SchemaError(f"{old.path}: {error}") from None
 
 
 def _counted(progress: type_progress | None, part: int, total: int, before: int = 0) -> Callable[[int], None]:
@@ -191,7 +206,7 @@ def _counted(progress: type_progress | None, part: int, total: int, before: int 
     return count
 
 
-def _verify(file: NewFile, end: int, counted: Callable[[int], None]) -> None:
+def _verify(file: NewFile, counted: Callable[[int], None]) -> None:
     """The whole file, read back, before it gets its name."""
     last = 0
 

@@ -31,7 +31,7 @@ from chunkstore._loading.ragged import Ragged
 from chunkstore._reader_keys import Keys, find_all, find_one
 from chunkstore._reader_select import Selection
 from chunkstore._storage.source import Backend, Source, open_source
-from chunkstore.errors import ChunkstoreError, ClosedError, ReplacedError
+from chunkstore.errors import ChunkstoreError, ClosedError, ReplacedError, TruncatedError
 
 _ITERATE_NBYTES: Final = 4 << 20
 _ITERATE_SAMPLES: Final = 4096
@@ -125,9 +125,9 @@ class Reader:
         return opened
 
     def _open(self) -> _Opened:
-        source = open_source(self.path, self._backend)
+        source, newest = _open_newest(self.path, self._backend)
         try:
-            index = read_index(source) if self._superblock is None else self._read_same(source, self._superblock)
+            index = newest if self._superblock is None else self._read_same(source, newest, self._superblock)
             self._check_names(index)
             opened = _Opened(source, index, self._verify, self._names)
         except BaseException:
@@ -136,9 +136,8 @@ class Reader:
         self._superblock = index.superblock
         return opened
 
-    def _read_same(self, source: Source, wanted: Superblock) -> Index:
+    def _read_same(self, source: Source, newest: Index, wanted: Superblock) -> Index:
         """The index of the generation that this reader had, whatever was appended meanwhile."""
-        newest = read_index(source)
         _check_lineage(self.path, wanted, newest.superblock)
         if newest.superblock.generation == wanted.generation:
             return newest
@@ -195,9 +194,8 @@ class Reader:
             ReplacedError: the path now names another file or another container.
         """
         opened = self._opened
-        source = open_source(self.path, self._backend)
+        source, index = _open_newest(self.path, self._backend)
         try:
-            index = read_index(source)
             _check_lineage(self.path, opened.index.superblock, index.superblock)
             if source.identity[:2] != opened.source.identity[:2]:
                 raise ReplacedError(f"{self.path}: another file has taken the place of the one that is open; reopen it")
@@ -495,6 +493,23 @@ class Reader:
             checker.prove_all()
         else:
             checker.prove(positions)
+
+
+def _open_newest(path: str, backend: Backend) -> tuple[Source, Index]:
+    """The file and its newest generation."""
+    while True:
+        source = open_source(path, backend)
+        try:
+            return source, read_index(source)
+        except TruncatedError:
+            # A commit between the look at the size and that at the head: the file has grown, and is opened again.
+            grown = os.stat(path).st_size > source.size
+            source.close()
+            if not grown:
+                raise
+        except BaseException:
+            source.close()
+            raise
 
 
 def _split(batch: Mapping[str, NDArray[Any] | Ragged]) -> Iterator[dict[str, Any]]:

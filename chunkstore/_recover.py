@@ -26,16 +26,17 @@ from chunkstore._format.constants import (
 )
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.index import FieldIndex, Groups, Index, read_generation
-from chunkstore._format.schema import Field
+from chunkstore._format.schema import Field, known_codec
 from chunkstore._format.segment import Directory, decode_directory, nbytes_of_directory
 from chunkstore._format.superblock import Head, Superblock
 from chunkstore._storage.source import Source, open_source
 from chunkstore._writer import Writer
-from chunkstore.errors import CorruptError, FormatError
+from chunkstore.errors import CorruptError, FormatError, UnsupportedFeatureError, UnsupportedVersionError
 
 _PIECE_NBYTES: Final = 8 << 20
 _BATCH_NBYTES: Final = 16 << 20
 _BATCH_SAMPLES: Final = 1024
+_MOST_LOST: Final = 10_000
 type_progress = Callable[[int, int], None]
 
 
@@ -66,25 +67,28 @@ class Recovery:
     Attributes:
         path, out: the damaged container and the new one.
         num_saved: samples in the new one, in their old order.
-        lost: the others.
+        num_lost: samples that are known to be lost.
+        lost: which ones, in runs; the first 10,000 runs.
         notes: how they were found, and what is not certain.
     """
 
     path: str
     out: str
     num_saved: int = 0
+    num_lost: int = 0
     lost: list[Lost] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
         """Whether nothing is known to be lost."""
-        return not self.lost
+        return not self.num_lost
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         lost = [one.as_dict() for one in self.lost]
-        return {"path": self.path, "out": self.out, "num_saved": self.num_saved, "lost": lost, "notes": self.notes}
+        counts = {"num_saved": self.num_saved, "num_lost": self.num_lost}
+        return {"path": self.path, "out": self.out, **counts, "lost": lost, "notes": self.notes}
 
 
 def recover(
@@ -108,6 +112,7 @@ def recover(
         progress: called with (samples done, samples in all).
     Raises:
         FormatError: nothing in the file could be proven.
+        UnsupportedVersionError, UnsupportedFeatureError: it is of a kind that this release does not know.
         FileExistsError, WriteError, CommitUnknownError: as with `Writer`.
     """
     path = os.fspath(path)
@@ -117,6 +122,7 @@ def recover(
         if not indexes:
             raise CorruptError(f"{path}: no index segment could be proven good, so no sample can be found")
         newest = indexes[-1]
+        _check_codecs(path, newest)
         writer = Writer(out, fields=_raw_fields(newest), mode=mode)
         with writer:
             writer.attrs.update(_attrs(newest, report))
@@ -126,6 +132,15 @@ def recover(
             report.num_saved = len(writer)
     report.lost.sort(key=lambda lost: lost.start)
     return report
+
+
+def _check_codecs(path: str, index: Index) -> None:
+    unknown = [field for field in index.fields if not known_codec(field)]
+    if unknown:
+        raise UnsupportedFeatureError(
+            f"{path}: field {unknown[0].name!r} has the codec {unknown[0].codec!r}, which this release does not know: "
+            "its rows cannot be proven to decode. Install a newer one"
+        )
 
 
 def _raw_fields(index: Index) -> list[Field]:
@@ -145,14 +160,19 @@ def _attrs(index: Index, report: Recovery) -> dict[str, Any]:
 
 def _find_indexes(source: Source, report: Recovery) -> list[Index]:
     """An index for each segment that can be used, in the order of samples, without overlap."""
+    newest = 0
     for name, superblock in _superblocks(source, report):
+        newest = max(newest, superblock.generation)
         try:
             # Not `read_index`: a file that was cut off still has the samples before the cut.
-            return [read_generation(source, superblock)]
+            index = read_generation(source, superblock, cut_off=True)
         except FormatError as error:
             report.notes.append(f"the index of superblock {name} cannot be read: {error}")
+            continue
+        _note_later(source, superblock, newest, report)
+        return [index]
     report.notes.append("the file was searched for index segments")
-    found = [index for directory in _search(source) if (index := _usable(source, directory)) is not None]
+    found = [usable for directory in _search(source) if (usable := _usable(source, directory)) is not None]
     chosen = _without_overlap(found)
     if chosen:
         report.notes.append(
@@ -162,12 +182,31 @@ def _find_indexes(source: Source, report: Recovery) -> list[Index]:
     return chosen
 
 
+def _note_later(source: Source, superblock: Superblock, newest: int, report: Recovery) -> None:
+    """Say so if there may have been a later generation than the one that is saved."""
+    behind = source.size - superblock.committed_end
+    if newest > superblock.generation:
+        report.notes.append(
+            f"generation {superblock.generation} is saved, and there was {newest}: what was added since is lost "
+            "without a trace"
+        )
+    elif behind > 0 and report.notes:  # the other superblock is damaged, and may have been newer
+        report.notes.append(
+            f"there are {behind} bytes behind generation {superblock.generation}: what was added after it, if it was "
+            "committed, is lost without a trace"
+        )
+
+
 def _superblocks(source: Source, report: Recovery) -> list[tuple[str, Superblock]]:
     """The superblocks that are valid, the newest first."""
     found = []
     for name, offset in zip("AB", SUPERBLOCK_OFFSETS, strict=True):
         try:
-            found.append((name, superblocks.decode(source.read(offset, SUPERBLOCK_NBYTES))))
+            superblock = superblocks.decode(source.read(offset, SUPERBLOCK_NBYTES))
+            superblocks.check_flags(superblock)
+            found.append((name, superblock))
+        except (UnsupportedVersionError, UnsupportedFeatureError):
+            raise  # what its bytes mean is not known, so nothing of it can be proven
         except FormatError as error:
             report.notes.append(f"superblock {name}: {error}")
     return sorted(found, key=lambda item: -item[1].generation)
@@ -232,6 +271,7 @@ def _note_gaps(indexes: list[Index], report: Recovery) -> None:
     for index in indexes:
         first = index.directories[0].first_sample
         if first > position:
+            report.num_lost += first - position
             report.lost.append(Lost(position, first, None, "no index segment that describes them could be proven good"))
         position = index.num_samples
 
@@ -279,10 +319,8 @@ class _Samples:
         stored = int(column.group_sums(np.array([number]))[0])
         computed = sum64(data)
         if stored != computed:
-            raise CorruptError(
-                f"field {column.field.name!r}, bytes [{offset}, {offset + nbytes}): stored xxh3 {stored:016x}, "
-                f"computed {computed:016x}"
-            )
+            # Without the sums and the place, which `verify` tells: neighbours are then lost for one reason.
+            raise CorruptError(f"field {column.field.name!r} does not have the bytes that were written")
         return memoryview(data)
 
     @staticmethod
@@ -350,8 +388,9 @@ def _save_run(samples: _Samples, positions: NDArray[np.int64], writer: Writer, r
 
 def _lose(report: Recovery, position: int, key: str | None, reason: str) -> None:
     """Note a sample; neighbours with the same reason make one run."""
+    report.num_lost += 1
     last = report.lost[-1] if report.lost else None
     if last is not None and last.stop == position and last.reason == reason:
         report.lost[-1] = Lost(last.start, position + 1, last.key, reason)
-    else:
+    elif len(report.lost) < _MOST_LOST:
         report.lost.append(Lost(position, position + 1, key, reason))

@@ -37,7 +37,7 @@ def repack(
     shard_nbytes: int = SHARD_NBYTES,
     progress: type_progress | None = None,
 ) -> None:
-    """Write the samples of a container into a new one as `convert` would have.
+    """Write the samples of a container into a new one in which each field is in one piece (the index lies behind).
 
     What a stream or many appends left in pieces is in one piece per field again, and superseded index segments are
     gone. Every row is proven as it is read, and the new file is verified as a whole before it gets its name.
@@ -49,7 +49,7 @@ def repack(
         keys: the same by keys; not both.
         mode: `"x"` refuses a path that exists, `"w"` replaces it (which may be `path` itself).
         shard_nbytes: as in `Writer`.
-        progress: called with (samples done, samples in all).
+        progress: called with (samples done, samples in all); verification follows.
     Raises:
         IndexError, SampleNotFoundError: there is no such sample.
         SchemaError: a sample with a key is asked for twice.
@@ -62,8 +62,9 @@ def repack(
         order = _order(reader, positions, keys)
         # This release writes raw chunks only; what a codec packed is unpacked.
         fields = tuple(replace(field, codec="raw") for field in reader.fields.values())
+        total = len(reader) if order is None else len(order)
         totals = {field.name: _total_nbytes(reader, field.name, order) for field in fields if field.ragged}
-        writer = _RepackWriter(out, totals, len(order), fields=fields, mode=mode, shard_nbytes=shard_nbytes)
+        writer = _RepackWriter(out, totals, total, fields=fields, mode=mode, shard_nbytes=shard_nbytes)
         with writer:
             writer.attrs.update(reader.attrs)
             done = 0
@@ -71,7 +72,7 @@ def repack(
                 writer.add_batch(reader.batch(batch), _keys(reader, batch))
                 done += len(batch)
                 if progress is not None:
-                    progress(done, len(order))
+                    progress(done, total)
 
 
 class _RepackWriter(Writer):
@@ -103,15 +104,24 @@ def _check_whole(path: str) -> None:
         raise CorruptError(f"the new file was not stored as it was written; nothing is published: {report.damage[0]}")
 
 
-def _order(reader: Reader, positions: Indices | None, keys: Sequence[str] | None) -> type_ints:
+def _order(reader: Reader, positions: Indices | None, keys: Sequence[str] | None) -> type_ints | None:
+    """Positions of the samples that are wanted; None for all in order."""
     if keys is not None:
         return reader.find(keys)
     if positions is None:
-        return np.arange(len(reader))
+        return None
     order = np.asarray(reader.select(positions).positions, np.int64)
     if reader.keys is not None and len(np.unique(order)) != len(order):
         raise SchemaError("repack: positions has a sample twice, and its key must be unique")
     return order
+
+
+def _runs(reader: Reader, order: type_ints | None) -> Iterator[type_ints]:
+    """The order in pieces, so that N numbers are never in memory."""
+    total = len(reader) if order is None else len(order)
+    for start in range(0, total, _BATCH_SAMPLES):
+        stop = min(start + _BATCH_SAMPLES, total)
+        yield np.arange(start, stop) if order is None else order[start:stop]
 
 
 def _row_nbytes(reader: Reader, name: str, order: type_ints) -> type_ints:
@@ -124,15 +134,13 @@ def _row_nbytes(reader: Reader, name: str, order: type_ints) -> type_ints:
     return FieldIndex(index, number).counts(order) * field.item_nbytes
 
 
-def _total_nbytes(reader: Reader, name: str, order: type_ints) -> int:
-    pieces = range(0, len(order), _BATCH_SAMPLES)
-    return sum(int(_row_nbytes(reader, name, order[start : start + _BATCH_SAMPLES]).sum()) for start in pieces)
+def _total_nbytes(reader: Reader, name: str, order: type_ints | None) -> int:
+    return sum(int(_row_nbytes(reader, name, run).sum()) for run in _runs(reader, order))
 
 
-def _batches(reader: Reader, order: type_ints) -> Iterator[type_ints]:
-    """Runs of `order` of about 16 MiB each, or a single larger sample."""
-    for start in range(0, len(order), _BATCH_SAMPLES):
-        run = order[start : start + _BATCH_SAMPLES]
+def _batches(reader: Reader, order: type_ints | None) -> Iterator[type_ints]:
+    """Pieces of the order of about 16 MiB each, or a single larger sample."""
+    for run in _runs(reader, order):
         sizes: Any = sum(_row_nbytes(reader, name, run) for name in reader.fields)
         ends = np.cumsum(sizes)
         first = 0

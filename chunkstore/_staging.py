@@ -6,6 +6,7 @@ fills shorter fixed-width texts, and turns Python numbers into the dtype of the 
 
 from __future__ import annotations
 
+from array import array as packed
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from chunkstore._format import dtypes
 from chunkstore._format.schema import Field
+from chunkstore._index_writer import Keys, encode_key
 from chunkstore._shards import Rows
 from chunkstore._storage.buffers import byte_view
 from chunkstore.errors import SchemaError
@@ -89,16 +91,30 @@ def _from_python(field: Field, value: object, where: str) -> type_array:
         found = np.asarray(value)
     except ValueError as error:
         raise SchemaError(f"{where}, field {field.name!r}: {error}") from None
-    if found.dtype == field.numpy_dtype or found.dtype.kind not in "biufc" or field.numpy_dtype.kind not in "biufc":
+    wanted = field.numpy_dtype
+    if found.dtype == wanted or found.dtype.kind not in "biufcO" or wanted.kind not in "biufc":
         return found
+    if found.dtype.kind == "c" and wanted.kind != "c":
+        raise SchemaError(f"{where}, field {field.name!r}: {value!r:.60} is complex, the field is {field.dtype}")
     with np.errstate(all="ignore"):
-        array = found.astype(field.numpy_dtype)
-    exact = array == found if found.dtype.kind != "f" else (array.astype(found.dtype) == found) | np.isnan(found)
-    # A Python float is meant as a number, not as 53 bits: it may be rounded to a narrower float.
-    rounded = found.dtype.kind == "f" and array.dtype.kind in "fc"
-    if not rounded and not np.all(exact):
+        try:
+            array = found.astype(wanted)
+        except (OverflowError, TypeError, ValueError):
+            return found  # integers beyond 64 bits and other objects: refused for their dtype
+    if not _is_exact(found, array):
         raise SchemaError(f"{where}, field {field.name!r}: {value!r:.60} is not exact as {field.dtype}")
     return array
+
+
+def _is_exact(found: type_array, array: type_array) -> bool:
+    """Whether a cast kept the numbers.
+
+    A Python float is meant as a number, not as 53 bits: it may be rounded to a narrower float, but not to infinity.
+    """
+    if found.dtype.kind in "fc" and array.dtype.kind in "fc":
+        return bool(np.all(np.isfinite(array) | ~np.isfinite(found)))
+    # As Python numbers, which compare integers with floats exactly; NaN is equal to nothing.
+    return bool(np.all(found.astype(object) == array.astype(object)))
 
 
 def _convert(field: Field, array: type_array, where: str) -> type_array:
@@ -124,7 +140,10 @@ class FixedStage:
         self.field = field
         self.shape = cast("tuple[int, ...]", field.shape)
         # All of it at once: memory that was never touched costs nothing.
-        self.rows, self._other = (np.empty((capacity, *self.shape), field.numpy_dtype) for _ in range(2))
+        try:
+            self.rows, self._other = (np.empty((capacity, *self.shape), field.numpy_dtype) for _ in range(2))
+        except ValueError as error:  # NumPy does not leave dimensions of 0 out when it looks for an overflow
+            raise SchemaError(f"field {field.name!r}: NumPy cannot hold rows of shape {self.shape}: {error}") from None
 
     def put(self, place: int, value: object, where: str) -> int:
         """Take one row; 0, for what the rows have is known beforehand."""
@@ -147,41 +166,72 @@ def fixed_rows(field: Field, rows: type_array) -> Rows:
 
 
 class RaggedStage:
-    """Rows that differ in size, back to back."""
+    """Rows that differ in size, back to back; no Python object for a row."""
 
     def __init__(self, field: Field) -> None:
         self.field = field
+        self._begin()
+
+    def _begin(self) -> None:
         self._bytes = bytearray()
-        self._ends: list[int] = []
-        self._shapes: list[tuple[int, ...]] = []
+        self._ends = packed("q")
+        self._dims = packed("q")  # the first `varying` dimensions of each row; none for texts
 
     def put(self, place: int, value: object, where: str) -> int:
         """Take one row; its nbytes."""
         if self.field.is_string:
-            return self._append(encode_text(self.field, value, where), ())
-        row = as_rows(self.field, value, 0, where)
-        return self._append(byte_view(row), row.shape[: self.field.varying])
-
-    def _append(self, data: bytes | memoryview, shape: tuple[int, ...]) -> int:
+            data: bytes | memoryview = encode_text(self.field, value, where)
+        else:
+            row = as_rows(self.field, value, 0, where)
+            data = byte_view(row)
+            self._dims.extend(row.shape[: self.field.varying])
         self._bytes += data
         self._ends.append(len(self._bytes))
-        self._shapes.append(shape)
         return len(data)
 
     def take(self, count: int) -> Rows:
         """The first `count` rows, which are all; the next ones are collected anew."""
         self.drop(count)
-        ends = np.array(self._ends, np.int64)
-        leading = np.array(self._shapes, np.int64).reshape(count, -1)
+        ends = np.frombuffer(self._ends, np.int64)
+        leading = np.frombuffer(self._dims, np.int64).reshape(count, -1)
         counts = np.diff(ends, prepend=0) if self.field.is_string else leading.prod(axis=1)
         taken = Rows(memoryview(self._bytes), ends, counts, leading if self.field.varying > 1 else None)
-        self._bytes, self._ends, self._shapes = bytearray(), [], []
+        self._begin()
         return taken
 
     def drop(self, count: int) -> None:
         """Forget what comes from row `count` on."""
-        del self._ends[count:], self._shapes[count:]
+        del self._ends[count:]
+        del self._dims[count * self.field.varying :]
         del self._bytes[self._ends[-1] if self._ends else 0 :]
+
+
+class KeyStage:
+    """Keys of the shard that is being filled."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._ends = packed("q", [0])
+
+    def add(self, key: str) -> None:
+        """Take one key.
+
+        Raises:
+            SchemaError: the format cannot hold it.
+        """
+        self._bytes += encode_key(key)
+        self._ends.append(len(self._bytes))
+
+    def take(self) -> Keys:
+        """All of them; the next ones are collected anew."""
+        taken = Keys(bytes(self._bytes), np.frombuffer(self._ends, np.int64))
+        self._bytes, self._ends = bytearray(), packed("q", [0])
+        return taken
+
+    def drop(self, count: int) -> None:
+        """Forget what comes from key `count` on."""
+        del self._ends[count + 1 :]
+        del self._bytes[self._ends[-1] :]
 
 
 def encode_text(field: Field, value: object, where: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, Final, Literal, Protocol
 
 from chunkstore._format import superblock as superblocks
@@ -11,20 +12,23 @@ from chunkstore._format.checksum import sum64_large
 from chunkstore._format.constants import (
     HEAD_NBYTES,
     KNOWN_READ_ONLY_COMPATIBLE,
+    MAX_INT,
     MAX_SEGMENTS,
     PART_ALIGNMENT,
+    SUPERBLOCK_NBYTES,
     SUPERBLOCK_OFFSETS,
     Kind,
 )
 from chunkstore._format.index import read_index
 from chunkstore._format.schema import Field
 from chunkstore._format.segment import Directory, Earlier, pad
+from chunkstore._format.superblock import Superblock
 from chunkstore._index_writer import IndexWriter, Keys, Position
-from chunkstore._storage.commit import NewFile, commit_append
+from chunkstore._storage.commit import NewFile, commit_append, write_superblocks
 from chunkstore._storage.lock import WriterLock
 from chunkstore._storage.sink import Sink
 from chunkstore._storage.source import open_source
-from chunkstore.errors import SchemaError, UnsupportedFeatureError
+from chunkstore.errors import LimitError, ReplacedError, SchemaError, UnsupportedFeatureError
 
 _PIECE_NBYTES: Final = 8 << 20
 
@@ -84,16 +88,16 @@ class NewTarget:
         """Write the index behind the blocks, sync, and give the file its name."""
         superblock = index.write(self.sink, pad(tail, PART_ALIGNMENT), data_end=tail)
         self.sink.truncate(superblock.committed_end)
-        for offset in SUPERBLOCK_OFFSETS:
-            self.sink.pwrite(offset, superblocks.encode(superblock))
+        write_superblocks(self.sink, superblocks.encode(superblock))
         if self.before_publish is not None:
             self.before_publish(self._file.temporary)
         self._file.publish()
         self.num_samples = index.num_samples
+        self._superblock = superblock
 
     def following(self) -> Target:
         """Itself until it is published, then the end of what it became."""
-        return AppendTarget(self.path) if self._file.finished else self
+        return AppendTarget(self.path, self._superblock) if self._file.finished else self
 
     def close(self) -> None:
         """Remove the file unless it was published."""
@@ -110,28 +114,75 @@ class AppendTarget:
         UnsupportedFeatureError: it has a feature with which this release must not append.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self._lock = WriterLock.acquire(path)
-        try:
+    def __init__(self, path: str | os.PathLike[str], expected: Superblock | None = None) -> None:
+        """Open and lock.
+
+        Args:
+            path: the container.
+            expected: its superblock as this writer left it; ReplacedError if something else is there now.
+        """
+        self.path = os.path.abspath(path)  # whoever changes directories goes on with the same file
+        self._owner_pid = os.getpid()
+        self._unsynced = False  # whether a superblock was written that no sync has seen
+        with ExitStack() as stack:
+            self._lock = WriterLock.acquire(path)
+            stack.callback(self._lock.release)
             self.sink = self._lock.open_sink()
-            self._committed = False
+            stack.callback(self.sink.close)
             self._read_index()
+            stack.callback(self._source.close)
             self._check_flags()
-        except BaseException:
-            self._lock.release()
-            raise
-        # What an append left behind that did not finish.
-        self.sink.truncate(self._index.superblock.committed_end)
+            if expected is not None and expected != self._index.superblock:
+                raise ReplacedError(
+                    f"{self.path}: this is not the container as this writer left it: another one took its place, or "
+                    "another writer appended to it. What was committed is committed; open it again to append more"
+                )
+            # What an append left behind that did not finish.
+            self.sink.truncate(self._index.superblock.committed_end)
+            self._mend_superblocks()
+            stack.pop_all()
 
     def _read_index(self) -> None:
-        self._source = open_source(self.path, "pread")
-        self._index = read_index(self._source)
-        self.tail = self._index.superblock.committed_end
+        try:
+            self._source = open_source(self.path, "pread")
+        except FileNotFoundError as error:
+            raise ReplacedError(
+                f"{self.path}: the container was moved or removed while it was written to. What was committed is in "
+                "it, wherever it is now"
+            ) from error
+        try:
+            if not os.path.samestat(os.fstat(self._source.fileno()), os.fstat(self.sink.fileno())):
+                raise ReplacedError(
+                    f"{self.path}: another file was put in the place of the container while it was written to. What "
+                    f"was committed went into the old file, which has this name no more; open the new one"
+                )
+            self._index = read_index(self._source)
+        except BaseException:
+            self._source.close()
+            raise
+        self.tail = self._committed_end = self._index.superblock.committed_end
         self.fields: tuple[Field, ...] | None = self._index.fields
         # Without samples it is open whether they will have keys: the empty segment is replaced.
         self.with_keys: bool | None = self._index.has_keys if self._index.num_samples else None
         self.num_samples = self._index.num_samples
+
+    def _mend_superblocks(self) -> None:
+        """Write the superblock that counts over the other one, where a crash or damage left them different.
+
+        A commit writes A first, and B is the way back until A is whole. If B were still that of an earlier generation,
+        or damaged, a second crash would lose the last commit, or everything.
+        """
+        head = self._source.read(0, HEAD_NBYTES)
+        both = head[:SUPERBLOCK_NBYTES], head[SUPERBLOCK_NBYTES:]
+        if both[0] == both[1]:
+            return
+        bad = next((name for name, _ in self._index.head.damage), None)
+        if bad is None:
+            bad = "B" if superblocks.decode(both[0]) == self._index.superblock else "A"
+        # The good one may be in memory only, from a writer that was killed before its sync.
+        self.sink.sync()
+        self.sink.pwrite(SUPERBLOCK_OFFSETS["AB".index(bad)], both[1 - "AB".index(bad)])
+        self._unsynced = True
 
     def _check_flags(self) -> None:
         unknown = self._index.superblock.read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE
@@ -210,12 +261,16 @@ class AppendTarget:
     def commit(self, index: IndexWriter, tail: int) -> None:
         """Write the index segment, then the superblocks in their order; afterwards go on from there."""
         before = self._index.superblock
+        if before.generation >= MAX_INT:
+            raise LimitError(f"{self.path}: generation {before.generation}: no more can be appended; repack it")
         superblock = index.write(
             self.sink, pad(tail, PART_ALIGNMENT), data_end=tail, earlier=self._earlier, before=before
         )
         self.sink.truncate(superblock.committed_end)
+        # From here on the new end may be the committed one, whatever interrupts us: `close` must not cut it off.
+        self._committed_end = superblock.committed_end
         commit_append(self.sink, (), superblocks.encode(superblock))
-        self._committed = True
+        self._unsynced = True
         self._source.close()
         self._read_index()
 
@@ -230,9 +285,11 @@ class AppendTarget:
             CommitUnknownError: superblock B of the last commit could not be synced; A is, so the commit stands.
         """
         try:
-            if not self.sink.poisoned and not self.sink.closed:
-                self.sink.truncate(self._index.superblock.committed_end)
-                if self._committed:
+            # Not in a forked child, whose copy this may be: the parent goes on writing.
+            if not self.sink.poisoned and not self.sink.closed and os.getpid() == self._owner_pid:
+                if self.sink.size > self._committed_end:
+                    self.sink.truncate(self._committed_end)
+                if self._unsynced:
                     self.sink.sync()
         finally:
             self._source.close()

@@ -19,12 +19,13 @@ from chunkstore._format.constants import (
 )
 from chunkstore._format.dtypes import parse
 from chunkstore._format.layout import samples_per_shard
-from chunkstore._format.schema import Field, check_fields
+from chunkstore._format.schema import Field, check_fields, encode_attrs
 from chunkstore._format.segment import pad
 from chunkstore._index_writer import IndexWriter, Keys
 from chunkstore._shards import Rows, ShardWriter
 from chunkstore._staging import (
     FixedStage,
+    KeyStage,
     RaggedStage,
     Stage,
     as_rows,
@@ -98,7 +99,7 @@ class Writer:
         self._stages: list[Stage] = []
         self._slots: list[type_slot] = []
         self._num_slots = -1  # what `add` compares first: no sample has this length while fields are unknown
-        self._keys: list[str] = []
+        self._keys = KeyStage()
         self._count = 0  # samples, and their bytes, in the shard that is being filled
         self._nbytes = 0
         self._sample_nbytes = 0
@@ -113,7 +114,9 @@ class Writer:
                 self._continue(known)
             elif known is not None:
                 self._begin(known)
+            self._committed_attrs = encode_attrs(self.attrs)
             self.attrs.update(attrs or {})
+            encode_attrs(self.attrs)
         except BaseException:
             self._target.close()
             raise
@@ -127,10 +130,14 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None and not self._closed and (self._changed or self._count):
+            if kind is None and not self._closed and self._has_more():
                 self.commit()
         finally:
             self.close()
+
+    def _has_more(self) -> bool:
+        """Whether a commit would change anything."""
+        return self._changed or self._count > 0 or encode_attrs(self.attrs) != self._committed_attrs
 
     def __len__(self) -> int:
         """Number of samples of the container, with those added so far."""
@@ -158,7 +165,8 @@ class Writer:
         Costs two syncs and the index of what was added since the last commit (and now and then of some before).
 
         Raises:
-            SchemaError: no sample and no fields were given, or not as many samples as promised.
+            SchemaError: no sample and no fields were given, not as many samples as promised, attrs that are no JSON:
+                the writer can go on. A key that was used before: it cannot.
             WriteError: the system refused; the container is as it was before (a new one: nothing is published).
             CommitUnknownError: a sync failed: whether this commit outlives a power failure is unknown.
             FileExistsError: mode "x", and somebody took the name meanwhile.
@@ -168,6 +176,7 @@ class Writer:
             raise SchemaError(f"{self._path}: no sample was added and no fields= were given; nothing to write")
         if self._promised is not None and len(self) != self._promised:
             raise SchemaError(f"{self._path}: num_samples={self._promised} was promised, {len(self)} were added")
+        attrs = encode_attrs(self.attrs)  # what cannot be stored is refused before anything is written
         try:
             self._flush()
             self._shards.wait()
@@ -177,6 +186,7 @@ class Writer:
         except BaseException as error:
             self._fail(error)
             raise
+        self._committed_attrs = attrs
         self._after_commit()
 
     def _after_commit(self) -> None:
@@ -285,28 +295,28 @@ class Writer:
         return SchemaError(f"sample {len(self)}: missing fields {missing}, unknown fields {extra}")
 
     def _take_key(self, key: str | None) -> None:
-        if self._with_keys is None:
-            self._with_keys = key is not None and len(self) == 0
-        if key is None or not self._with_keys:
+        with_keys = key is not None and len(self) == 0 if self._with_keys is None else self._with_keys
+        if key is None or not with_keys:
             some = "a key" if key is not None else "no key"
             raise SchemaError(f"sample {len(self)} has {some}, unlike those before: all samples have one or none has")
-        self._keys.append(key)
+        self._keys.add(key)
+        self._with_keys = True
 
     def _take_batch_keys(self, keys: Sequence[str] | None) -> Sequence[str] | None:
-        if self._with_keys is None:
-            self._with_keys = keys is not None and len(self) == 0
-        if (keys is not None) != self._with_keys:
+        with_keys = keys is not None and len(self) == 0 if self._with_keys is None else self._with_keys
+        if (keys is not None) != with_keys:
             raise SchemaError("add_batch: all samples of a container have a key or none has; see keys=")
         if keys is not None:
             Keys.of(keys)  # refused before anything is added
+        self._with_keys = with_keys
         return keys
 
     def _undo(self, count: int) -> None:
         """Forget a sample that was refused half way."""
         for stage in self._stages:
             stage.drop(count)
-        del self._keys[count:]
-        if len(self) == 0 and not self._keys:
+        self._keys.drop(count)
+        if len(self) == 0:
             self._with_keys = None
 
     def _add_ragged_batch(self, rows: Sequence[Any], size: int, keys: Sequence[str] | None) -> None:
@@ -329,7 +339,7 @@ class Writer:
         while start < size:
             stop = min(size, start + self._room())
             if self._count == 0 and stop - start == self._room():
-                self._keys += keys[start:stop] if keys is not None else []
+                self._stage_keys(keys[start:stop] if keys is not None else ())
                 # A whole shard as it is: written from the caller's memory, so before we return.
                 self._guarded_flush([array[start:stop] for array in rows])
             else:
@@ -344,11 +354,15 @@ class Writer:
         for stage, array in zip(self._stages, rows, strict=True):
             assert isinstance(stage, FixedStage)
             stage.rows[self._count : self._count + len(array)] = array
-        self._keys += keys
+        self._stage_keys(keys)
         self._count += len(rows[0])
         self._nbytes = self._count * self._sample_nbytes
         if self._nbytes >= self._shard_nbytes or self._count >= SHARD_SAMPLES:
             self._guarded_flush()
+
+    def _stage_keys(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._keys.add(key)
 
     # -- shards -------------------------------------------------------------------------------------------------------
 
@@ -412,7 +426,7 @@ class Writer:
             raise SchemaError(f"{self._path}: num_samples={self._promised} was promised, and more were added")
         index = self._ensure_index()
         if self._with_keys:
-            keys = Keys.of(self._keys)
+            keys = self._keys.take()
             self._target.check_keys(keys)
             index.add_keys(keys)
         self._shards.wait()
@@ -421,7 +435,7 @@ class Writer:
         self._shards.submit(self._target.sink, index, rows, offsets)
         self._slots = [_slot(stage) for stage in self._stages]
         self._num_written += count
-        self._keys, self._count, self._nbytes = [], 0, 0
+        self._count = self._nbytes = 0
         self._changed = True
 
     def _given(self, arrays: Sequence[NDArray[Any]]) -> list[Rows]:

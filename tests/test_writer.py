@@ -16,6 +16,8 @@ import strategies
 from hypothesis import given
 from storage.faults import Failing
 
+from chunkstore import _index_writer as index_writer
+from chunkstore import _target as target
 from chunkstore._format.schema import Field
 from chunkstore._loading.ragged import Ragged
 from chunkstore._storage import syscalls
@@ -25,6 +27,7 @@ from chunkstore.errors import (
     CommitUnknownError,
     LockedError,
     PoisonedError,
+    ReplacedError,
     SchemaError,
     WriteError,
 )
@@ -428,3 +431,160 @@ def test_a_closed_writer_says_so(tmp_path: Path) -> None:
     for call in (lambda: writer.add({"x": 1}), lambda: writer.add_batch({"x": [1]}), writer.commit):
         with pytest.raises(ClosedError):
             call()
+
+
+# -- what must not harm -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, FileNotFoundError])
+def test_an_error_behind_the_commit_leaves_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Both superblocks are on the disk: whatever goes wrong then, the new end is not cut off."""
+    path = tmp_path / "a.cks"
+    with Writer(path) as writer:
+        writer.add({"x": 1})
+    writer = Writer(path, mode="a")
+    writer.add({"x": 2})
+
+    def fail(source: object) -> None:
+        raise error
+
+    monkeypatch.setattr(target, "read_index", fail)
+    with pytest.raises(error):
+        writer.commit()
+    monkeypatch.undo()
+    check(path, [{"x": 1}, {"x": 2}])
+
+
+def test_a_container_that_is_moved_while_it_is_appended_to(tmp_path: Path) -> None:
+    """The commit is in the moved file; going on is refused, and what took its place is not touched."""
+    path = tmp_path / "a.cks"
+    with Writer(path) as writer:
+        writer.add({"x": 1})
+        writer.commit()
+        path.rename(tmp_path / "b.cks")
+        with Writer(path) as other:
+            other.add({"x": 9})
+        writer.add({"x": 2})
+        with pytest.raises(ReplacedError, match="not the container as this writer left it"):
+            writer.commit()
+    check(path, [{"x": 9}])
+    check(tmp_path / "b.cks", [{"x": 1}])
+    writer = Writer(path, mode="a")
+    writer.add({"x": 3})
+    path.rename(tmp_path / "c.cks")
+    with pytest.raises(ReplacedError, match="What was committed is in it"):
+        writer.commit()
+    check(tmp_path / "c.cks", [{"x": 9}, {"x": 3}])
+
+
+def test_a_relative_path_and_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer goes on with the file that it began."""
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Writer("a.cks") as writer:
+        writer.add({"x": 1})
+        os.chdir("other")
+        writer.commit()
+        writer.add({"x": 2})
+    assert sorted(os.listdir(tmp_path)) == ["a.cks", "other"]
+    assert os.listdir(tmp_path / "other") == []
+    check(tmp_path / "a.cks", [{"x": 1}, {"x": 2}])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_copy_of_a_writer_does_no_harm(tmp_path: Path) -> None:
+    """A child that closes it, or ends, leaves the parent's work alone."""
+    path = tmp_path / "a.cks"
+    with Writer(path) as writer:
+        writer.add({"x": 1})
+    writer = Writer(path, mode="a", shard_nbytes=8)
+    writer.add({"x": 2})
+    child = os.fork()
+    if child == 0:
+        writer.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    writer.commit()
+    writer.close()
+    check(path, [{"x": 1}, {"x": 2}])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        ("int64", float("nan")),
+        ("uint8", float("nan")),
+        ("float64", 2**53 + 1),
+        ("float16", 70000.0),
+        ("float32", 1e300),
+        ("float32", 1 + 0j),
+        ("int64", 2**63),
+        ("bool", 2),
+    ],
+)
+def test_numbers_are_never_changed(tmp_path: Path, dtype: str, value: object) -> None:
+    """NaN is no integer, 2^53 + 1 no float64, 70000 no float16; in a batch neither."""
+    with Writer(tmp_path / "a.cks", fields={"n": dtype}) as writer:
+        with pytest.raises(SchemaError, match="field 'n'"):
+            writer.add({"n": value})
+        with pytest.raises(SchemaError, match="field 'n'"):
+            writer.add_batch({"n": [1, value]})
+        writer.add({"n": 1})
+        writer.add({"n": 0.1} if dtype.startswith("float") else {"n": 1})
+    assert oracle.read(tmp_path / "a.cks").num_samples == 2
+
+
+@pytest.mark.parametrize("key", ["", "a\0b", 5, "x" * 65536])
+def test_a_bad_key_costs_nothing(tmp_path: Path, key: Any) -> None:
+    """It is refused when it comes, and what was added before stays."""
+    with Writer(tmp_path / "a.cks") as writer:
+        with pytest.raises(SchemaError, match="a key"):
+            writer.add_batch({"x": [7]}, [key])
+        writer.add({"x": 1}, "a")
+        with pytest.raises(SchemaError, match="a key"):
+            writer.add({"x": 2}, key)
+        with pytest.raises(SchemaError, match="a key"):
+            writer.add_batch({"x": [2, 3]}, ["b", key])
+        writer.add({"x": 3}, "b")
+    check(tmp_path / "a.cks", [{"x": 1}, {"x": 3}], ["a", "b"])
+
+
+def test_bad_attrs_cost_nothing(tmp_path: Path) -> None:
+    """They are refused before anything is written; mended, the commit goes through."""
+    with pytest.raises(SchemaError, match="attrs cannot be written"):
+        Writer(tmp_path / "a.cks", attrs={"mean": np.float32(0.5)})
+    with Writer(tmp_path / "a.cks") as writer:
+        writer.add({"x": 1})
+        writer.attrs["mean"] = np.float32(0.5)
+        with pytest.raises(SchemaError, match="attrs cannot be written"):
+            writer.commit()
+        writer.attrs["mean"] = 0.5
+    assert check(tmp_path / "a.cks", [{"x": 1}]).attrs() == {"mean": 0.5}
+
+
+def test_attrs_alone_are_worth_a_commit(tmp_path: Path) -> None:
+    """Appending nothing but them is a generation; appending nothing at all is none."""
+    path = tmp_path / "a.cks"
+    with Writer(path) as writer:
+        writer.add({"x": 1})
+    with Writer(path, mode="a", attrs={"a": 1}):
+        pass
+    with Writer(path, mode="a"):
+        pass
+    container = check(path, [{"x": 1}])
+    assert container.attrs() == {"a": 1}
+    assert container.generation == 2
+
+
+def test_the_index_outgrows_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes to one temporary file, whatever the number of fields; the bytes are the same."""
+    rows = [{f"f{n}": np.arange(i % 3) for n in range(5)} for i in range(200)]
+    for name, limit in (("a", 1 << 20), ("b", 100)):
+        monkeypatch.setattr(index_writer, "_SPOOL_NBYTES", limit)
+        with Writer(tmp_path / name, fields={f"f{n}": ("int64", (None,)) for n in range(5)}, shard_nbytes=50) as writer:
+            for i, row in enumerate(rows):
+                writer.add(row, f"key {i}")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    check(tmp_path / "b", rows, [f"key {i}" for i in range(200)])

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from chunkstore.errors import CorruptError, MissingExtraError
 
 RAW: Final = "raw"
 WITHOUT_DICTIONARY: Final = (RAW, "zlib", "blosc2")
+# No stream of ours unpacks to more than 2^15 times its size (zstd: a block of 4 bytes is 128 KiB), but for Blosc2,
+# whose chunks of zeros have 32 bytes and unpack to less than 2 GiB.
+_MOST_RATIO: Final = 1 << 16
+_MOST_NBYTES: Final = 1 << 31
 Decoder = Callable[[memoryview, int, bytes], bytes]
 
 
@@ -28,8 +32,12 @@ def decode(name: str, chunk: memoryview, nbytes: int, dictionary: bytes) -> byte
         CorruptError: the decoder refused the chunk, or it holds more or fewer bytes.
         MissingExtraError: the package of this codec is not installed.
     """
-    if nbytes == 0 and chunk.nbytes == 0:
+    if nbytes == 0:
+        if chunk.nbytes:
+            raise CorruptError(f"a row of 0 bytes has a chunk of {chunk.nbytes}")
         return b""
+    if name != RAW and nbytes > _MOST_NBYTES and nbytes > chunk.nbytes * _MOST_RATIO:
+        raise CorruptError(f"{chunk.nbytes} bytes of {name} cannot hold the {nbytes} bytes that the index promises")
     row = CODECS[name](chunk, nbytes, dictionary)
     if len(row) != nbytes:
         raise CorruptError(f"the {name} chunk decodes to {len(row)} bytes, the index promises {nbytes}")
@@ -62,19 +70,10 @@ def _decode_zstd(chunk: memoryview, nbytes: int, dictionary: bytes) -> bytes:
         if claimed not in (-1, nbytes):
             raise CorruptError(f"the zstd frame claims {claimed} bytes, the index promises {nbytes}")
         shared = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
-        decoder = zstandard.ZstdDecompressor(dict_data=shared).decompressobj(read_across_frames=False)
-        row = decoder.decompress(chunk) if claimed == nbytes else _decode_unsized(zstandard, chunk, nbytes, shared)
-        if claimed == nbytes and (not decoder.eof or decoder.unused_data):
-            raise CorruptError(f"the zstd chunk does not end after {nbytes} bytes")
+        decoder = zstandard.ZstdDecompressor(dict_data=shared)
+        return bytes(decoder.decompress(chunk, max_output_size=nbytes, allow_extra_data=False))
     except zstandard.ZstdError as error:
         raise CorruptError(f"the zstd chunk cannot be decoded: {error}") from None
-    return bytes(row)
-
-
-def _decode_unsized(zstandard: Any, chunk: memoryview, nbytes: int, shared: Any) -> bytes:
-    """A frame that does not say its size: read one byte more than is promised, to notice what goes on behind."""
-    reader = zstandard.ZstdDecompressor(dict_data=shared).stream_reader(chunk)
-    return bytes(reader.read(nbytes + 1))
 
 
 def _decode_blosc2(chunk: memoryview, nbytes: int, dictionary: bytes) -> bytes:

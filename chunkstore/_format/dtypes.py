@@ -123,7 +123,7 @@ def parse(text: str) -> str:
         return text
     try:
         name = from_numpy(np.dtype(text))
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # NumPy parses texts with commas as lists of fields
         name = None
     if name is None:
         known = ", ".join([*PLAIN, *EXTENDED, "datetime64[unit]", "timedelta64[unit]", "bytes[n]", "utf32[n]", STRING])

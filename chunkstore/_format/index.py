@@ -216,8 +216,8 @@ class FieldIndex:
             offset, low, top = self._straight
             first, last = self._items.take(positions), self._items.take(positions, 1)
             counts = last - first
-            # All of them are at least 0 unless one of three differences is negative.
-            if not positions.size or int(np.minimum.reduce((first - low) | counts | (top - last))) >= 0:
+            # Compared and not subtracted: numbers of a hostile file wrap around.
+            if ((first >= low) & (last >= first) & (last <= top)).all():
                 unit = self.field.item_nbytes
                 return (first - low) * unit + offset, counts * unit, counts
         found = self._variable(self._items, self.field.item_nbytes, positions, self._shards(positions))
@@ -527,16 +527,17 @@ def read_index(source: Bytes) -> Index:
         return Index(source, head, _read_directories(source, head.superblock))
 
 
-def read_generation(source: Bytes, superblock: Superblock) -> Index:
+def read_generation(source: Bytes, superblock: Superblock, *, cut_off: bool = False) -> Index:
     """The index of an earlier generation, whose bytes are still in the file: commits never change them.
 
     Args:
         superblock: as it was then.
+        cut_off: whether the file may end before the committed end; what lies behind then fails when it is read.
     Raises:
         FormatError: one of its subclasses; the message begins with the path.
     """
     with _at(source.path):
-        if source.size < superblock.committed_end:
+        if source.size < superblock.committed_end and not cut_off:
             raise TruncatedError(f"the file has {source.size} bytes, expected at least {superblock.committed_end}")
         return Index(source, Head(superblock, ()), _read_directories(source, superblock))
 

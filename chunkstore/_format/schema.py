@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class Field:
     codec: str = "raw"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(None if dim is None else int(dim) for dim in self.shape))
+        object.__setattr__(self, "shape", tuple(None if dim is None else index(dim) for dim in self.shape))
         try:
             _check_field(self)
         except FormatError as error:

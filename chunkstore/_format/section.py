@@ -114,12 +114,15 @@ class Section:
         self.ensure(0, self.nbytes)
 
     def _raw(self) -> NDArray[np.uint8]:
-        if self._bytes is None:
+        made = self._bytes
+        if made is None:
             large = self.nbytes > _COPIED_NBYTES
             view = self._source.view(self._entry.offset, self.nbytes) if large else None
             self._copied = view is None
-            self._bytes = np.frombuffer(self._source.reserve(self.nbytes) if view is None else view, np.uint8)
-        return self._bytes
+            memory = self._source.reserve(self.nbytes) if view is None else view
+            # One call, which no other thread can come between: all must prove pages into the same memory.
+            made = self._bytes = self.__dict__.setdefault("_memory", np.frombuffer(memory, np.uint8))
+        return made
 
     def _prove(self, page: int) -> bytes:
         start = page * PAGE_NBYTES

@@ -115,9 +115,7 @@ def decode_record(record: bytes) -> Superblock:
     """A superblock from its first `RECORD_NBYTES` bytes alone, not checked: they come from our own `encode`."""
     _, _, minor, incompatible, read_only, compatible, *rest = _LAYOUT.unpack(record)
     uuid, generation, end, offset, nbytes, directory_sum = rest
-    return Superblock(
-        uuid, generation, end, offset, nbytes, directory_sum, incompatible, read_only, compatible, minor
-    )
+    return Superblock(uuid, generation, end, offset, nbytes, directory_sum, incompatible, read_only, compatible, minor)
 
 
 def _check_values(superblock: Superblock) -> None:
@@ -157,7 +155,7 @@ def decode_head(head: bytes, file_nbytes: int) -> Head:
     if not found:
         raise _no_superblock(failed)
     _, chosen = max(found, key=lambda item: item[1].generation)  # the first, A, of equals
-    _check_flags(chosen)
+    check_flags(chosen)
     if file_nbytes < chosen.committed_end:
         raise TruncatedError(
             f"the file has {file_nbytes} bytes, expected {chosen.committed_end}: "
@@ -182,7 +180,8 @@ def _no_superblock(failed: list[tuple[str, FormatError]]) -> FormatError:
     return type(error)(f"superblock {name}: {error}")
 
 
-def _check_flags(superblock: Superblock) -> None:
+def check_flags(superblock: Superblock) -> None:
+    """Raise UnsupportedFeatureError where an incompatible flag is set that this release does not know."""
     unknown = superblock.incompatible & ~KNOWN_INCOMPATIBLE
     if unknown:
         raise UnsupportedFeatureError(

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from chunkstore._format import superblock as superblocks
-from chunkstore._format.constants import ATTRS_RESERVED, HEAD_NBYTES, SHARD_NBYTES, SUPERBLOCK_OFFSETS
+from chunkstore._format.constants import ATTRS_RESERVED, HEAD_NBYTES, SHARD_NBYTES
 from chunkstore._format.schema import encode_attrs
 from chunkstore._format.superblock import Superblock
 from chunkstore._index_writer import Block, IndexWriter, Keys
@@ -29,7 +29,7 @@ from chunkstore._ingest.scan import Scan, Skipped, scan_sources
 from chunkstore._ingest.specs import DtypeArg, FieldArg
 from chunkstore._ingest.tasks import PIECE_NBYTES, Deviation, Written, cut_tasks, write_blocks
 from chunkstore._ingest.uniform import plan_uniform
-from chunkstore._storage.commit import NewFile
+from chunkstore._storage.commit import NewFile, write_superblocks
 from chunkstore.errors import IngestError
 
 __all__ = ["ConvertReport", "convert"]  # the package exports both from here
@@ -276,8 +276,7 @@ def _finish(new: NewFile, index: IndexWriter, arrangement: Arrangement) -> Super
     """Write the index and both superblocks."""
     superblock = index.write(new.sink, HEAD_NBYTES, data_end=arrangement.data_end)
     assert superblock.committed_end == arrangement.committed_end, "the index is not as long as planned"
-    for offset in SUPERBLOCK_OFFSETS:
-        new.sink.pwrite(offset, superblocks.encode(superblock))
+    write_superblocks(new.sink, superblocks.encode(superblock))
     return superblock
 
 

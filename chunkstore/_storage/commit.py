@@ -69,7 +69,7 @@ class NewFile:
         """
         if mode not in ("x", "w"):
             raise ValueError(f"mode: expected 'x' or 'w', found {mode!r}")
-        target, calls = _check_target(os.fspath(path), mode), syscalls.active()
+        target, calls = _check_target(os.path.join(os.getcwd(), os.fspath(path)), mode), syscalls.active()
         sink = _create_temporary(target, calls)
         try:
             with contextlib.suppress(OSError):
@@ -175,6 +175,12 @@ class NewFile:
             raise CommitUnknownError(error.errno, text, self.path) from error
 
 
+def write_superblocks(sink: Sink, superblock: Buffer) -> None:
+    """Write both copies into a file that nobody can see yet, so in any order."""
+    for offset in SUPERBLOCK_OFFSETS:
+        sink.pwrite(offset, superblock)
+
+
 def commit_append(sink: Sink, pieces: Iterable[tuple[int, Buffer]], superblock: Buffer) -> None:
     """Write new bytes behind the committed end, then make them the container's newest generation.
 
@@ -186,7 +192,7 @@ def commit_append(sink: Sink, pieces: Iterable[tuple[int, Buffer]], superblock: 
     Raises:
         WriteError: a write failed; the last commit is unharmed, since a reader takes the newest whole
             superblock.
-        CommitUnknownError: a sync failed.
+        CommitUnknownError: a sync failed; or superblock B could not be written, and the commit stands in A.
     Costs two syncs. Superblock B is made durable by the first sync of the next append: until then A, which
     is, holds the generation. After any error or interrupt the sink is poisoned: what is on the disk is not
     known well enough to go on from.
@@ -199,10 +205,22 @@ def commit_append(sink: Sink, pieces: Iterable[tuple[int, Buffer]], superblock: 
         sink.pwrite(SUPERBLOCK_OFFSETS[0], superblock)
         # B, the way back, must not be touched before A is whole.
         sink.sync()
-        sink.pwrite(SUPERBLOCK_OFFSETS[1], superblock)
+        _write_second(sink, superblock)
     except BaseException as error:
         sink.poison(f"the commit did not finish ({type(error).__name__}: {error})")
         raise
+
+
+def _write_second(sink: Sink, superblock: Buffer) -> None:
+    try:
+        sink.pwrite(SUPERBLOCK_OFFSETS[1], superblock)
+    except WriteError as error:
+        # Not a WriteError: that would say that the container is as it was before.
+        text = (
+            f"the commit is on the disk, but its second superblock could not be written ({error.__cause__}): one alone "
+            f"now names it. The next writer mends that"
+        )
+        raise CommitUnknownError(error.errno, text, sink.path) from error
 
 
 def stale_temporaries(path: str | os.PathLike[str]) -> list[str]:

@@ -35,7 +35,7 @@ def test_a_zstd_frame_need_not_say_its_size() -> None:
 @pytest.mark.parametrize("nbytes", [0, 1, len(ROW) - 1, len(ROW) + 1, 10**15])
 def test_another_size_than_promised(name: str, nbytes: int) -> None:
     """More or fewer bytes are an error, and no memory is taken for a false promise."""
-    with pytest.raises(CorruptError, match=r"promise|end after"):
+    with pytest.raises(CorruptError, match=r"promise|end after|row of 0 bytes|cannot"):
         decode(name, memoryview(CHUNKS[name]), nbytes, b"")
 
 
@@ -62,3 +62,10 @@ def test_a_zstd_dictionary() -> None:
     dictionary = zstandard.ZstdCompressionDict(ROW, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     chunk = zstandard.ZstdCompressor(dict_data=dictionary).compress(ROW[:300])
     assert decode("zstd", memoryview(chunk), 300, ROW) == ROW[:300]
+
+
+def test_nothing_may_lie_behind_a_zstd_frame() -> None:
+    """Nor may it be cut off, whether or not it says its size."""
+    for chunk in (CHUNKS["zstd"] + b"x", UNSIZED + b"x", UNSIZED + UNSIZED, UNSIZED[:-4]):
+        with pytest.raises(CorruptError):
+            decode("zstd", memoryview(chunk), len(ROW), b"")

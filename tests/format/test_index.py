@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damaged import repair
 
+from chunkstore._format.constants import Kind
 from chunkstore._format.index import FieldIndex, read_index
 from chunkstore._storage.source import open_source
 from chunkstore._writer import Writer
@@ -116,3 +118,40 @@ def test_keys_longer_than_the_limit_are_refused(container: Path) -> None:
         keys = read_index(source).keys
         assert keys is not None
         assert keys.find("x" * 70_000) == -1
+
+
+def test_threads_prove_pages_into_the_same_memory(container: Path) -> None:
+    """However their steps mix: the second to come takes what the first has made."""
+    with open_source(container, "pread") as source:
+        section = read_index(source).column(Kind.OFFSETS, 0, np.array([0, 15_001, 19_001]), "<i8")._parts[0]
+        reserve, made = source.reserve, []
+
+        def reserve_and_be_overtaken(nbytes: int) -> memoryview:
+            if not made:
+                made.append(True)
+                section.ensure(0, 8)  # another thread, just now
+            return reserve(nbytes)
+
+        source.reserve = reserve_and_be_overtaken  # type: ignore[method-assign]
+        section.ensure(65_536, 65_544)
+        assert section.array("<i8")[4] == 0 + 1 + 2 + 3
+
+
+def test_numbers_that_wrap_around_lead_nowhere(tmp_path: Path) -> None:
+    """Offsets whose differences pass 2^63 are refused, by the fast path too."""
+    path = tmp_path / "a.cks"
+    with Writer(path, fields={"r": ("uint8", (None,))}) as writer:
+        for n in range(4):
+            writer.add({"r": np.full(1, n, np.uint8)})
+    data = bytearray(path.read_bytes())
+    with open_source(path, "pread") as source:
+        entry = next(e for e in read_index(source).directories[0].sections() if e.kind == Kind.OFFSETS)
+    data[entry.offset : entry.offset + 40] = np.array([0, 1, -(2**63), -(2**63) + 5, 4], "<i8").tobytes()
+    repair(data)
+    path.write_bytes(data)
+    with open_source(path, "pread") as source:
+        field = FieldIndex(read_index(source), 0)
+        assert field.ragged_rows(np.array([0]))[2].tolist() == [1]
+        for position in (1, 2, 3):
+            with pytest.raises(CorruptError, match="field 'r'"):
+                field.ragged_rows(np.array([position]))
