@@ -125,7 +125,7 @@ class Reader:
         return opened
 
     def _open(self) -> _Opened:
-        source, newest = _open_newest(self.path, self._backend)
+        source, newest = open_newest(self.path, self._backend)
         try:
             index = newest if self._superblock is None else self._read_same(source, newest, self._superblock)
             self._check_names(index)
@@ -194,7 +194,7 @@ class Reader:
             ReplacedError: the path now names another file or another container.
         """
         opened = self._opened
-        source, index = _open_newest(self.path, self._backend)
+        source, index = open_newest(self.path, self._backend)
         try:
             _check_lineage(self.path, opened.index.superblock, index.superblock)
             if source.identity[:2] != opened.source.identity[:2]:
@@ -210,6 +210,8 @@ class Reader:
             rows.checker.resume(opened.rows[name].checker)
         self._superblock = index.superblock
         self._opened = newer  # the old one goes with the last read that is under way
+        if self._closed:  # another thread closed it meanwhile, and has missed this one
+            self.close()
         return True
 
     # --- what it is ---
@@ -348,6 +350,8 @@ class Reader:
         positions = as_positions(indices, opened.num_samples)
         rows = opened.rows if fields is None else self._chosen(opened, fields)
         targets = self._targets(rows, len(positions), out)
+        if out is not None and len(targets) > 1 and any(np.may_share_memory(positions, each) for each in out.values()):
+            positions = positions.copy()  # the first field would write over the positions of the second
         opened.check_size()
         if is_run(positions):
             start = positions.item(0)
@@ -379,6 +383,8 @@ class Reader:
         return [(name, each, each.target(num_rows, out.get(name))) for name, each in rows.items()]
 
     def _chosen(self, opened: _Opened, fields: Sequence[str]) -> dict[str, Rows]:
+        if not isinstance(fields, str):
+            fields = tuple(fields)
         _check_known(fields, list(opened.rows), self.path)
         return {name: opened.rows[name] for name in fields}
 
@@ -495,7 +501,7 @@ class Reader:
             checker.prove(positions)
 
 
-def _open_newest(path: str, backend: Backend) -> tuple[Source, Index]:
+def open_newest(path: str, backend: Backend) -> tuple[Source, Index]:
     """The file and its newest generation."""
     while True:
         source = open_source(path, backend)
@@ -585,6 +591,6 @@ def open(  # noqa: A001 - the public name
         raise ValueError(f"verify: expected one of {', '.join(VERIFY)}, found {verify!r}")
     if isinstance(fields, str):
         raise TypeError(f"fields: expected a sequence of names, found one text; use [{fields!r}]")
-    reader = Reader(os.fspath(path), backend, verify, None if fields is None else tuple(fields))
+    reader = Reader(os.fsdecode(path), backend, verify, None if fields is None else tuple(fields))
     reader._opened  # noqa: B018 - opens now, so that errors come here
     return reader

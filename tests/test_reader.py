@@ -637,3 +637,29 @@ def test_codec_without_its_package(backend: Any, monkeypatch: pytest.MonkeyPatch
         pytest.raises(ImportError, match="pip install"),
     ):
         ds.batch(range(len(ds)))
+
+
+def test_out_may_be_the_indices(tmp_path: Path, backend: Any) -> None:
+    """The positions are copied where the first field would overwrite those of the second."""
+    with Writer(tmp_path / "a.cks") as writer:
+        writer.add_batch({"l": np.arange(10) * 7, "x": np.arange(10)})
+    with chunkstore.open(tmp_path / "a.cks", backend=backend) as reader:
+        indices = np.array([3, 1, 2])
+        batch = reader.batch(indices, out={"l": indices})
+        assert batch["l"].tolist() == [21, 7, 14]
+        assert batch["x"].tolist() == [3, 1, 2]
+        assert list(reader.batch([1], fields=(name for name in ["x"]))) == ["x"]
+
+
+@pytest.mark.parametrize("index", [5.0, None, np.True_, {1, 2}, {"a": 1}])
+def test_what_is_no_index(ds: Reader, index: Any) -> None:
+    """A TypeError, whichever way it is asked for."""
+    with pytest.raises(TypeError):
+        ds.batch(index)
+
+
+@pytest.mark.parametrize("indices", [range(2**70, 2**70 + 2), np.array([2**64 - 1], np.uint64), [2**80]])
+def test_an_index_beyond_64_bits(ds: Reader, indices: Any) -> None:
+    """It is outside, and named as it was given."""
+    with pytest.raises(IndexError, match=str(indices[0])):
+        ds.batch(indices)

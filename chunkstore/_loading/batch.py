@@ -48,7 +48,16 @@ def as_positions(indices: Any, num_samples: int) -> Positions:
 
 def _as_int64(indices: Any, num_samples: int) -> NDArray[np.int64]:
     if isinstance(indices, range):  # the way of np.asarray goes through each number
-        return np.arange(indices.start, indices.stop, indices.step, dtype=np.int64)
+        if indices and not -num_samples <= min(indices[0], indices[-1]) <= max(indices[0], indices[-1]) < num_samples:
+            far = indices[0] if not -num_samples <= indices[0] < num_samples else indices[-1]
+            raise _outside(far, num_samples)
+        return (
+            np.arange(indices.start, indices.stop, indices.step, dtype=np.int64) if indices else np.zeros(0, np.int64)
+        )
+    if indices is None or isinstance(indices, (bool, np.bool_, float, np.floating, set, frozenset, dict)):
+        raise TypeError(
+            f"indices: expected a sequence of integers, found {type(indices).__name__}; one sample is ds[i]"
+        )
     if isinstance(indices, (str, bytes)):
         raise TypeError(f"indices: expected integers, found the text {indices!r:.40}; keys become positions by find()")
     try:
@@ -59,8 +68,8 @@ def _as_int64(indices: Any, num_samples: int) -> NDArray[np.int64]:
         raise ValueError(f"indices: expected one dimension, found shape {array.shape}; for one sample use ds[i]")
     if array.dtype.kind == "b":
         return _of_mask(array, num_samples)
-    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
-        array = np.minimum(array, np.uint64(2**63 - 1))  # outside in any case, and now with its sign
+    if array.dtype.kind == "u" and array.size and int(array.max()) >= 2**63:
+        raise _outside(int(array.max()), num_samples)  # as int64 it would be negative, and could be inside
     if array.dtype.kind not in "iu":
         if array.size:
             _refuse_dtype(array, num_samples)

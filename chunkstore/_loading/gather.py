@@ -467,8 +467,8 @@ class RaggedRows(_RawRows):
         if field.varying > 1:
             shapes = index.shapes(np.arange(start, stop), np.diff(offsets))
         shape = (int(offsets[-1]), *field.item_shape)
+        self._check_bytes(start, stop, shape[0] * field.item_nbytes)  # before memory is taken for them
         values = empty_array(field, shape) if target is None else checked_buffer(field, target, shape[0])
-        self._check_bytes(start, stop, values.nbytes)
         if values.nbytes:
             self._read_run(start, stop, byte_view(values))
         return Ragged(values, offsets, shapes, field.is_string)

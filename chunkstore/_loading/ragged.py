@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -48,7 +49,7 @@ class Ragged:
         Raises:
             IndexError: the index is outside [-B, B).
         """
-        row = int(index)
+        row = operator.index(index)
         if row < 0:
             row += len(self)
         if not 0 <= row < len(self):
