@@ -1,0 +1,1 @@
+"""What `chunkstore.tf` is made of; the only place that imports TensorFlow."""

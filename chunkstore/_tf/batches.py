@@ -1,0 +1,160 @@
+"""Ids -> batches: a gather in the graph where that can be, one call of NumPy for all other fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from chunkstore._loading.recycle import Recycler
+from chunkstore._tf.columns import Column
+from chunkstore._tf.graph import Host
+from chunkstore._tf.samples import Samples
+from chunkstore.errors import ChunkstoreError
+
+Engine = Literal["auto", "gather", "numpy", "fixed_length"]
+_KEPT_BATCHES: Final = 8  # of the NumPy path: two in the making, those prefetched, one with the user
+
+
+class Batches:
+    """Makes batches of the fields of a container, in the graph.
+
+    Its methods that run in a graph take the `Host` of this object, which must not refer to it.
+    """
+
+    def __init__(self, rows: Samples, columns: Sequence[Column], engine: Engine) -> None:
+        self._rows = rows
+        self._columns = columns
+        self._arrays = {} if engine == "numpy" else self._exported()
+        if engine == "gather":
+            self._require_gather()
+        self._read = [column for column in columns if column.name not in self._arrays]
+        self._recycler = Recycler(_KEPT_BATCHES)
+
+    def _exported(self) -> dict[str, tuple[NDArray[Any], ...]]:
+        found = {}
+        for column in self._columns:
+            arrays = None if column.why_no_gather(self._rows.reader) else column.exported(self._rows.reader)
+            if arrays is not None:
+                found[column.name] = arrays
+        return found
+
+    def _require_gather(self) -> None:
+        for column in self._columns:
+            if column.name not in self._arrays:
+                why = column.why_no_gather(self._rows.reader) or "its bytes are not aligned to 64"
+                raise ValueError(
+                    f"engine: {self._rows.path}: field {column.name!r} cannot be gathered in the graph, because {why}; "
+                    "use engine='auto', or leave it out of fields="
+                )
+
+    # --- the file as tensors ---
+
+    @property
+    def gathers(self) -> bool:
+        """Whether some field is gathered in the graph."""
+        return bool(self._arrays)
+
+    def tensors(self, host: Host, zero: Any) -> list[Any]:
+        """In the graph: what `make` gathers from, over the memory of the map.
+
+        To be called where an iterator begins. A tensor that a function of a dataset captures is copied by TensorFlow
+        with each iterator, when it optimizes the dataset: the whole file.
+        """
+        arrays = self._gathered_arrays(zero)
+        tensors = host.call(self._gathered_arrays, [zero], [tf.as_dtype(array.dtype) for array in arrays])
+        for tensor, array in zip(tensors, arrays, strict=True):
+            tensor.set_shape(array.shape)
+        return list(tensors)
+
+    def _gathered_arrays(self, _: Any) -> list[NDArray[Any]]:
+        positions = [] if self._rows.positions is None else [self._rows.positions]
+        return [*positions, *(array for arrays in self._arrays.values() for array in arrays)]
+
+    # --- before the batches: proof and read-ahead, in Python, once for a group ---
+
+    def admit(self, host: Host, ids: Any) -> Any:
+        """In the graph: whether the rows at ids are proven; a bool. Asks the system to read them, too."""
+        return host.call(self._admit if self._arrays else self._hint, [ids], tf.bool)
+
+    def _hint(self, ids: NDArray[np.int64]) -> np.bool_:
+        reader = self._rows.reader
+        reader.prefetch(self._rows.read_positions(ids), fields=[column.name for column in self._columns])
+        return np.True_
+
+    def _admit(self, ids: NDArray[np.int64]) -> np.bool_:
+        try:
+            self._hint(ids)
+            self._prove(ids)
+        except ChunkstoreError:
+            return np.False_  # some batch of this group is damaged: each one says so for itself
+        return np.True_
+
+    def _prove(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        reader, positions = self._rows.reader, self._rows.read_positions(ids)
+        for name in self._arrays:
+            reader._prove(name, positions)
+        return ids
+
+    # --- batches ---
+
+    def gather(self, host: Host, tensors: list[Any], ids: Any, admitted: Any) -> tuple[dict[str, Any], Any]:
+        """In the graph: what can be gathered of the batch of ids, int64 of shape (B,), and whether it is proven.
+
+        Where it is not, nothing is gathered, and `finish` has the error.
+        """
+        if not self._arrays:
+            return {}, tf.constant(True)
+        proven = tf.cond(admitted, lambda: tf.constant(True), lambda: host.call(self._admit, [ids], tf.bool))
+        proven.set_shape([])
+        wanted = tf.cond(proven, lambda: ids, lambda: ids[:0])
+        wanted.set_shape([None])
+        tensors = list(tensors)
+        positions = wanted if self._rows.positions is None else tf.gather(tensors.pop(0), wanted)
+        columns = {column.name: column for column in self._columns}
+        made = {}
+        for name, arrays in self._arrays.items():
+            made[name] = columns[name].gathered([tensors.pop(0) for _ in arrays], positions)
+        return made, proven
+
+    def finish(self, host: Host, ids: Any, gathered: dict[str, Any], proven: Any) -> dict[str, Any]:
+        """In the graph: the batch of ids, with the fields that NumPy reads; or the error of what was gathered."""
+        made = self._make_read(host, ids) if self._read else {}
+        if gathered:
+            checked = tf.cond(proven, lambda: ids, lambda: host.call(self._prove, [ids], tf.int64))
+            with tf.control_dependencies([checked]):
+                same = tf.nest.map_structure(tf.identity, gathered, expand_composites=True)
+            made |= {
+                column.name: column.sized(same[column.name], ids.shape[0])
+                for column in self._columns
+                if column.name in same
+            }
+        return {column.name: made[column.name] for column in self._columns}
+
+    def single(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """In the graph: one sample of an unbatched batch."""
+        return {column.name: column.row(sample[column.name]) for column in self._columns}
+
+    def _make_read(self, host: Host, ids: Any) -> dict[str, Any]:
+        dtypes = [dtype for column in self._read for dtype in column.output_dtypes]
+        outputs = host.call(self._read_arrays, [ids], dtypes)
+        made, num_rows = {}, ids.shape[0]
+        for column in self._read:
+            made[column.name] = column.assembled(outputs[: column.num_outputs], num_rows)
+            outputs = outputs[column.num_outputs :]
+        return made
+
+    def _read_arrays(self, ids: NDArray[np.int64]) -> list[NDArray[Any]]:
+        # Memory that is aligned to 64 bytes is taken by TensorFlow as it is; other arrays are copied.
+        out = {
+            column.name: self._recycler.empty(
+                column.name, (len(ids), *column.field.item_shape), column.field.numpy_dtype
+            )
+            for column in self._read
+            if column.fillable
+        }
+        rows = self._rows.batch(ids, [column.name for column in self._read], out)
+        return [array for column in self._read for array in column.arrays(rows[column.name])]

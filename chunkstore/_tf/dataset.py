@@ -1,0 +1,226 @@
+"""`dataset`: a container as a `tf.data.Dataset` of batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from chunkstore._loading.order import Order
+from chunkstore._loading.permutation import checked_int
+from chunkstore._reader import Reader
+from chunkstore._reader_select import Selection
+from chunkstore._tf.batches import Batches, Engine
+from chunkstore._tf.columns import RAGGED_MODES, Column, RaggedMode
+from chunkstore._tf.graph import Host, as_written
+from chunkstore._tf.order import Epochs, batches_of_ids, groups_of, pieces_of_ids
+from chunkstore._tf.records import records
+from chunkstore._tf.samples import Samples, columns_of
+
+_ENGINES: Final = ("auto", "gather", "numpy", "fixed_length")
+_MAX_EPOCH: Final = 2**31  # times the groups of an epoch, an int64
+_GROUP_NBYTES: Final = 8 << 20  # proven and hinted at in one go: the first batch waits for it
+_UNBATCHED_SAMPLES: Final = 256  # gathered at once where samples are wanted one by one
+_UNBATCHED_NBYTES: Final = 4 << 20
+_PARALLEL_CALLS: Final = 2  # a gather uses all cores by itself; the second call hides the overhead of the first
+
+
+def dataset(
+    source: str | os.PathLike[str] | Reader | Selection,
+    batch_size: int | None = None,
+    *,
+    fields: Sequence[str] | None = None,
+    shuffle: bool | Literal["full", "block"] = False,
+    seed: int = 0,
+    epoch: int = 0,
+    repeat: bool | int = False,
+    reshuffle_each_iteration: bool = True,
+    drop_remainder: bool = False,
+    pad: Literal[False, "even", "full"] = False,
+    shard: tuple[int, int] | None = None,
+    block_size: int | None = None,
+    window: int = 16,
+    ragged: RaggedMode = "ragged",
+    pad_value: Any = 0,
+    engine: Engine = "auto",
+    prefetch: int = 2,
+    device: str | None = None,
+    backend: Literal["auto", "mmap", "pread"] = "auto",
+    verify: Literal["once", "always", "off"] = "once",
+) -> Any:
+    """A container as a `tf.data.Dataset` of dicts of tensors, one gather per field and batch.
+
+        train = dataset("train.cks", 256, shuffle=True).map(lambda b: (b["image"], b["label"]))
+        model.fit(train, epochs=10)
+
+    Its `element_spec` and cardinality are static. An iterator can be saved by `tf.train.Checkpoint(iterator=it)` at any
+    batch, and goes on with exactly the batches that were left: in another process, too, if its dataset is made with the
+    same arguments. (Saved before its first batch, it has no epoch yet.) Works with `.map`, `.cache`, `.padded_batch`,
+    `tf.distribute`, Keras `fit`.
+
+    Args:
+        source: path of a container, or a `Reader` or `Selection`.
+        batch_size: samples a batch (of this shard); None: single samples, each row in its own shape.
+        fields: which fields, default all.
+        shuffle: False, True (all samples) or "block" (whole blocks, mixed `window` at a time: for slow storage). The
+            order is that of `chunkstore.torch` for the same seed, epoch and shard (`spec/order-1.md`).
+        seed: 0 to 2^64 - 1; equal on all shards.
+        epoch: the first one, 0 to 2^31.
+        repeat: True: epochs follow each other without end, each in an order of its own; or how many of them.
+        reshuffle_each_iteration: each new iterator of this dataset begins with the next epoch, so that each epoch of
+            Keras `fit` differs. False: all begin with `epoch`.
+        drop_remainder: leave out the samples that do not fill a batch on every shard. The batch dimension is then
+            static.
+        pad: what else happens to them. False: each sample once; "even": all shards take equally many, a few samples
+            come twice; "full": also the last batch is full.
+        shard: (rank, world size): only the batches of this rank, e.g. of `tf.distribute.InputContext`. tf.distribute
+            then shards no more.
+        block_size, window: for shuffle="block"; blocks are the shards of the container by default.
+        ragged: what a field whose rows differ in size becomes. "ragged": `tf.RaggedTensor`; "pad": a tensor
+            (B, largest..., *item_shape), filled up with `pad_value`.
+        engine: how rows get into tensors. "gather": `tf.gather` in the graph, on the map as a tensor, without a copy of
+            the file; "numpy": one Python call a batch, for every container; "auto": gather each field that can be.
+            "fixed_length": `tf.data.FixedLengthRecordDataset`, whose graph can be serialised; for fields of fixed shape
+            in one extent, in order.
+        prefetch: batches made ahead, 0 for none.
+        device: e.g. "GPU:0": batches are copied there ahead. Such a dataset takes no further `.map`, and its iterators
+            cannot be saved.
+        backend, verify: as `chunkstore.open`; only with a path. Chunks are proven before their batch is handed out,
+            with "fixed_length" all of them now.
+    Returns:
+        A dataset of dicts: name -> tensor of shape (B, *row_shape). Texts and bytes are tf.string; datetime64 and
+        timedelta64 int64 in the field's unit. It keeps the container open as long as it, its iterators or tensors live.
+    Raises:
+        TypeError: TensorFlow cannot carry a dtype; the message names the fields to choose.
+        ValueError: an unknown field, or an argument that does not fit.
+        All that `chunkstore.open` raises.
+        From an iterator: tf.errors.InvalidArgumentError with the text of the `CorruptError`, for the batches that have
+        a damaged sample; the others can still be read.
+    """
+    if ragged not in RAGGED_MODES:
+        raise ValueError(f"ragged: expected one of {', '.join(map(repr, RAGGED_MODES))}, found {ragged!r}")
+    if engine not in _ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(map(repr, _ENGINES))}, found {engine!r}")
+    rows = Samples(source, fields, backend, verify)
+    columns = columns_of(rows, fields, ragged, pad_value, batch_size is None)
+    order = _order(rows, batch_size, shard, shuffle, block_size, drop_remainder, seed=seed, window=window, pad=pad)
+    epochs = _epochs(epoch, repeat, reshuffle_each_iteration)
+    prefetch = checked_int("prefetch", prefetch, 0, 1 << 20)
+    if engine == "fixed_length":
+        made = records(rows, columns, order, batch_size is None, epochs.num)
+    else:
+        made = _pipeline(rows, columns, order, batch_size is None, epochs, engine)
+    # A consumer in Python would otherwise wait for the buffer of the iterator, too.
+    made = made.prefetch(prefetch) if prefetch and device is None else made
+    made = made.with_options(_options(shard))
+    return made if device is None else _on_device(made, device, max(1, prefetch))
+
+
+def _pipeline(
+    rows: Samples, columns: Sequence[Column], order: Order, single: bool, epochs: Epochs, engine: Engine
+) -> Any:
+    batches = Batches(rows, columns, engine)
+    host = Host(batches, order, epochs)
+
+    def admit(ids: Any) -> Any:
+        return batches.admit(host, ids)
+
+    full = not single and order.num_batches() == len(rows) // order.step_size
+    sample_nbytes = rows.mean_nbytes([column.name for column in columns])
+
+    def ids_of_batches() -> Any:
+        if single:
+            most = max(1, min(_UNBATCHED_SAMPLES, _UNBATCHED_NBYTES // max(1, sample_nbytes)))
+            return pieces_of_ids(order, host=host, epochs=epochs, most=most, admit=admit)
+        groups = groups_of(order.batch_size, sample_nbytes, _GROUP_NBYTES)
+        return batches_of_ids(order, host=host, epochs=epochs, groups=groups, admit=admit)
+
+    @as_written
+    def begin(zero: Any) -> Any:
+        tensors = batches.tensors(host, zero) if batches.gathers else []
+
+        @as_written
+        def gather(ids: Any, num: Any, admitted: Any) -> tuple[Any, ...]:
+            ids = ids if full else ids[:num]
+            return ids, *batches.gather(host, tensors, ids, admitted)
+
+        return ids_of_batches().map(gather, num_parallel_calls=_PARALLEL_CALLS)
+
+    @as_written
+    def finish(ids: Any, gathered: Any, proven: Any) -> dict[str, Any]:
+        return batches.finish(host, ids, gathered, proven)
+
+    @as_written
+    def single_of(sample: dict[str, Any]) -> dict[str, Any]:
+        return batches.single(sample)
+
+    count = order.num_batches() * epochs.num if epochs.num else tf.data.INFINITE_CARDINALITY
+    known = tf.data.experimental.assert_cardinality(count if order.num_batches() else 0)
+    made = tf.data.Dataset.range(1).flat_map(begin)
+    # Counted before errors can come: a batch that fails is one of them.
+    made = (made if single else made.apply(known)).map(finish, num_parallel_calls=_PARALLEL_CALLS)
+    return made.unbatch().map(single_of).apply(known) if single else made
+
+
+def _epochs(first: int, repeat: bool | int, advance: bool) -> Epochs:
+    first = checked_int("epoch", first, 0, _MAX_EPOCH)
+    if isinstance(repeat, bool | np.bool_):
+        return Epochs(first, 0 if repeat else 1, advance)
+    return Epochs(first, checked_int("repeat", repeat, 1, _MAX_EPOCH), advance)
+
+
+def _order(
+    rows: Samples,
+    batch_size: int | None,
+    shard: tuple[int, int] | None,
+    shuffle: bool | Literal["full", "block"],
+    block_size: int | None,
+    drop_remainder: bool,
+    **options: Any,
+) -> Order:
+    """As `make_order` of `chunkstore.torch` makes it."""
+    if shard is not None and np.shape(shard) != (2,):
+        raise ValueError(f"shard: expected (rank, world size), found {shard!r}")
+    if not isinstance(drop_remainder, bool):
+        raise TypeError(f"drop_remainder: expected True or False, found {drop_remainder!r}")
+    block_starts = None
+    if shuffle == "block" and block_size is None:
+        block_starts = rows.block_starts()
+    if batch_size is not None:
+        batch_size = checked_int("batch_size", batch_size, 1, 1 << 31)
+    rank, world_size = shard or (0, 1)
+    return Order(
+        len(rows),
+        batch_size=1 if batch_size is None else batch_size,
+        shuffle=shuffle,
+        block_size=block_size if shuffle == "block" else None,
+        block_starts=block_starts,
+        rank=checked_int("shard: rank", rank, 0, max(0, checked_int("shard: world size", world_size, 1, 1 << 31) - 1)),
+        world_size=world_size,
+        drop_last=drop_remainder,
+        **options,
+    )
+
+
+def _options(shard: tuple[int, int] | None) -> Any:
+    options = tf.data.Options()
+    # Ids, not files, are what can be shared out; and not twice.
+    policy = tf.data.experimental.AutoShardPolicy
+    options.experimental_distribute.auto_shard_policy = policy.DATA if shard is None else policy.OFF
+    return options
+
+
+def _on_device(made: Any, device: str, buffer_size: int) -> Any:
+    try:
+        name = tf.DeviceSpec.from_string(device if device.startswith("/") else f"/{device}")
+    except ValueError as error:
+        raise ValueError(f"device: expected a name such as 'GPU:0', found {device!r}") from error
+    kind, index = (name.device_type or "").upper(), name.device_index or 0
+    found = [each.name for each in tf.config.list_logical_devices()]
+    wanted = f"/device:{kind}:{index}"
+    if wanted not in found:
+        raise ValueError(f"device: TensorFlow sees no {device!r}; it has {', '.join(found)}. Leave device=None")
+    return made.apply(tf.data.experimental.prefetch_to_device(wanted, buffer_size))

@@ -1,0 +1,57 @@
+"""What goes into a graph: functions as they are written, Python objects, arrays without a copy."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar, cast
+
+import numpy as np
+import tensorflow as tf
+
+ALIGNMENT: Final = 64  # bytes; Eigen's kernels abort the process on a buffer that is less aligned
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def as_written(function: _Function) -> _Function:
+    """Keep AutoGraph from rewriting a function: it has no Python `if` on tensors, and is traced in half the time."""
+    return cast(_Function, tf.autograph.experimental.do_not_convert(function))
+
+
+class Host:
+    """Python objects whose methods a graph calls: they live as long as the graph, and no longer.
+
+    TensorFlow keeps each function that was given to `tf.numpy_function` until the process ends. So it gets one that
+    refers to the object weakly; and each call takes a tensor, captured by the graph, whose memory is an array that
+    refers to the objects.
+    """
+
+    def __init__(self, *objects: object) -> None:
+        memory = np.zeros(2 * ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        array = memory[start : start + ALIGNMENT].view(_Anchor)
+        array.objects = objects
+        self._anchor = import_array(array)
+
+    def call(self, method: Callable[..., Any], inputs: Sequence[Any], dtypes: Any) -> Any:
+        """In the graph: what a bound method of one of the objects returns for these inputs, as NumPy arrays."""
+        weak = weakref.WeakMethod(method)
+
+        def function(*arrays: Any) -> Any:
+            strong = weak()
+            assert strong is not None  # the last of `arrays` keeps it
+            return strong(*arrays[:-1])
+
+        # Not "stateful": a checkpoint would refuse it. What it reads does not change.
+        return tf.numpy_function(function, [*inputs, self._anchor], dtypes, stateful=False)
+
+
+class _Anchor(np.ndarray[Any, np.dtype[np.uint8]]):
+    objects: tuple[object, ...]
+
+
+def import_array(array: np.ndarray[Any, Any]) -> Any:
+    """A tensor over the memory of a writable, aligned array, which lives as long as the tensor and its captures."""
+    with tf.device("CPU:0"):
+        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())

@@ -1,0 +1,193 @@
+"""`chunkstore.tf.dataset`: the order of samples, epochs, shards, and checkpoints that go on exactly."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tf_containers import build_rows
+
+import chunkstore
+from chunkstore._loading.order import Order
+
+tf = pytest.importorskip("tensorflow")
+
+from chunkstore._loading.permutation import round_keys  # noqa: E402
+from chunkstore._tf import order as graph_order  # noqa: E402 - needs TensorFlow
+from chunkstore._tf.graph import Host  # noqa: E402
+from chunkstore.tf import dataset  # noqa: E402
+
+N = 1009
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return build_rows(tmp_path_factory.mktemp("tf") / "ids.cks", np.arange(N))
+
+
+def ids_of(made: Any) -> list[list[int]]:
+    return [batch["x"].numpy().tolist() for batch in made]
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    return list(itertools.chain.from_iterable(batches))
+
+
+@pytest.mark.parametrize("shuffle", [False, True, "block"])
+@pytest.mark.parametrize(
+    ("shard", "tail"),
+    [((0, 1), {}), ((0, 1), {"drop": True}), ((1, 3), {}), ((2, 3), {"pad": "even"}), ((2, 3), {"pad": "full"})],
+)
+def test_same_order_as_everywhere(path: str, shuffle: Any, shard: tuple[int, int], tail: dict[str, Any]) -> None:
+    """Batch for batch what `Order` says, over three epochs that begin with the fifth, for each rule of the tail."""
+    drop, pad = tail.get("drop", False), tail.get("pad", False)
+    block_size = 64 if shuffle == "block" else None
+    order = Order(
+        N,
+        batch_size=32,
+        shuffle=shuffle,
+        seed=2**64 - 3,
+        rank=shard[0],
+        world_size=shard[1],
+        drop_last=drop,
+        pad=pad,
+        block_size=block_size,
+        window=4,
+    )
+    want = [batch.tolist() for epoch in (5, 6, 7) for batch in order.batches(epoch)]
+    made = dataset(
+        path,
+        32,
+        shuffle=shuffle,
+        seed=2**64 - 3,
+        shard=shard,
+        drop_remainder=drop,
+        pad=pad,
+        block_size=block_size,
+        window=4,
+        epoch=5,
+        repeat=3,
+    )
+    assert ids_of(made) == want
+    assert made.cardinality() == len(want)
+
+
+def test_same_order_as_torch(path: str) -> None:
+    """One seed, one order in both frameworks, over several iterations."""
+    pytest.importorskip("torch")
+    from chunkstore.torch import BatchSampler
+
+    reader = chunkstore.open(path)
+    for shuffle in (True, "block"):
+        sampler = BatchSampler(reader, 100, shuffle=shuffle, seed=8, rank=1, world_size=2)
+        made = dataset(reader, 100, shuffle=shuffle, seed=8, shard=(1, 2))
+        for _ in range(2):
+            assert ids_of(made) == list(sampler)
+
+
+@pytest.mark.parametrize("shard", [(0, 1), (1, 3)])
+def test_single_samples_follow_the_order(path: str, shard: tuple[int, int]) -> None:
+    """batch_size=None is the order of batches of one."""
+    order = Order(N, batch_size=1, seed=3, rank=shard[0], world_size=shard[1])
+    want = [int(batch[0]) for epoch in (0, 1) for batch in order.batches(epoch)]
+    made = dataset(path, shuffle=True, seed=3, shard=shard, repeat=2)
+    assert [int(sample["x"]) for sample in made] == want
+    assert made.cardinality() == len(want)
+
+
+def test_shards_share_out_every_sample(path: str) -> None:
+    """Three ranks together see every sample once."""
+    seen = [flat(ids_of(dataset(path, 50, shuffle=True, shard=(rank, 3)))) for rank in range(3)]
+    assert sorted(flat(seen)) == list(range(N))
+
+
+def test_each_iteration_is_another_epoch(path: str) -> None:
+    """As Keras needs it; with reshuffle_each_iteration=False all are the first; a repeated dataset goes on."""
+    order = Order(N, batch_size=100)
+    epochs = [[batch.tolist() for batch in order.batches(epoch)] for epoch in range(4)]
+    made = dataset(path, 100, shuffle=True)
+    assert [ids_of(made) for _ in range(3)] == epochs[:3]
+    fixed = dataset(path, 100, shuffle=True, epoch=2, reshuffle_each_iteration=False)
+    assert [ids_of(fixed) for _ in range(2)] == [epochs[2], epochs[2]]
+    twice = dataset(path, 100, shuffle=True, repeat=2)
+    assert ids_of(twice) == epochs[0] + epochs[1]
+    assert ids_of(twice) == epochs[2] + epochs[3]
+    assert ids_of(dataset(path, 100, shuffle=True).repeat(2)) == epochs[0] + epochs[1]
+
+
+def test_repeat_without_end(path: str) -> None:
+    """Epoch follows epoch, each once through all samples."""
+    made = dataset(path, 101, shuffle=True, repeat=True, drop_remainder=True)
+    batches = ids_of(made.take(3 * 9))
+    assert [len(set(flat(batches[i * 9 : (i + 1) * 9]))) for i in range(3)] == [909] * 3
+    assert batches[0] != batches[9]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"engine": "numpy"}, {"prefetch": 0}, {"shuffle": "block"}, {"batch_size": None}]
+)
+@pytest.mark.parametrize("position", [0, 13])
+def test_checkpoint_goes_on_exactly(path: str, tmp_path: Path, options: dict[str, Any], position: int) -> None:
+    """Another iterator, of a dataset made anew, gives exactly the batches that were left."""
+    options = {"batch_size": 50, "shuffle": True, "seed": 4, "repeat": 2, **options}
+    batches = iter(dataset(path, **options))
+    for _ in range(position):
+        next(batches)
+    saved = tf.train.Checkpoint(batches=batches).save(str(tmp_path / "state"))
+    left = [batch["x"].numpy().tolist() for batch in batches]
+    fresh = iter(dataset(path, **options))
+    if position:
+        next(fresh)
+    tf.train.Checkpoint(batches=fresh).restore(saved).assert_consumed()
+    assert [batch["x"].numpy().tolist() for batch in fresh] == left
+    assert len(left) == (2 * N if options["batch_size"] is None else 42) - position
+
+
+def test_checkpoint_of_a_later_epoch(path: str, tmp_path: Path) -> None:
+    """A state knows its epoch, also where the new dataset would begin with the first."""
+    made = dataset(path, 50, shuffle=True)
+    list(made)
+    batches = iter(made)
+    next(batches)
+    saved = tf.train.Checkpoint(batches=batches).save(str(tmp_path / "state"))
+    left = [batch["x"].numpy().tolist() for batch in batches]
+    assert left == [batch.tolist() for batch in Order(N, batch_size=50).batches(1)][1:]
+    fresh = iter(dataset(path, 50, shuffle=True))
+    tf.train.Checkpoint(batches=fresh).restore(saved).assert_consumed()
+    assert [batch["x"].numpy().tolist() for batch in fresh] == left
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (7, 3), (2**64 - 1, 2**31), (2**63, 1)])
+def test_round_keys_in_the_graph(seed: int, epoch: int) -> None:
+    """The keys of spec 2, from unsigned arithmetic in TensorFlow."""
+    keys = tf.function(graph_order.round_keys)(seed, tf.constant(epoch, tf.int64))
+    assert keys.numpy().tolist() == list(round_keys(seed, epoch))
+
+
+@pytest.mark.parametrize("num_items", [1, 5, 257, 4096, 10**9, 2**62])
+def test_permutation_in_the_graph(num_items: int) -> None:
+    """`permute` equals the NumPy permutation, walks included; nothing of size N is made."""
+    order = Order(num_items, seed=6)
+    x = np.unique(np.random.default_rng(0).integers(0, num_items, 3000))
+    permute = tf.function(lambda x, keys: graph_order.permute(x, num_items, tf.unstack(keys)))
+    found = permute(tf.constant(x), graph_order.round_keys(6, tf.constant(2, tf.int64)))
+    assert np.array_equal(found, order.ids(x, 2))
+
+
+def test_a_billion_samples_start_at_once() -> None:
+    """Ids of 10^9 samples, from the first epoch and far in, without memory or time that grows with N."""
+    order = Order(10**9, batch_size=256, seed=1)
+    epochs = graph_order.Epochs(0, 1, False)
+    made = graph_order.batches_of_ids(
+        order,
+        host=Host(order, epochs),
+        epochs=epochs,
+        groups=graph_order.groups_of(256, 1024, 8 << 20),
+        admit=lambda ids: tf.constant(True),
+    )
+    for step, (ids, num, _) in enumerate(made.take(40)):
+        assert np.array_equal(ids, order.batch(step, 0))
+        assert int(num) == 256
