@@ -16,7 +16,7 @@ from chunkstore._index_writer import Block, IndexWriter
 from chunkstore._storage.sink import Sink
 
 _PIECE_NBYTES: Final = 8 << 20
-_INLINE_NBYTES: Final = 1 << 18  # below it, handing over costs more than it saves
+_INLINE_NBYTES: Final = 4 << 20  # below it, handing over costs more than it saves
 
 
 @dataclass(frozen=True)

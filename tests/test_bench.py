@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def check_figures(figures: list[dict[str, Any]]) -> None:
         "write_single",
         "verify",
         "file_overhead",
+        "append",
     ],
 )
 def test_workload_gives_figures(tmp_path: Path, workload: str) -> None:
@@ -64,6 +66,21 @@ def test_workload_gives_figures(tmp_path: Path, workload: str) -> None:
     assert report["machine"]["cores"] >= 1
     assert report["versions"]["numpy"] == np.__version__
     assert tables.as_text(report).count(workload) >= len(report["figures"])
+
+
+@pytest.mark.parametrize(("workload", "framework"), [("load_torch", "torch"), ("load_tf", "tensorflow")])
+def test_framework_gives_figures(tmp_path: Path, workload: str, framework: str) -> None:
+    """Figures where the framework is installed, the reason where it is not."""
+    figures = bench(tmp_path, workload)["figures"]
+    check_figures(figures)
+    assert any(figure["value"] is not None for figure in figures) == bool(importlib.util.find_spec(framework))
+
+
+def test_no_gpu_is_no_error(tmp_path: Path) -> None:
+    """`load_gpu` says why it has no figures, or has some."""
+    figures = bench(tmp_path, "load_gpu")["figures"]
+    check_figures(figures)
+    assert {figure["workload"] for figure in figures} == {"load_gpu"}
 
 
 def test_opening_is_probed_in_fresh_processes(tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ class _Descriptor:
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
-    def __del__(self) -> None:
-        os.close(self.fd)
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
+        _close(self.fd)  # not `os.close`: at the end of the interpreter `os` may be gone
 
 
 class PreadSource:

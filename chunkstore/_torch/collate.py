@@ -77,7 +77,7 @@ class Batch(Sequence[Any]):
     def _has_rows(self, value: Any) -> bool:
         if isinstance(value, RaggedTensors):
             return len(value.offsets) == len(self) + 1
-        return isinstance(value, torch.Tensor | list) and _length(value) == len(self)
+        return isinstance(value, (torch.Tensor, list)) and _length(value) == len(self)
 
 
 def _length(value: torch.Tensor | list[Any]) -> int:

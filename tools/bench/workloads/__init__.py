@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from tools.bench.bench import Bench
 from tools.bench.record import Figure
-from tools.bench.workloads import batches, cold, ingest, opening, order, verifying, writing
+from tools.bench.workloads import append, batches, cold, ingest, load_tf, load_torch, opening, order, verifying, writing
 
 Workload = Callable[[Bench], Iterator[Figure]]
 
@@ -25,4 +25,8 @@ WORKLOADS: Mapping[str, Workload] = {
     "write_single": writing.write_single,
     "verify": verifying.verify,
     "file_overhead": verifying.file_overhead,
+    "append": append.append,
+    "load_torch": load_torch.load_torch,
+    "load_tf": load_tf.load_tf,
+    "load_gpu": load_torch.load_gpu,
 }
