@@ -1,0 +1,146 @@
+"""Readers beside a writer, in processes of every kind, and over files that are cut or replaced under them.
+
+The quick part of `tools/battery`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # tools/ is not installed
+
+import chunkstore  # noqa: E402
+from tools.battery import fuzz, powerloss, readers  # noqa: E402
+from tools.battery.faults import Findings, write  # noqa: E402
+from tools.battery.samples import key, sample  # noqa: E402
+from tools.battery.scratch import in_memory  # noqa: E402
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one."""
+    with in_memory(tmp_path) as folder:
+        yield folder
+
+
+def test_one_writer_and_two_readers(memory: Path) -> None:
+    """Three seconds: no error, generations only go forward, every acknowledged sample is there and right."""
+    findings = Findings()
+    generation = readers.writer_and_readers(memory, 3, findings)
+    assert findings.wrong == []
+    assert findings.tried > 500
+    assert generation > 5
+
+
+def test_a_second_writer_is_refused_at_once(tmp_path: Path) -> None:
+    """Whatever the first one is doing; afterwards the way is free."""
+    path = tmp_path / "a.cks"
+    write(path, 0, 3)
+    with chunkstore.Writer(path, mode="a") as writer:
+        writer.add(sample(3), key(3))
+        with pytest.raises(chunkstore.LockedError, match=f"process {os.getpid()} is writing"):
+            chunkstore.Writer(path, mode="a")
+    write(path, 4, 5, "a")
+    with chunkstore.open(path) as ds:
+        assert list(ds.keys or []) == [key(n) for n in range(5)]
+
+
+def test_readers_keep_their_generation(tmp_path: Path) -> None:
+    """Until `refresh`, which moves forward and says whether it did."""
+    path = tmp_path / "a.cks"
+    write(path, 0, 3)
+    with chunkstore.open(path) as ds:
+        write(path, 3, 7, "a")
+        assert (len(ds), ds.generation) == (3, 1)
+        assert ds.refresh()
+        assert (len(ds), ds.generation) == (7, 2)
+        assert not ds.refresh()
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_reads_in_worker_processes(memory: Path, method: str) -> None:
+    """Each way to start a process: readers are taken over or unpickled, and read right."""
+    if method == "fork" and not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    write(memory / "a.cks", 0, 2000)
+    assert readers.many_reads(memory / "a.cks", 2, 10_000, method) == 0
+
+
+def test_files_that_are_cut_under_a_reader(memory: Path) -> None:
+    """By `pread` an error and no more: the process lives, and what is read is right."""
+    findings = Findings()
+    readers.truncated_under_reader(memory, 30, findings)
+    assert findings.wrong == []
+    assert findings.raised["TruncatedError"] > 20
+
+
+def test_files_that_are_replaced_under_a_reader(memory: Path) -> None:
+    """It goes on with the old file, and `refresh` notices."""
+    findings = Findings()
+    readers.replaced_under_reader(memory, 20, findings)
+    assert findings.wrong == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="how a process ends is the system's own way")
+def test_a_view_of_a_file_that_was_cut_ends_the_process(tmp_path: Path) -> None:
+    """As SECURITY.md says: `batch` looks at the size first and raises, a view that is touched is a SIGBUS."""
+    assert readers.truncated_under_a_map(tmp_path) == ("TruncatedError", readers.SIGBUS)
+
+
+@pytest.mark.parametrize("kind", fuzz.KINDS)
+def test_fuzz(memory: Path, kind: str) -> None:
+    """Some hundred changed inputs: our errors only, quickly, in little memory; the battery tries many more."""
+    found = fuzz.feed_kind(kind, memory, 20, 11, 4000 if kind == "npy" else 150)
+    assert found.wrong == []
+    assert 0 < found.accepted < found.inputs
+
+
+def test_reading_takes_no_memory_by_what_a_file_claims(memory: Path) -> None:
+    """Opening and verifying 60 containers with any numbers in them never allocates 64 MiB."""
+    target, seeds = fuzz.ContainerTarget(memory), fuzz.container_seeds(memory)
+    rng = random.Random(5)
+    tracemalloc.start()
+    try:
+        for number in range(60):
+            try:
+                target(bytes(fuzz.mutate(seeds[number % 2], rng.randrange(1 << 30))))
+            except (chunkstore.ChunkstoreError, IndexError):
+                continue
+        assert tracemalloc.get_traced_memory()[1] < fuzz.LIMIT_NBYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_power_loss_on_a_real_file_system(memory: Path) -> None:
+    """An ext4 that is shut down under a writer, four times."""
+    reason = powerloss.why_not(memory)
+    if reason:
+        pytest.skip(reason)
+    findings = Findings()
+    powerloss.try_power_loss(memory, findings, 4)
+    assert findings.wrong == []
+
+
+def test_verify_beside_a_writer(memory: Path) -> None:
+    """What an append has just added is reported as bytes behind the end at most: never as damage."""
+    path = memory / "a.cks"
+    write(path, 0, 5)
+    bad = []
+    with chunkstore.Writer(path, mode="a") as writer:
+
+        def append(_done: int, _total: int) -> None:
+            writer.add(sample(len(writer)), key(len(writer)))
+            writer.commit()
+
+        for _ in range(5):
+            report = chunkstore.verify(path, progress=append)
+            bad += [damage.message for damage in report.damage if not damage.harmless]
+    assert bad == []

@@ -1,0 +1,296 @@
+"""What can be saved of a damaged container is saved and right; what cannot be is listed; nothing is guessed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+from damaged import Damaged
+
+import chunkstore
+from chunkstore._recover import Recovery, recover
+
+N = 40  # samples
+COMMITS = (20, 10, 6, 4)  # in a streamed container: the small ones are merged into one segment
+FIELDS: dict[str, Any] = {"x": ("int64", (30,)), "r": ("int16", (None,)), "t": "string"}
+SHARD = 1500  # bytes
+
+
+def sample(number: int) -> dict[str, Any]:
+    """Rows that tell which sample they are of."""
+    return {
+        "x": np.full(30, number, np.int64),
+        "r": np.full(number % 9, number, np.int16),
+        "t": f"text of {number}",
+    }
+
+
+@pytest.fixture
+def streamed(tmp_path: Path) -> Path:
+    """A container of four commits."""
+    path, number = tmp_path / "a.cks", 0
+    with chunkstore.Writer(path, fields=FIELDS, shard_nbytes=SHARD, attrs={"who": "me"}) as writer:
+        for count in COMMITS:
+            for _ in range(count):
+                writer.add(sample(number), f"k{number}")
+                number += 1
+            writer.commit()
+    return path
+
+
+@pytest.fixture
+def converted(tmp_path: Path) -> Path:
+    """A container with its index in front, made from a file."""
+    np.save(tmp_path / "x.npy", np.repeat(np.arange(N, dtype=np.int64), 30).reshape(N, 30))
+    chunkstore.convert(tmp_path / "x.npy", tmp_path / "c.cks", layout="rows", shard_nbytes=SHARD)
+    return tmp_path / "c.cks"
+
+
+def damage(path: Path, start: int, data: bytes | int) -> None:
+    """Overwrite bytes; a number stands for so many inverted ones."""
+    with path.open("r+b") as file:
+        file.seek(start)
+        if isinstance(data, int):
+            data = bytes(byte ^ 0xFF for byte in file.read(data))
+            file.seek(start)
+        file.write(data)
+
+
+def cut(path: Path, size: int) -> None:
+    """Cut a file off."""
+    with path.open("r+b") as file:
+        file.truncate(size)
+
+
+def saved(path: Path, total: int = N) -> tuple[Recovery, list[int]]:
+    """Recover; which samples were saved, after all of them were found to be right and all others to be listed."""
+    out = path.with_name("saved.cks")
+    report = recover(path, out, mode="w")
+    container = oracle.read(out)
+    numbers = [int(row[0]) for row in container.rows(container.names[0])]
+    assert numbers == sorted(set(numbers))
+    assert report.num_saved == len(numbers)
+    with chunkstore.open(out, verify="always") as ds:
+        for position, number in enumerate(numbers):
+            assert is_sample(ds[position], number)
+            assert ds.keys is None or ds.keys[position] == f"k{number}"
+    lost = {position for one in report.lost for position in range(one.start, one.stop)}
+    assert not lost & set(numbers)
+    if not any("without a trace" in note for note in report.notes):
+        assert lost | set(numbers) == set(range(total))
+    assert all(one.reason for one in report.lost)
+    return report, numbers
+
+
+def is_sample(row: dict[str, Any], number: int) -> bool:
+    """Whether a row is as it was written, with all of its fields or with the converted one."""
+    if "data" in row:
+        return bool((row["data"] == number).all())
+    wanted = sample(number)
+    return row["t"] == wanted["t"] and all(np.array_equal(row[name], wanted[name]) for name in ("x", "r"))
+
+
+def test_a_sound_container_is_saved_as_a_whole(streamed: Path) -> None:
+    """Nothing is lost, nothing noted; the attributes come along."""
+    report, numbers = saved(streamed)
+    assert numbers == list(range(N))
+    assert report.complete
+    assert report.notes == []
+    with chunkstore.open(streamed.with_name("saved.cks")) as ds:
+        assert ds.attrs == {"who": "me"}
+
+
+@pytest.mark.parametrize("superblock", [0, 1])
+def test_one_superblock_is_enough(streamed: Path, superblock: int) -> None:
+    """The other one names the same directory."""
+    damage(streamed, 4096 * superblock, bytes(4096))
+    report, numbers = saved(streamed)
+    assert numbers == list(range(N))
+    assert report.complete
+    assert any(f"superblock {'AB'[superblock]}" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("data", [bytes(8192), b"\xff" * 8192], ids=["zeros", "junk"])
+def test_without_superblocks_segments_are_searched(streamed: Path, converted: Path, data: bytes) -> None:
+    """All samples are found by the segments themselves; a note says that later ones could be missing."""
+    for path in (streamed, converted):
+        damage(path, 0, data)
+        report, numbers = saved(path)
+        assert numbers == list(range(N))
+        assert any("without a trace" in note for note in report.notes)
+
+
+def test_a_damaged_newest_directory_leaves_the_samples_of_earlier_segments(streamed: Path) -> None:
+    """What only the newest segment describes is lost; earlier and superseded segments still prove the rest."""
+    place, _ = Damaged(streamed).place("DIRECTORY")
+    damage(streamed, place + 64, 8)
+    report, numbers = saved(streamed)
+    assert set(range(COMMITS[0])) <= set(numbers)
+    assert any("searched" in note for note in report.notes)
+
+
+def test_two_generations_each_half_good(tmp_path: Path) -> None:
+    """A of a commit whose segment is damaged, B of the one before: that is taken as a whole."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path, fields=FIELDS, shard_nbytes=SHARD) as writer:
+        for number in range(30):
+            writer.add(sample(number), f"k{number}")
+    before = path.read_bytes()[:4096]
+    with chunkstore.Writer(path, mode="a") as writer:
+        for number in range(30, N):
+            writer.add(sample(number), f"k{number}")
+    damage(path, 4096, before)
+    place, nbytes = Damaged(path).place("DIRECTORY")
+    damage(path, place, nbytes)
+    report, numbers = saved(path)
+    assert set(range(30)) <= set(numbers)
+    assert any("superblock A cannot be read" in note for note in report.notes)
+    assert any("generation 1 is saved, and there was 2" in note for note in report.notes)
+
+
+def test_a_damaged_superblock_that_may_have_been_newer(tmp_path: Path) -> None:
+    """B alone is valid and of an earlier generation, and there are bytes behind it: a note says what that may mean."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path, fields=FIELDS) as writer:
+        writer.add(sample(0), "k0")
+    before = path.read_bytes()[:4096]
+    with chunkstore.Writer(path, mode="a") as writer:
+        writer.add(sample(1), "k1")
+    damage(path, 0, bytes(4096))
+    damage(path, 4096, before)
+    report, numbers = saved(path)
+    assert numbers == [0]
+    assert any("bytes behind generation 1" in note for note in report.notes)
+
+
+SECTIONS = ("SCHEMA", "ATTRS", "SHARD_STARTS", "BLOCKS", "CHUNK_SUMS", "OFFSETS", "KEY_BYTES", "KEY_OFFSETS",
+            "KEY_HASHES", "KEY_ORDER")  # fmt: skip
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_each_section_of_the_only_segment(tmp_path: Path, section: str) -> None:
+    """What is saved is right, and the rest is listed; or nothing can be proven, and that is said."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path, fields=FIELDS, shard_nbytes=SHARD) as writer:
+        for number in range(N):
+            writer.add(sample(number), f"k{number}")
+    field = "r" if section == "OFFSETS" else "x" if section == "CHUNK_SUMS" else None
+    Damaged(path).corrupt(section, 0, 1, field=field)
+    if section in ("SCHEMA", "SHARD_STARTS", "BLOCKS"):
+        with pytest.raises(chunkstore.CorruptError, match="no index segment could be proven good"):
+            recover(path, tmp_path / "saved.cks")
+        assert not (tmp_path / "saved.cks").exists()
+        return
+    report, numbers = saved(path)
+    if section in ("ATTRS", "KEY_HASHES", "KEY_ORDER"):  # no sample is read through them
+        assert numbers == list(range(N))
+    else:
+        assert numbers == []
+        assert not report.complete
+
+
+@pytest.mark.parametrize("field", ["x", "r", "t"])
+def test_damaged_data_costs_the_samples_of_its_groups(streamed: Path, field: str) -> None:
+    """One byte of a block: the samples that share a checksum with it are lost, with their keys; no others."""
+    place, _ = Damaged(streamed).place("BLOCK", field)
+    damage(streamed, place, 1)
+    report, numbers = saved(streamed)
+    assert len(report.lost) > 0
+    assert N - 20 <= len(numbers) < N
+    assert report.lost[0].key == f"k{report.lost[0].start}"
+    assert report.lost[0].reason == f"field {field!r} does not have the bytes that were written"
+
+
+def test_a_converted_file_that_was_cut_off(converted: Path) -> None:
+    """Its index is in front: every sample before the cut is saved, and the others are listed."""
+    start, _ = Damaged(converted).place("BLOCK", "data")
+    for kept in (0, 1, 17, 39):
+        whole = converted.read_bytes()
+        cut(converted, start + kept * 240 + 100)
+        report, numbers = saved(converted)
+        assert set(numbers) <= set(range(kept))
+        assert kept - len(numbers) < 20  # those of the group in which the cut is
+        assert not report.complete
+        converted.write_bytes(whole)
+
+
+def test_a_streamed_file_that_was_cut_off(streamed: Path) -> None:
+    """The newest segment is at the end and gone: an earlier one says what was there before."""
+    cut(streamed, streamed.stat().st_size - 4096)
+    report, numbers = saved(streamed)
+    assert set(range(COMMITS[0])) <= set(numbers)
+    assert any("without a trace" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 4096, 8192])
+def test_a_file_of_which_nothing_is_left(streamed: Path, size: int) -> None:
+    """That is an error, and no container is made."""
+    cut(streamed, size)
+    with pytest.raises(chunkstore.FormatError):
+        recover(streamed, streamed.with_name("saved.cks"))
+    assert not streamed.with_name("saved.cks").exists()
+
+
+def inverted(data: bytearray, rng: random.Random) -> None:
+    """Some bytes anywhere."""
+    start = rng.randrange(len(data))
+    stop = min(len(data), start + rng.choice([1, 30, 600, 9000]))
+    data[start:stop] = bytes(byte ^ 0xFF for byte in data[start:stop])
+
+
+def zeroed(data: bytearray, rng: random.Random) -> None:
+    """Some sectors."""
+    for _ in range(rng.randrange(1, 4)):
+        start = rng.randrange(len(data) // 512) * 512
+        data[start : start + 512] = bytes(512)
+
+
+def moved(data: bytearray, rng: random.Random) -> None:
+    """A page written over another."""
+    a, b = (rng.randrange(len(data) // 4096) * 4096 for _ in range(2))
+    data[a : a + 4096] = data[b : b + 4096]
+
+
+def shortened(data: bytearray, rng: random.Random) -> None:
+    """The end is gone, and a bit of the rest."""
+    del data[rng.randrange(8192, len(data)) :]
+    inverted(data, rng)
+
+
+@pytest.mark.parametrize("harm", [inverted, zeroed, moved, shortened])
+def test_any_damage(streamed: Path, harm: Callable[[bytearray, random.Random], None]) -> None:
+    """Twelve times each: nothing that is saved is wrong, and nothing is lost without being listed or noted."""
+    good = streamed.read_bytes()
+    found = 0
+    for seed in range(12):
+        data = bytearray(good)
+        harm(data, random.Random(seed))
+        streamed.write_bytes(data)
+        try:
+            _, numbers = saved(streamed)
+        except chunkstore.FormatError:
+            continue
+        found += len(numbers)
+    assert found > 3 * N
+
+
+def test_it_never_overwrites(streamed: Path) -> None:
+    """Mode "x" refuses a name that is taken, and leaves the file."""
+    out = streamed.with_name("saved.cks")
+    out.write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        recover(streamed, out)
+    assert out.read_bytes() == b"mine"
+
+
+def test_the_damaged_file_is_only_read(streamed: Path) -> None:
+    """Not a byte of it changes."""
+    damage(streamed, 0, 100)
+    data = streamed.read_bytes()
+    saved(streamed)
+    assert streamed.read_bytes() == data

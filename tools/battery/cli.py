@@ -1,0 +1,75 @@
+"""The command: run parts of the battery, print what was tried and found, keep it as the latest report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+
+from tools.battery import parts
+from tools.battery.parts import PARTS, Row
+
+HERE = Path(__file__).resolve().parent
+LATEST = HERE / "report.json"
+REPORT = HERE / "report.md"
+_HEAD = """# The battery: the latest report
+
+What was tried to lose data or to break a reader, how often, and what was found. Made by `tools/battery/run`; the quick
+part of it is in every test run. A line that was not run this time keeps its figures from the run before.
+
+| test | goal | tried | wrong | seconds | note |
+|---|---|---|---|---|---|
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; 1 if anything was found."""
+    parser = argparse.ArgumentParser(prog="tools/battery/run", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a minute; prints, and keeps no report")
+    parser.add_argument("--only", action="append", choices=[*PARTS], help="this part; may be repeated")
+    parser.add_argument("--json", type=Path, default=LATEST, help="where the figures are kept")
+    parser.add_argument(
+        "--fuzz-seconds", type=float, help="for each kind of input, in two processes; default half an hour"
+    )
+    parser.add_argument("--model-steps", type=int, help="default a million, about twenty minutes")
+    args = parser.parse_args(arguments)
+    if args.model_steps:
+        parts.MODEL_STEPS = args.model_steps
+    if args.fuzz_seconds:
+        parts.FUZZ_SECONDS = args.fuzz_seconds
+    rows = []
+    for name in args.only or PARTS:
+        row = parts.run(name, args.quick)
+        rows.append(row)
+        print(_line(row), flush=True)
+        for wrong in row.wrong:
+            print(f"    {wrong}", flush=True)
+        if not args.quick:
+            _keep(args.json, name, row)
+    return 1 if any(row.num_wrong for row in rows) else 0
+
+
+def _line(row: Row) -> str:
+    verdict = f"{row.num_wrong} WRONG" if row.num_wrong else "none wrong"
+    return f"{row.test}: {row.tried}; {verdict}; {row.seconds:.0f} s" + (f"; {row.note}" if row.note else "")
+
+
+def _keep(path: Path, name: str, row: Row) -> None:
+    """Put the row among the latest figures, and write the table."""
+    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    known[name] = row.as_dict()
+    known = {part: known[part] for part in PARTS if part in known}
+    path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    lines = [
+        f"| {row['test']} | {row['goal']} | {row['tried']} | {row['num_wrong'] if row['tried'] != 'skipped' else '-'} "
+        f"| {row['seconds']:.0f} | {row['note']} |"
+        for row in known.values()
+    ]
+    machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, two processes."
+    path.with_suffix(".md").write_text(_HEAD + "\n".join(lines) + f"\n\n{machine}\n", "utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""Random and cunning input: containers, `.npy` headers, `.npz` files.
+
+A mutator of our own, with fixed seeds: byte flips, cuts, copies and insertions of pieces, numbers that lie at limits,
+words of the format. Containers are also changed with all checksums repaired (`damaged.mutate`), since otherwise nothing
+behind the superblock is reached. Anything but an error of ours, an allocation beyond the limit or an input of more than
+a second is a finding. With atheris installed, `run_atheris` lets coverage lead the npy headers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import resource
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from damaged import NUMBERS, Damaged, mutate
+
+import chunkstore
+from chunkstore._format.index import FieldIndex, read_index
+from chunkstore._ingest.arrays import open_array
+from chunkstore._ingest.npyheader import check_nbytes, parse_header
+from chunkstore._storage.source import PreadSource
+from chunkstore.errors import ChunkstoreError
+
+LIMIT_NBYTES = 64 << 20
+SLOW_SECONDS = 1.0
+_WORDS = [
+    b"\x93NUMPY\x01\x00", b"'descr'", b"'<f8'", b"'|O'", b"True", b"False", b"(", b")", b"{", b"}", b"[", b"]",
+    b",", b":", b"99999999999999999999", b"-1", b"2L", b"'shape'",
+    b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"\xff\xff\xff\xff",
+    b"CKS-INDX", b"\x89CKS\r\n\x1a\n", b"\0" * 8, b'{"fields":', b"null", b"..", b"/", b"\xef\xbb\xbf", b"'<M8[25s]'",
+]  # fmt: skip
+type_target = Callable[[bytes], object]
+
+
+@dataclass
+class Fuzzed:
+    """What came of it."""
+
+    inputs: int = 0
+    accepted: int = 0
+    wrong: list[str] = field(default_factory=list)
+    slowest: float = 0.0
+    grown_nbytes: int = 0
+
+
+def change(data: bytes, rng: random.Random) -> bytes:
+    """One to eight changes of any kind."""
+    out = bytearray(data)
+    for _ in range(1 << rng.randrange(4)):
+        size = len(out)
+        at = rng.randrange(size + 1)
+        kind = rng.randrange(8)
+        if kind == 0 and size:
+            out[at % size] ^= 1 << rng.randrange(8)
+        elif kind == 1 and size:
+            out[at % size] = rng.randrange(256)
+        elif kind == 2:
+            out[at:at] = rng.choice(_WORDS)
+        elif kind == 3:
+            word = rng.choice(_WORDS)
+            out[at : at + len(word)] = word
+        elif kind == 4:
+            width = rng.choice([2, 4, 8])
+            out[at : at + width] = (rng.choice(NUMBERS) % (1 << 8 * width)).to_bytes(width, "little")
+        elif kind == 5:
+            del out[at : at + (1 << rng.randrange(10))]
+        elif kind == 6:
+            start = rng.randrange(size + 1)
+            out[at:at] = out[start : start + (1 << rng.randrange(7))]
+        elif rng.random() < 0.2:
+            del out[at:]
+    return bytes(out)
+
+
+def feed(target: type_target, seeds: list[bytes], seconds: float, seed: int, most: int | None = None) -> Fuzzed:
+    """Changed seeds into a target until the time is over, or there were enough."""
+    rng, found = random.Random(seed), Fuzzed()
+    before, end = _peak_nbytes(), time.perf_counter() + seconds
+    began = time.perf_counter()
+    while began < end and (most is None or found.inputs < most):
+        data = change(rng.choice(seeds), rng)
+        _try_one(target, data, found, began)
+        now = time.perf_counter()
+        found.slowest, began = max(found.slowest, now - began), now
+    found.grown_nbytes = _peak_nbytes() - before
+    if found.grown_nbytes > 2 * LIMIT_NBYTES:
+        found.wrong.append(f"memory grew by {found.grown_nbytes >> 20} MiB")
+    return found
+
+
+def _try_one(target: type_target, data: bytes, found: Fuzzed, began: float) -> None:
+    found.inputs += 1
+    try:
+        target(data)
+        found.accepted += 1
+    except (ChunkstoreError, IndexError):
+        pass
+    except Exception as error:  # noqa: BLE001 - whatever is raised is a finding
+        found.wrong.append(f"{type(error).__name__}: {error}; input {data[:200].hex()}")
+    if time.perf_counter() - began > SLOW_SECONDS:
+        found.wrong.append(f"took {time.perf_counter() - began:.1f} s; input {data[:200].hex()}")
+
+
+def _peak_nbytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# -- .npy headers
+
+
+def npy_header(data: bytes) -> None:
+    """The parser alone."""
+    header = parse_header(data, "x.npy")
+    check_nbytes(header, len(data), "x.npy")
+
+
+def npy_seeds() -> list[bytes]:
+    """Good headers of all kinds."""
+    dtypes = ["<f8", "|b1", ">i4", "<U3", "|S5", "<M8[ns]", [("a", "<i2"), ("b", "<f4", (2,))]]
+    seeds = []
+    for place, dtype in enumerate(dtypes):
+        for version in ((1, 0), (2, 0), (3, 0)):
+            file = io.BytesIO()
+            np.lib.format.write_array(file, np.zeros((2,) * (place % 3), dtype), version=version)
+            seeds.append(file.getvalue())
+    return seeds
+
+
+# -- .npz files
+
+
+class NpzTarget:
+    """A file at one path, read as the converter does."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "x.npz"
+
+    def __call__(self, data: bytes) -> None:
+        self._path.write_bytes(data)
+        with open_array(self._path, "a") as source:
+            if source.dtype.itemsize * int(np.prod(source.shape, dtype=object)) < LIMIT_NBYTES:
+                source.read_all(np.empty(source.shape, source.dtype))
+
+
+def npz_seeds() -> list[bytes]:
+    """Stored and deflated, one and several members."""
+    seeds = []
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        for names in (["a"], ["b", "a", "c/d"]):
+            file = io.BytesIO()
+            with zipfile.ZipFile(file, "w", method) as archive:
+                for name in names:
+                    inner = io.BytesIO()
+                    np.save(inner, np.arange(40, dtype="<i4").reshape(4, 10))
+                    archive.writestr(f"{name}.npy", inner.getvalue())
+            seeds.append(file.getvalue())
+    return seeds
+
+
+# -- containers
+
+
+class ContainerTarget:
+    """A file at one path: the index, rows and keys of all fields; now and then verify, and the reader by a map."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "x.cks"
+        self._count = 0
+
+    def __call__(self, data: bytes) -> None:
+        self._path.write_bytes(data)
+        self._count += 1
+        if self._count % 8 == 0:
+            chunkstore.verify(self._path, deep=self._count % 16 == 0)
+        if self._count % 4 == 0:
+            self._read_all()
+        else:
+            self._read_index()
+
+    def _read_index(self) -> None:
+        with PreadSource(self._path) as source:
+            index = read_index(source)
+            positions = np.arange(min(index.num_samples, 8), dtype=np.int64)
+            index.attrs()
+            for number in range(len(index.fields)):
+                column = FieldIndex(index, number)
+                if len(positions):
+                    column.rows(positions)
+                    column.groups(column.group_ids(positions))
+            if index.keys is not None and index.num_samples:
+                index.keys.text(0)
+                index.keys.find_texts([b"set/0001"])
+
+    def _read_all(self) -> None:
+        with chunkstore.open(self._path, backend=("pread", "mmap")[self._count % 8 == 0]) as ds:  # type: ignore[arg-type]
+            for position in range(min(len(ds), 4)):
+                with contextlib.suppress(ChunkstoreError):
+                    ds[position]
+            if len(ds):
+                with contextlib.suppress(ChunkstoreError):
+                    ds.batch([0, len(ds) - 1])
+            if ds.keys is not None and len(ds):
+                with contextlib.suppress(ChunkstoreError):
+                    ds.find([ds.keys[0]])
+
+
+def container_seeds(folder: Path) -> list[bytes]:
+    """Small containers: one segment, and three with an old one."""
+    seeds = []
+    for commits in (1, 3):
+        container = Damaged(folder / "seed.cks").build(9, commits=commits, shard_nbytes=600)
+        seeds.append(container.good)
+        container.path.unlink()
+    return seeds
+
+
+def feed_repaired(folder: Path, seconds: float, seed: int, most: int | None = None) -> Fuzzed:
+    """Containers whose numbers were changed and whose checksums are right again."""
+    target, seeds, found = ContainerTarget(folder), container_seeds(folder), Fuzzed()
+    before, end, number = _peak_nbytes(), time.perf_counter() + seconds, seed << 32
+    while time.perf_counter() < end and (most is None or found.inputs < most):
+        data = bytes(mutate(seeds[number % 2], number))
+        began = time.perf_counter()
+        _try_one(target, data, found, began)
+        found.slowest = max(found.slowest, time.perf_counter() - began)
+        number += 1
+    found.grown_nbytes = _peak_nbytes() - before
+    if found.grown_nbytes > 2 * LIMIT_NBYTES:
+        found.wrong.append(f"memory grew by {found.grown_nbytes >> 20} MiB")
+    return found
+
+
+def feed_kind(kind: str, folder: Path, seconds: float, seed: int, most: int | None = None) -> Fuzzed:
+    """One of `npy`, `npz`, `plain` and `repaired`."""
+    if kind == "npy":
+        return feed(npy_header, npy_seeds(), seconds, seed, most)
+    if kind == "npz":
+        return feed(NpzTarget(folder), npz_seeds(), seconds, seed, most)
+    if kind == "plain":
+        return feed(ContainerTarget(folder), container_seeds(folder), seconds, seed, most)
+    return feed_repaired(folder, seconds, seed, most)
+
+
+KINDS = {
+    "npy": ".npy headers",
+    "npz": ".npz files",
+    "plain": "containers",
+    "repaired": "containers, checksums repaired",
+}
+
+
+def run_atheris(arguments: list[str]) -> None:
+    """`.npy` headers led by coverage, until stopped; atheris must be installed. Arguments are those of libFuzzer."""
+    import atheris
+
+    def one(data: bytes) -> None:
+        with contextlib.suppress(ChunkstoreError):
+            npy_header(data)
+
+    atheris.instrument_all()
+    atheris.Setup([os.fsdecode(__file__), *arguments], one)
+    atheris.Fuzz()

@@ -1,0 +1,323 @@
+"""The parts of the battery, each with its quick and its long dose; every one returns a row of the report."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tools.battery import bitflips, faults, fuzz, memory, model, mutants, powerloss, readers, scenarios
+from tools.battery.crash import Crash, Tally
+from tools.battery.scratch import in_memory
+
+PROCESSES = 2
+
+
+@dataclass
+class Row:
+    """One line of the report.
+
+    Attributes:
+        test: what was done.
+        goal: how often it was to be done.
+        tried: how often it was.
+        wrong: what was found; the first twenty.
+        num_wrong: all of it.
+        seconds: how long it took.
+        note: what else is to be said, such as why it was skipped.
+    """
+
+    test: str
+    goal: str
+    tried: str = ""
+    wrong: list[str] = field(default_factory=list)
+    num_wrong: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def _row(test: str, goal: str, tried: str, wrong: list[str], note: str = "") -> Row:
+    return Row(test, goal, tried, wrong[:20], len(wrong), note=note)
+
+
+# -- crash states
+
+
+def _crash_one(name: str, number: int, kills: bool, seed: int) -> Tally:
+    with in_memory() as memory:
+        crash = Crash(memory, number=number, seed=seed, deep=2)
+        with crash.folder() as folder:
+            recording = scenarios.record(name, folder)
+        if kills:
+            crash.try_kills(recording, number=max(number // 10, 16))
+        else:
+            crash.try_all(recording)
+        return crash.tally
+
+
+def crash_states(quick: bool) -> Row:
+    """Rebuild what a disk may show after a crash, for every scenario."""
+    number = 16 if quick else 4000
+    total = Tally()
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        jobs = [pool.submit(_crash_one, name, number, False, 1) for name in scenarios.ALL]
+        jobs += [pool.submit(_crash_one, name, number, True, 1) for name in scenarios.ONE_FILE]
+        for job in jobs:
+            total.add(job.result())
+    tried = f"{total.states:,} states, {len(total.seen):,} of them different files"
+    note = (
+        f"{len(scenarios.ALL)} scenarios, {total.points:,} moments, {total.exhaustive:,} of them exhaustively; "
+        f"{total.classes:,} classes of states read in full, verified and appended to"
+    )
+    return _row("crash states of create, append, merge, repack", "1,000,000", tried, total.wrong, note)
+
+
+def mutants_killed(quick: bool) -> Row:
+    """Break writer and reader on purpose."""
+    tried: list[str] = []
+    with in_memory() as memory:
+        recorded = (
+            ("create", "replace", "abort") if quick else ("create", "replace", "append", "append and merge segments")
+        )
+        alive = mutants.survivors(memory, lambda name, _: tried.append(name), recorded)
+    writers, reading = len(mutants.WRITERS), len(mutants.READERS)
+    note = f"{writers} in writers, {reading} in readers, the rest syncs left out and steps swapped"
+    return _row("mutants of the commit protocol and of checks", "all killed", f"{len(tried)} mutants", alive, note)
+
+
+# -- faults
+
+
+def failing_calls(quick: bool) -> Row:
+    """Every call fails with every error; writes that are short or lie; syncs that fail once."""
+    findings = faults.Findings()
+    with in_memory() as memory:
+        for operation in faults.OPERATIONS:
+            faults.try_errors(memory, operation, findings, faults.ERRORS[: 1 if quick else None])
+            faults.try_counts(memory, operation, findings)
+        faults.try_syncs(memory, findings)
+    note = ", ".join(f"{name} {count}" for name, count in findings.raised.most_common())
+    return _row(
+        "EIO, ENOSPC, EDQUOT, EINTR, short and lying writes",
+        "each call",
+        f"{findings.tried:,} runs",
+        findings.wrong,
+        note,
+    )
+
+
+def killed_at_calls(quick: bool) -> Row:
+    """A process that ends before any of its calls."""
+    findings = faults.Findings()
+    with in_memory() as memory:
+        for operation in faults.OPERATIONS:
+            faults.try_kills(memory, operation, findings, every=5 if quick else 1)
+    return _row("SIGKILL before each call", "each call", f"{findings.tried:,} runs", findings.wrong)
+
+
+def injected_by_strace(quick: bool) -> Row:
+    """The same through the kernel."""
+    reason = faults.why_no_strace()
+    if reason:
+        return Row("SIGKILL and errors by strace", "each call", "skipped", note=reason)
+    findings = faults.Findings()
+    chosen = [o for o in faults.OPERATIONS if o.name in (("append",) if quick else ("create", "append"))]
+    injections = ("signal=SIGKILL", "error=EIO", "error=ENOSPC", "error=EDQUOT")
+    with in_memory() as memory:
+        for operation in chosen:
+            for injected in injections[: 1 if quick else None]:
+                calls = ("fdatasync",) if quick else faults.STRACE_CALLS
+                faults.try_strace(memory, operation, findings, injected, range(1, 3 if quick else 60), calls)
+    return _row("SIGKILL and errors by strace", "each call", f"{findings.tried:,} runs", findings.wrong)
+
+
+def random_kills(quick: bool) -> Row:
+    """SIGKILL at any moment of an append."""
+    findings = faults.Findings()
+    with in_memory() as memory:
+        faults.try_random_kills(memory, findings, 30 if quick else 500, seed=2)
+    return _row("random SIGKILL during append", "500", f"{findings.tried:,} kills", findings.wrong)
+
+
+# -- the model
+
+
+def _model_one(steps: int, seed: int) -> tuple[int, list[str]]:
+    with in_memory() as memory:
+        try:
+            return sum(model.run(memory, steps, seed).values()), []
+        except Exception as error:  # noqa: BLE001 - whatever is raised is a finding
+            return 0, [f"seed {seed}: {type(error).__name__}: {error}"]
+
+
+def model_steps(quick: bool) -> Row:
+    """A container and a list."""
+    steps, size = (4_000, 1_000) if quick else (MODEL_STEPS, 10_000)
+    done = 0
+    wrong: list[str] = []
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        for job in [pool.submit(_model_one, size, 1000 + seed) for seed in range(steps // size)]:
+            count, found = job.result()
+            done, wrong = done + count, wrong + found
+    return _row("stateful model against a list", "1,000,000 steps", f"{done:,} steps", wrong)
+
+
+# -- damage
+
+
+def flipped_bits(quick: bool) -> Row:
+    """Every bit of a container of 64 KiB, with one commit and with three."""
+    done = 0
+    wrong: list[str] = []
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        jobs = []
+        for commits in (1, 3):
+            with in_memory() as folder:
+                size = 8 * len(bitflips.build(folder / "a.cks", commits).good)
+            bits = list(range(0, size, 997 if quick else 1))
+            pieces = [bits[start : start + bitflips.PIECE] for start in range(0, len(bits), bitflips.PIECE)]
+            jobs += [pool.submit(bitflips.sweep, commits, piece, True) for piece in pieces]
+        for job in jobs:
+            count, missed, found = job.result()
+            done += count
+            wrong += [f"missed: bit {bit}" for bit in missed] + found
+    return _row("bit flips of containers of 64 KiB, one commit and three", "524,288 each", f"{done:,} bits", wrong)
+
+
+# -- readers
+
+
+def one_writer_two_readers(quick: bool) -> Row:
+    """A minute of commits and reads."""
+    findings = faults.Findings()
+    with in_memory() as folder:
+        generation = readers.writer_and_readers(folder, 5 if quick else 60, findings)
+    note = f"{generation:,} generations"
+    return _row("one writer and two readers", "60 s", f"{findings.tried:,} reads", findings.wrong, note)
+
+
+def worker_reads(quick: bool) -> Row:
+    """Workers of every kind."""
+    reads, workers = (20_000, 2) if quick else (1_000_000, 8)
+    wrong: list[str] = []
+    with in_memory() as folder:
+        faults.write(folder / "a.cks", 0, 5000)
+        for method in ("fork", "forkserver", "spawn"):
+            count = readers.many_reads(folder / "a.cks", workers, reads, method)
+            wrong += [f"{method}: {count} wrong"] * bool(count)
+    tried = f"{reads:,} reads in {workers} workers, each way"
+    return _row("fork, forkserver, spawn", "1,000,000 reads in 8 workers", tried, wrong)
+
+
+def files_under_readers(quick: bool) -> Row:
+    """Cut and replaced."""
+    findings, times = faults.Findings(), 20 if quick else 200
+    with in_memory() as folder:
+        readers.truncated_under_reader(folder, times, findings)
+        readers.replaced_under_reader(folder, times, findings)
+        ends = readers.truncated_under_a_map(folder)
+    if ends != ("TruncatedError", readers.SIGBUS):
+        findings.wrong.append(f"by a map, the process ends with {ends}")
+    note = "by a map, a view that is touched ends the process (SIGBUS), as SECURITY.md says"
+    return _row("files cut or replaced under a reader", "200 each", f"{findings.tried:,}", findings.wrong, note)
+
+
+# -- memory and large numbers
+
+
+def little_memory(quick: bool) -> Row:
+    """Convert, verify, read 1 GiB."""
+    nbytes = (64 if quick else 1024) << 20
+    with in_memory() as folder:
+        peaks = memory.convert_and_verify(folder, nbytes)
+    wrong = [f"{name}: {peak} MiB" for name, peak in peaks.items() if peak > memory.LIMIT_MIB]
+    note = "peak of resident memory: " + ", ".join(f"{name} {peak} MiB" for name, peak in peaks.items())
+    return _row(
+        "memory of convert, verify, reading", f"1 GiB in {memory.LIMIT_MIB} MiB", f"{nbytes >> 20} MiB", wrong, note
+    )
+
+
+def boundaries(quick: bool) -> Row:
+    """Rows around 2 and 4 GiB."""
+    if quick:
+        return Row("rows of 2^31 and 2^32 ± 1 bytes", "each", "skipped", note="only in the long run: 9 GB of disk")
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for nbytes in memory.SIZES:
+            wrong += memory.boundary(Path(folder), nbytes)
+    return _row("rows of 2^31 and 2^32 ± 1 bytes", "each", f"{len(memory.SIZES)} sizes", wrong)
+
+
+def lost_power(quick: bool) -> Row:
+    """A real ext4, shut down."""
+    with in_memory() as folder:
+        reason = powerloss.why_not(folder)
+        if reason:
+            return Row("power loss on a real ext4", "100", "skipped", note=reason)
+        findings = faults.Findings()
+        powerloss.try_power_loss(folder, findings, 10 if quick else 100)
+    return _row("power loss on a real ext4", "100", f"{findings.tried}", findings.wrong, "loop device, shutdown ioctl")
+
+
+# -- fuzz
+
+
+def _fuzz_one(kind: str, seconds: float, seed: int) -> fuzz.Fuzzed:
+    with in_memory() as folder:
+        return fuzz.feed_kind(kind, folder, seconds, seed)
+
+
+def _fuzzed(kind: str, quick: bool) -> Row:
+    seconds = 2.0 if quick else FUZZ_SECONDS
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        found = [job.result() for job in [pool.submit(_fuzz_one, kind, seconds, seed) for seed in range(PROCESSES)]]
+    inputs, accepted = sum(one.inputs for one in found), sum(one.accepted for one in found)
+    wrong = [what for one in found for what in one.wrong]
+    grown = max(one.grown_nbytes for one in found) >> 20
+    slowest = max(one.slowest for one in found)
+    note = (
+        f"{accepted:,} accepted; slowest {slowest:.2f} s; memory grew by {grown} MiB; {inputs / seconds:,.0f} a second"
+    )
+    return _row(f"fuzz: {fuzz.KINDS[kind]}", "10,000,000", f"{inputs:,} inputs", wrong, note)
+
+
+FUZZ_SECONDS = 1800.0  # for each kind; `--fuzz-seconds` of the command
+MODEL_STEPS = 1_000_000  # `--model-steps`
+
+PARTS: dict[str, Callable[[bool], Row]] = {
+    "crash": crash_states,
+    "mutants": mutants_killed,
+    "faults": failing_calls,
+    "kills": killed_at_calls,
+    "strace": injected_by_strace,
+    "sigkill": random_kills,
+    "model": model_steps,
+    "bitflips": flipped_bits,
+    "beside": one_writer_two_readers,
+    "workers": worker_reads,
+    "files": files_under_readers,
+    "memory": little_memory,
+    "boundaries": boundaries,
+    "power": lost_power,
+    **{f"fuzz-{kind}": functools.partial(_fuzzed, kind) for kind in fuzz.KINDS},
+}
+
+
+def run(name: str, quick: bool) -> Row:
+    """One part, timed."""
+    began = time.perf_counter()
+    row = PARTS[name](quick)
+    row.seconds = time.perf_counter() - began
+    return row
+
+
+__all__ = ["PARTS", "Path", "Row", "run"]

@@ -1,0 +1,127 @@
+"""Power loss on a real file system: an ext4 on a loop device is shut down by its own ioctl while a writer appends.
+
+After `EXT4_IOC_SHUTDOWN` nothing more reaches the device; unmounting and mounting again replays the journal, as after
+a real power failure. Needs root, loop devices and mkfs.ext4; everywhere else it says why it cannot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import chunkstore
+from tools.battery.crash import read_fully
+from tools.battery.faults import Findings, endless_appends, write
+
+_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
+_MODES = {"default": 0, "flush the log": 1, "no flush of the log": 2}
+_SIZE = 64 << 20
+
+
+def why_not(folder: Path) -> str | None:
+    """Why power loss cannot be tried here; None if it can."""
+    if os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return "only root may mount"
+    missing = [tool for tool in ("mkfs.ext4", "mount", "umount") if shutil.which(tool) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed"
+    try:
+        with mounted(folder) as (_, place):
+            _shut_down(place, 2)
+    except (OSError, subprocess.CalledProcessError) as error:
+        text = (
+            error.stderr.decode(errors="replace").strip() if isinstance(error, subprocess.CalledProcessError) else error
+        )
+        return f"no loop device with ext4 here: {text}"
+    return None
+
+
+@contextlib.contextmanager
+def mounted(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """A fresh ext4; (its image, where it is mounted)."""
+    image, place = folder / "disk.img", folder / "mnt"
+    place.mkdir(exist_ok=True)
+    with image.open("wb") as file:
+        file.truncate(_SIZE)
+    _run("mkfs.ext4", "-q", "-F", str(image))
+    try:
+        _mount(image, place)
+        yield image, place
+    finally:
+        subprocess.run(["umount", str(place)], check=False, capture_output=True)
+        image.unlink(missing_ok=True)
+
+
+def _mount(image: Path, place: Path) -> None:
+    _run("mount", "-o", "loop", str(image), str(place))
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def _shut_down(place: Path, mode: int) -> None:
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.ioctl(fd, ctypes.c_int32(_SHUTDOWN).value & 0xFFFFFFFF, struct.pack("I", mode))
+    finally:
+        os.close(fd)
+
+
+def try_power_loss(folder: Path, findings: Findings, times: int, seed: int = 0) -> None:
+    """Shut the file system down at a random moment of one append after another, on one container."""
+    rng = random.Random(seed)
+    with mounted(folder) as (image, place):
+        path = place / "a.cks"
+        write(path, 0, 3)
+        os.sync()
+        for number in range(times):
+            said = _lose_power(path, place, rng.random() * 0.1, number % len(_MODES))
+            _run("umount", str(place))
+            _mount(image, place)
+            findings.tried += 1
+            findings.wrong += [f"power loss {number}: {what}" for what in _judge(path, said)]
+            if path.stat().st_size > _SIZE // 4:
+                path.unlink()
+                write(path, 0, 3)
+
+
+def _judge(path: Path, said: int) -> Iterator[str]:
+    with chunkstore.open(path, backend="pread") as ds:
+        count = len(ds)
+    if count < said:
+        yield f"{count} samples, {said} were acknowledged"
+    yield from read_fully(path, tuple(range(count)))
+
+
+def _lose_power(path: Path, place: Path, seconds: float, mode: int) -> int:
+    """The last number that was acknowledged before the power was off."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(reading)
+        os.dup2(writing, 1)
+        with contextlib.suppress(BaseException):
+            endless_appends(path)
+        os._exit(1)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        first = stream.readline()
+        time.sleep(seconds)
+        _shut_down(place, mode)
+        # Whatever is acknowledged from now on would be a lie of the file system: it reports errors instead.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        lines = (first + stream.read()).split(b"\n")
+    return max(int(line) for line in lines[:-1])
