@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from chunkstore._format import superblock as superblocks
 from chunkstore._format.constants import HEAD_NBYTES, PART_ALIGNMENT, Kind
-from chunkstore._format.index import FieldIndex, Index, read_index
+from chunkstore._format.index import FieldIndex, Index
 from chunkstore._format.schema import Field
 from chunkstore._format.segment import Directory, pad
 from chunkstore._index_writer import IndexWriter, planned_segment_nbytes
+from chunkstore._reader import open_newest
 from chunkstore._storage.commit import NewFile, write_superblocks
-from chunkstore._storage.source import Source, open_source
+from chunkstore._storage.replace import check_replaceable
+from chunkstore._storage.source import Source
 from chunkstore._verify import verify
 from chunkstore.errors import CorruptError, ReplacedError, SchemaError
 
@@ -46,8 +48,8 @@ class _Input:
     @classmethod
     def look(cls, path: str | os.PathLike[str]) -> _Input:
         """Open it, note all this, and close it."""
-        with open_source(path, "pread") as source:
-            index = read_index(source)
+        source, index = open_newest(os.fspath(path), "pread")
+        with source:
             return cls(
                 source.path,
                 index.fingerprint,
@@ -65,8 +67,8 @@ class _Input:
     @contextmanager
     def opened(self) -> Iterator[tuple[Source, Index]]:
         """The same input again."""
-        with open_source(self.path, "pread") as source:
-            index = read_index(source)
+        source, index = open_newest(self.path, "pread")
+        with source:
             if index.fingerprint != self.fingerprint:
                 raise ReplacedError(f"{self.path}: the container was changed while it was merged; start again")
             yield source, index
@@ -93,7 +95,7 @@ def merge(
     Args:
         paths: at least one container; all have the same fields, and all have keys or none has.
         out: the new container.
-        mode: `"x"` refuses a path that exists, `"w"` replaces it.
+        mode: `"x"` refuses a path that exists, `"w"` replaces a container that is none of these.
         attrs: ATTRS of the new container. Default: the members that are equal in all inputs.
         progress: called with (bytes done, bytes in all), now and then; verification counts as well.
     Raises:
@@ -104,6 +106,7 @@ def merge(
     inputs = [_Input.look(path) for path in paths]
     if not inputs:
         raise SchemaError("merge: no container was given")
+    check_replaceable(out, paths, mode=mode)
     _check_alike(inputs)
     merged = _common_attrs(inputs) if attrs is None else dict(attrs)
     with_keys = any(entry.has_keys for entry in inputs if entry.num_samples)

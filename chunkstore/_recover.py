@@ -29,6 +29,7 @@ from chunkstore._format.index import FieldIndex, Groups, Index, read_generation
 from chunkstore._format.schema import Field, known_codec
 from chunkstore._format.segment import Directory, decode_directory, nbytes_of_directory
 from chunkstore._format.superblock import Head, Superblock
+from chunkstore._storage.replace import check_replaceable
 from chunkstore._storage.source import Source, open_source
 from chunkstore._writer import Writer
 from chunkstore.errors import CorruptError, FormatError, UnsupportedFeatureError, UnsupportedVersionError
@@ -108,7 +109,7 @@ def recover(
     Args:
         path: the container; it is only read.
         out: the new container; it has the fields, attributes and keys of the old one.
-        mode: `"x"` refuses a path that exists, `"w"` replaces it.
+        mode: `"x"` refuses a path that exists, `"w"` replaces a container other than `path`.
         progress: called with (samples done, samples in all).
     Raises:
         FormatError: nothing in the file could be proven.
@@ -116,6 +117,7 @@ def recover(
         FileExistsError, WriteError, CommitUnknownError: as with `Writer`.
     """
     path = os.fspath(path)
+    check_replaceable(out, [path], mode=mode)
     report = Recovery(path, os.fspath(out))
     with open_source(path, "pread") as source:
         indexes = _find_indexes(source, report)

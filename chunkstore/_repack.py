@@ -16,6 +16,7 @@ from chunkstore._format.schema import Field
 from chunkstore._loading.batch import Indices
 from chunkstore._reader import Reader
 from chunkstore._reader import open as open_reader
+from chunkstore._storage.replace import check_replaceable
 from chunkstore._target import NewTarget
 from chunkstore._verify import verify
 from chunkstore._writer import Writer, type_fields
@@ -47,7 +48,7 @@ def repack(
         out: the new one.
         positions: int, shape (M,): which samples, in which order; repeats only without keys. Default: all, in order.
         keys: the same by keys; not both.
-        mode: `"x"` refuses a path that exists, `"w"` replaces it (which may be `path` itself).
+        mode: `"x"` refuses a path that exists, `"w"` replaces a container (which may be `path` itself).
         shard_nbytes: as in `Writer`.
         progress: called with (samples done, samples in all); verification follows.
     Raises:
@@ -58,6 +59,7 @@ def repack(
     """
     if positions is not None and keys is not None:
         raise ValueError("repack: give positions= or keys=, not both")
+    check_replaceable(out, mode=mode)
     with open_reader(path, backend="pread") as reader:
         order = _order(reader, positions, keys)
         # This release writes raw chunks only; what a codec packed is unpacked.

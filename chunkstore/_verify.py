@@ -23,7 +23,7 @@ from contextlib import ExitStack, suppress
 from typing import Final
 
 from chunkstore._format.codec import CODECS, decode
-from chunkstore._format.index import read_index
+from chunkstore._format.index import read_generation
 from chunkstore._format.schema import Field
 from chunkstore._format.superblock import Superblock
 from chunkstore._storage.source import open_source
@@ -179,7 +179,9 @@ class _Run:
     def _open_as_reader(self) -> None:
         """All was found to be well: the checks at the gate of the format must agree, or one of the two is wrong."""
         try:
-            read_index(self.tape).attrs()
+            # The generation that was verified: an append may have added one meanwhile, beyond the size that we know.
+            assert self.superblock is not None
+            read_generation(self.tape, self.superblock).attrs()
         except UnsupportedFeatureError:
             raise
         except FormatError as error:

@@ -401,6 +401,29 @@ def test_verify_shows_at_most_20(tmp_path: Path) -> None:
     assert "more; see" not in run("verify", path, "--all").stdout
 
 
+def test_verify_truncated(container: Path) -> None:
+    """A file that was cut off is one finding; what follows from it is only counted, and nothing is called harmless."""
+    data = container.read_bytes()
+    for size in (len(data) - 1, len(data) // 2, 8192, 4096):
+        container.write_bytes(data[:size])
+        result = run("verify", container)
+        assert result.exit_code == 1
+        assert result.stdout.count("truncated  ") == 1, result.stdout
+        assert "no sample is" not in result.stdout
+        assert "cannot be opened" in result.stdout
+        assert len(result.stdout.splitlines()) <= 8
+
+
+def test_convert_of_many_fields(tmp_path: Path) -> None:
+    """The report for people names the first 20 fields and counts the others; that for programs has all."""
+    np.savez(tmp_path / "x.npz", **{f"f{number}": np.zeros(1) for number in range(50)})
+    text = good("convert", tmp_path / "x.npz", tmp_path / "x.cks", "--layout", "files")
+    assert "... and 30 more fields" in text
+    assert len(text.splitlines()) < 40
+    report = json.loads(good("convert", tmp_path / "x.npz", tmp_path / "y.cks", "--layout", "files", "--json"))
+    assert len(report["fields"]) == 50
+
+
 def test_export(data: Path, container: Path, tmp_path: Path) -> None:
     """The files come back byte by byte; the report is JSON."""
     report = json.loads(good("export", container, tmp_path / "again", "--json"))
@@ -563,6 +586,22 @@ def test_existing_target(data: Path, container: Path) -> None:
     assert container.read_bytes() != before
 
 
+@pytest.mark.parametrize("option", [[], ["--overwrite"]])
+def test_forgotten_target(data: Path, container: Path, tmp_path: Path, option: list[str]) -> None:
+    """`convert *.npy` without DST takes the last source for it: it stays as it is, and `--overwrite` is no advice."""
+    paths = sorted((data / "cat").iterdir())
+    before = paths[-1].read_bytes()
+    text = bad(3, "convert", *paths, *option)
+    assert "no container" in text
+    assert "forgotten" in text
+    assert "--overwrite" not in text
+    assert paths[-1].read_bytes() == before
+    other = tmp_path / "sample.npy"
+    other.write_bytes(container.read_bytes())
+    assert "is a container" in bad(3, "get", container, "0", "--field", "image", "--out", other, "--overwrite")
+    assert other.read_bytes() == container.read_bytes()
+
+
 def test_two_layouts_fit(tmp_path: Path) -> None:
     """A reading is not guessed: both are named."""
     (tmp_path / "data").mkdir()
@@ -679,17 +718,24 @@ def is_idle(folder: Path) -> bool:
     return max(sizes) < 1 << 28
 
 
-@pytest.mark.skipif(os.name != "posix", reason="SIGINT")
-def test_interrupted_convert(slow_source: Path, tmp_path: Path) -> None:
-    """Ctrl-C ends with 130 and a word on how to go on; nothing stays behind, and there is no traceback."""
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(
+    ("name", "code", "group"),
+    [("SIGINT", 130, True), ("SIGTERM", 143, False), ("SIGHUP", 129, True)],
+)
+def test_interrupted_convert(slow_source: Path, tmp_path: Path, name: str, code: int, group: bool) -> None:
+    """Ctrl-C ends with 130 and a word on how to go on, `kill` and a closed terminal with 128 and the signal; nothing
+    stays behind, and there is no traceback.
+    """
     process = start("convert", slow_source, tmp_path / "x.cks", start_new_session=True)
     end = time.monotonic() + 60
     while is_idle(tmp_path) and time.monotonic() < end:
         time.sleep(0.01)
     assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the job
+    # A terminal signals all processes of the job, `kill` one.
+    (os.killpg if group else os.kill)(process.pid, signal.Signals[name])
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert out == ""
     assert "Traceback" not in err
     assert "nothing is left behind" in err

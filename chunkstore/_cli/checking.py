@@ -81,6 +81,8 @@ def report_text(report: chunkstore.Report, most: int | None) -> str:
         groups = f", {plural(report.num_groups, 'group')} of chunks" if report.deep else ""
         return f"{path}: ok: {what}{groups}, every byte is what was written ({rate})\nfingerprint {report.fingerprint}"
     shown = report.damage[:most]
+    if most is not None and shown[0].kind == "truncated":
+        shown = shown[:1]  # the rest follows from it
     lines = [f"{path}: DAMAGED: {_verdict(report)} ({rate})", "", damage_table(shown), ""]
     lines += [one_line(damage.message) for damage in shown]
     if report.num_damage > len(shown):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Any, Final
 
 import click
@@ -31,6 +34,28 @@ BROKEN_PIPE: Final = 141  # 128 + SIGPIPE: what every other command of a pipelin
 
 _NO_ACCESS_ERRORS: Final = (OSError, LockedError, PoisonedError, ReplacedError, MissingExtraError)
 _BAD_DATA_ERRORS: Final = (FormatError, IngestError, SchemaError, SampleNotFoundError)
+
+
+_ENDING: Final = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
+_ended_by: list[int] = []  # the first of `_ENDING` that came
+
+
+def end_cleanly() -> None:
+    """Let SIGTERM and SIGHUP end the process as Ctrl-C does: nothing half-made stays, and a message says so.
+
+    For the main thread of a process that is a command; children that it starts do not inherit it. A signal that
+    somebody ignores (`nohup`) stays ignored. Those that follow the first are passed over, so that cleaning up ends.
+    """
+    for number in _ENDING:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    if not _ended_by:
+        _ended_by.append(number)
+        raise KeyboardInterrupt
 
 
 class Commands(click.Group):
@@ -60,7 +85,7 @@ def report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         click.echo(err=True)  # the terminal shows ^C where the bar was
         log(str(error) or "interrupted: nothing was changed. Run the same again: it starts over")
-        return INTERRUPTED
+        return 128 + _ended_by[0] if _ended_by else INTERRUPTED
     if isinstance(error, MemoryError):
         log(f"error: out of memory{': ' + str(error) if str(error) else ''}")
         return NO_ACCESS

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 import chunkstore
-from chunkstore._cli.guard import Commands
+from chunkstore._cli.guard import Commands, end_cleanly
 
 # name -> (module that has a function of this name, what it does), in the order of the help. A module is imported when
 # its command is called: help does not wait for NumPy.
@@ -64,7 +64,7 @@ A first look:
 
 \b
 Exit codes: 0 good; 1 the data is bad, refused, or not there; 2 usage;
-3 cannot read or write; 130 interrupted.
+3 cannot read or write; 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
 Results go to stdout; progress, notes and errors to stderr.
 """,
 )
@@ -82,4 +82,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a key gets its code points
+    end_cleanly()
     cli(prog_name="chunkstore")

@@ -21,6 +21,7 @@ from chunkstore._cli.options import (
 )
 from chunkstore._cli.output import printable, rate_text, samples_bar, write, write_json, write_prose
 from chunkstore._format.constants import SHARD_NBYTES
+from chunkstore._storage.replace import check_replaceable
 
 _LAYOUTS = """\b
 How files become samples (--layout):
@@ -61,7 +62,7 @@ Examples:
 )
 @click.option("--verify", is_flag=True, help="Read the container back and compare every value with the sources.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and how large it would be; write nothing.")
-@click.option("--overwrite", is_flag=True, help="Replace DST if it is there, once the new container is complete.")
+@click.option("--overwrite", is_flag=True, help="Replace DST, once the new one is complete, if it is a container.")
 @json_option
 @click.pass_context
 def convert(
@@ -83,6 +84,7 @@ def convert(
     *sources, dst = paths
     refuse_container_sources(sources)
     if os.path.isfile(dst) and not overwrite and not options["dry_run"]:
+        check_replaceable(dst, sources)  # else `--overwrite` would be bad advice
         raise FileExistsError(f"{dst}: there is such a file. Give another name; --overwrite replaces it")
     with samples_bar("convert") as progress:
         report = chunkstore.convert(
@@ -133,7 +135,9 @@ def export(file: str, directory: str, fields: tuple[str, ...], as_json: bool) ->
     """Write the samples of FILE back as .npy and .npz files.
 
     Files get the relative names, array names and dtypes that they had before `convert`, and the same values, bit by
-    bit. DIR must not exist or be empty; it appears when everything is written.
+    bit. Where files of one field differed in memory order or byte order, all come in C order, little-endian, and a
+    note says so; .npz files come without compression. DIR must not exist or be empty; it appears when everything is
+    written.
     """
     with open_container(file) as ds, samples_bar("export") as progress:
         check_fields(ds, fields)

@@ -13,7 +13,7 @@ from chunkstore._cli.options import advise_if_no_container, json_option
 from chunkstore._cli.output import bytes_bar, nbytes_text, one_line, plural, samples_bar, write, write_json, write_prose
 
 _SHOWN = 20
-_overwrite = click.option("--overwrite", is_flag=True, help="Replace OUT if it is there, once the new one is complete.")
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace the container OUT, once the new one is complete.")
 
 
 def _mode(overwrite: bool) -> Literal["x", "w"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import zipfile
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from chunkstore._cli.output import one_line, shape_text
 from chunkstore._cli.png import encode_png
 from chunkstore._format.schema import Field
+from chunkstore._storage.replace import is_container
 
 _FIRST: Final = 8
 _SUFFIXES: Final = (".npy", ".npz", ".png")
@@ -86,6 +88,9 @@ def save(path: str, rows: Mapping[str, Any], *, overwrite: bool) -> str:
             f"a {suffix} file holds one field, and the sample has {known}: pick one with --field", param_hint="'--out'"
         )
     data, what = _encode(suffix, arrays)
+    if overwrite and is_container(path):
+        text = "this file is a container: it is not replaced by one of its samples. Name another"
+        raise FileExistsError(errno.EEXIST, text, path)
     with open(path, "wb" if overwrite else "xb") as file:
         file.write(data)
     return f"{one_line(path)}: {what}, {len(data):,} bytes"

@@ -8,7 +8,7 @@ other says how it differs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from chunkstore._ingest.casts import native, resolve_cast
 from chunkstore._ingest.inventory import Inventory
-from chunkstore._ingest.specs import DtypeSpec, Leaf, find_leaf
+from chunkstore._ingest.specs import DtypeSpec, Leaf, check_distinct, find_leaf
 from chunkstore.errors import IngestError
 
 OBJECT = "object"
@@ -62,9 +62,10 @@ def pick_leaves(available: Sequence[Leaf], wanted: Wanted) -> list[tuple[str, Le
     """Field names and their leaves.
 
     Raises:
-        IngestError: a `--field` names an array that is not there. The text has no path.
+        IngestError: a `--field` names an array that is not there, or two have one label. The text has no path.
     """
     if not wanted.fields:
+        check_distinct(available)
         return [(leaf.label, leaf) for leaf in available]
     found = []
     for name, source in wanted.fields.items():
@@ -117,9 +118,9 @@ def agree(
     good = np.isin(signature_of, [number for number in keys if keys[number] == keys[best]])
     for place, number in zip(files[~good].tolist(), signature_of[~good].tolist(), strict=True):
         others = int(good.sum())
-        reason = errors.get(number) or _difference(picks[number], picks[best], others, len(files))
+        reason = errors.get(number) or _difference(picks[number], picks[best], others, len(files), picks.values())
         name = inventory.scan.paths[place]
-        inventory.skip_or_raise(place, f"{reason} To leave it out: --exclude {name!r} or --on-error skip.")
+        inventory.skip_or_raise(place, reason, f" To leave it out: --exclude {name!r} or --on-error skip.")
     return picks[best], files[good]
 
 
@@ -138,8 +139,10 @@ def _most_frequent(
     return first[best][1]
 
 
-def _difference(odd: list[Pick], usual: list[Pick], num_usual: int, num_files: int) -> str:
-    """One or two sentences: what the odd file has, what the others have, what to do."""
+def _difference(
+    odd: list[Pick], usual: list[Pick], num_usual: int, num_files: int, everyone: Iterable[list[Pick]]
+) -> str:
+    """One or two sentences: what the odd file has, what the others have, what to do that helps for everyone's files."""
     others = (
         f"the other {num_usual:,} files have"
         if num_usual == num_files - 1
@@ -158,22 +161,46 @@ def _difference(odd: list[Pick], usual: list[Pick], num_usual: int, num_files: i
     a, b = mine[name].leaf, theirs[name].leaf
     if a.ndim != b.ndim:
         return f"array {a.label!r} has {_dims(a.ndim)}, {others} {_dims(b.ndim)}."
-    return (
-        f"array {a.label!r} has dtype {native(a.dtype)}, {others} {native(b.dtype)}.{_common(name, a.dtype, b.dtype)}"
-    )
+    if a.array != b.array:
+        return (
+            f"array {a.label!r} is {_home(a)}, {others} one of this name that is {_home(b)}. Convert one kind of file "
+            "at a time: --include '*.npy' or --include '*.npz'."
+        )
+    return f"array {a.label!r} has dtype {native(a.dtype)}, {others} {native(b.dtype)}.{_advice(usual, everyone)}"
+
+
+def _home(leaf: Leaf) -> str:
+    return "that of an .npy file" if leaf.array is None else f"array {leaf.array!r} of an .npz file"
+
+
+def _advice(usual: list[Pick], everyone: Iterable[list[Pick]]) -> str:
+    """The --dtype options with which the arrays of all files would agree; empty where there is no such dtype."""
+    found: dict[str, dict[str, np.dtype[Any]]] = {pick.field: {} for pick in usual}
+    for picks in everyone:
+        for pick in picks:
+            found.get(pick.field, {})[pick.target] = native(pick.leaf.dtype)
+    options = []
+    for name, by_target in found.items():
+        if len(by_target) > 1:
+            common = _common(list(by_target.values()))
+            if common is None:
+                return ""
+            options.append(f"--dtype {name}={common}")
+    return f" {' '.join(options)} takes all of them." if options else ""
 
 
 def _dims(ndim: int) -> str:
     return "1 dimension" if ndim == 1 else f"{ndim} dimensions"
 
 
-def _common(name: str, a: np.dtype[Any], b: np.dtype[Any]) -> str:
-    """Which --dtype would hold both."""
-    if a.kind == b.kind and a.kind in "SU":
-        wide = max(a.itemsize, b.itemsize) // (4 if a.kind == "U" else 1)
-        return f" --dtype {name}={a.kind}{wide} (or wider) takes both."
-    if a.kind in "biufc" and b.kind in "biufc":
-        both = np.result_type(native(a), native(b))
-        if np.can_cast(a, both, "same_kind") and np.can_cast(b, both, "same_kind") and both.itemsize <= 16:
-            return f" --dtype {name}={both.name} takes both."
-    return ""
+def _common(dtypes: Sequence[np.dtype[Any]]) -> str | None:
+    """The dtype that holds all of these, as --dtype names it."""
+    kinds = {dtype.kind for dtype in dtypes}
+    if len(kinds) == 1 and kinds <= set("SU"):
+        wide = max(dtype.itemsize for dtype in dtypes) // (4 if "U" in kinds else 1)
+        return f"{kinds.pop()}{wide}"
+    if kinds <= set("biufc"):
+        both = np.result_type(*dtypes)
+        if all(np.can_cast(dtype, both, "same_kind") for dtype in dtypes) and both.itemsize <= 16:
+            return str(both.name)
+    return None

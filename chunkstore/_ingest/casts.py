@@ -3,8 +3,8 @@
 | source | may become |
 |---|---|
 | any dtype of the format | itself (big-endian is swapped) |
-| bool, integers, floats, complex | any type of the "same kind" (NumPy's rule) that holds the values |
-| integers | any integer type that holds the values |
+| bool, integers | any integer, float or complex type that holds the values exactly |
+| floats, complex | any type of the "same kind" (NumPy's rule) that is large enough; a narrower one rounds |
 | void, 2 or 1 bytes wide | bfloat16 or a float8 type, the same bits |
 | bool | uint8, int8: the same bits, also where a byte is neither 0 nor 1 |
 | datetime64, timedelta64 without unit | with a unit, the same bits |
@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -34,11 +34,20 @@ class Cast:
         source: little-endian dtype of what is read.
         target: the format's name of the field's dtype.
         mode: `same` and `bits` move bytes, `numeric` and `text` convert, `string` encodes as UTF-8.
+        name: of the field, for messages.
     """
 
     source: np.dtype[Any]
     target: str
     mode: Mode
+    name: str = field(default="", compare=False)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether values may be rounded: floats or complex numbers to a type that does not hold all of them."""
+        if self.mode != "numeric" or self.source.kind not in "fc":
+            return False
+        return self.target in dtypes.EXTENDED or not np.can_cast(self.source, dtypes.to_numpy(self.target), "safe")
 
     @property
     def plain(self) -> bool:
@@ -49,6 +58,11 @@ class Cast:
     def checked(self) -> bool:
         """Whether bytes can hold what is no value of the type."""
         return self.mode == "same" and self.source.kind in "bU"
+
+
+def is_inexact(target: str) -> bool:
+    """Whether the format's dtype `target` holds floats or complex numbers."""
+    return target in dtypes.EXTENDED or (target != dtypes.STRING and dtypes.to_numpy(target).kind in "fc")
 
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -75,7 +89,7 @@ def resolve_cast(source: np.dtype[Any], target: str | None, name: str) -> Cast:
         raise IngestError(
             f"dtype {source} cannot become {target} (field {name!r}). {_cast_advice(source, target, name)}"
         )
-    return Cast(source, target, mode)
+    return Cast(source, target, mode, name)
 
 
 def _advice(source: np.dtype[Any], name: str) -> str:
@@ -176,7 +190,7 @@ def convert(cast: Cast, values: npt.NDArray[Any], out: npt.NDArray[np.uint8], wh
         return
     wanted = dtypes.to_numpy(cast.target)
     if cast.mode == "numeric":
-        _check_range(values, wanted, where)
+        _check_range(values, wanted, f"{where}: field {cast.name!r}")
     elif cast.source.kind == "U":
         check_values(Cast(cast.source, cast.target, "same"), values, where)
     try:
@@ -185,7 +199,8 @@ def convert(cast: Cast, values: npt.NDArray[Any], out: npt.NDArray[np.uint8], wh
     except UnicodeDecodeError as error:
         raise IngestError(f"{where}: bytes that are not ASCII cannot become unicode: {error}.") from None
     if cast.mode == "numeric":
-        _check_infinite(values, changed, cast.target, where)
+        _check_exact(values, changed, f"{where}: field {cast.name!r}")
+        _check_infinite(cast, values, changed, f"{where}: field {cast.name!r}")
     out[:] = changed.view(np.uint8)
 
 
@@ -200,9 +215,30 @@ def _check_range(values: npt.NDArray[Any], wanted: np.dtype[Any], where: str) ->
         )
 
 
-def _check_infinite(values: npt.NDArray[Any], changed: npt.NDArray[Any], target: str, where: str) -> None:
-    if values.dtype.kind not in "fc" or changed.dtype.itemsize >= values.dtype.itemsize:
+def _check_exact(values: npt.NDArray[Any], changed: npt.NDArray[Any], where: str) -> None:
+    """Refuse integers that a float type would round."""
+    if values.dtype.kind not in "iu" or changed.dtype.kind not in "fc" or not values.size:
         return
+    floats = changed.real
+    exact = 1 << (np.finfo(floats.dtype).nmant + 1)  # every integer up to it, either sign
+    if -exact <= int(values.min()) and int(values.max()) <= exact:
+        return
+    floats = floats.astype(np.float64)
+    end = float(1 << np.iinfo(values.dtype).bits - (values.dtype.kind == "i"))
+    inside = (floats >= -end) & (floats < end)  # others have no way back; the largest integers are rounded up to `end`
+    kept = np.zeros(values.shape, bool)
+    kept[inside] = floats[inside].astype(values.dtype) == values[inside]
+    if not kept.all():
+        raise IngestError(
+            f"{where}: {int(values[~kept][0])} cannot become {changed.dtype} exactly. Choose a wider --dtype, or leave "
+            "it out."
+        )
+
+
+def _check_infinite(cast: Cast, values: npt.NDArray[Any], changed: npt.NDArray[Any], where: str) -> None:
+    if not cast.rounds:
+        return
+    target = cast.target
     if target in dtypes.EXTENDED:
         changed = changed.astype(np.float32)
     lost = np.isfinite(values) & ~np.isfinite(changed)

@@ -6,7 +6,6 @@ run of samples, and `start` says which.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -163,8 +162,3 @@ def count_items(shapes: Ints) -> Ints:
     """Product of each row."""
     items: Ints = np.prod(shapes, axis=1, dtype=np.int64)
     return items
-
-
-def fixed_nbytes(shape: tuple[int, ...], width: int) -> int:
-    """Bytes of a row of fixed shape."""
-    return width * math.prod(shape)

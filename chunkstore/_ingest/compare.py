@@ -78,6 +78,7 @@ def _compare_task(task: Task, source: Source, index: Index, advance: Callable[[i
                 found = _Found(source, fields[number], first)
                 for start, stop, piece, part in PlannedBlock(task, place, number).pieces(rows, scratch.buffer):
                     if not found.equals(start, stop, piece, part):
+                        task.plan.check_sources()  # a uniform one looked at each file while it read it
                         raise CorruptError(
                             f"samples {first + start} to {first + stop - 1}, field {task.plan.fields[number].name!r} "
                             f"({task.plan.where(number, start)}): other bytes were read back. {_ADVICE}"

@@ -21,15 +21,17 @@ from chunkstore._ingest.arrangement import Arrangement, arrange
 from chunkstore._ingest.columns import count_items
 from chunkstore._ingest.compare import compare, find_unreadable
 from chunkstore._ingest.inventory import DEFLATED
+from chunkstore._ingest.origin import order_notes
 from chunkstore._ingest.plan import OnError, Plan, make_plan
 from chunkstore._ingest.pool import WorkerPool, run_on
 from chunkstore._ingest.progress import Progress, Tell
-from chunkstore._ingest.report import ConvertReport
+from chunkstore._ingest.report import ConvertReport, left_behind
 from chunkstore._ingest.scan import Scan, Skipped, scan_sources
 from chunkstore._ingest.specs import DtypeArg, FieldArg
 from chunkstore._ingest.tasks import PIECE_NBYTES, Deviation, Written, cut_tasks, write_blocks
 from chunkstore._ingest.uniform import plan_uniform
 from chunkstore._storage.commit import NewFile, write_superblocks
+from chunkstore._storage.replace import check_replaceable
 from chunkstore.errors import IngestError
 
 __all__ = ["ConvertReport", "convert"]  # the package exports both from here
@@ -72,9 +74,11 @@ def convert(
         path: the container; its directory must exist.
         layout: how files become samples: `"files"`, `"rows"`, `"paired"`, `"classes"`; `"auto"` says what it chose.
         fields: `"NAME=SOURCE"` texts or a mapping: picks and renames arrays.
-        dtype: `"NAME=TYPE"` texts, `"TYPE"` for all fields, or a mapping: stored as this type where values allow it.
+        dtype: `"NAME=TYPE"` texts, `"TYPE"` for all fields, or a mapping: stored as this type. An integer that it
+            does not hold exactly is an error; floats may be rounded, which the report notes.
         include, exclude: shell patterns for relative paths and base names.
-        mode: `"x"` refuses a path that exists, `"w"` replaces it when this one is complete.
+        mode: `"x"` refuses a path that exists, `"w"` replaces a container, or an empty file, when this one is
+            complete; no other file, and no source.
         workers: processes; 1 works in this one. Default: as many as there are processors where that pays, which is for
             deflated or Fortran-ordered data and for very many files.
         executor: runs the work instead, on any engine that sees the same files; `workers` then is how many tasks are
@@ -95,19 +99,22 @@ def convert(
         CommitUnknownError: the container has its name, but may lose it in a power failure.
         ValueError: an argument.
         KeyboardInterrupt: with a message that says how to go on.
-    In all cases but CommitUnknownError nothing is published, and no temporary file stays.
+    In all cases but CommitUnknownError nothing is published, and no temporary file stays. What a run that was killed
+    outright left is named in the notes of the next one for the same path.
     """
     started = time.perf_counter()
     _check_arguments(mode, workers, on_error, shard_nbytes, attrs)
     choices = _Choices(layout, fields, dtype, on_error, allow_pickle)
     named = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     if not dry_run:
+        check_replaceable(path, named, mode=mode)
         NewFile.create(path, mode).discard()  # what is in the way is found before any work
     scan = scan_sources(named, include=_texts(include), exclude=_texts(exclude))
     work = _Work(os.fspath(path), mode, workers, executor, shard_nbytes, dict(attrs or {}), verify, progress)
     with _explained(work.path):
         report = _dry_run(scan, choices, work) if dry_run else _convert(scan, choices, work)
-    return replace(report, seconds=time.perf_counter() - started)
+    left = () if dry_run else left_behind(path)
+    return replace(report, notes=(*report.notes, *left), seconds=time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -222,7 +229,7 @@ def _all_attrs(plan: Plan, attrs: Mapping[str, Any]) -> tuple[dict[str, Any], tu
     merged = {**plan.attrs, **attrs, ATTRS_RESERVED: {"origin": plan.origin}}
     try:
         encode_attrs(merged)
-        return merged, ()
+        return merged, order_notes(plan.origin)
     except ValueError:  # longer than the format allows: the names of very many files
         del merged[ATTRS_RESERVED]
         encode_attrs(merged)
@@ -244,6 +251,7 @@ def _report(plan: Plan, work: _Work, nbytes: int, fingerprint: str | None, notes
         fingerprint,
         seconds=0.0,
         verified=work.verify and fingerprint is not None,
+        rounded=plan.rounded,
     )
 
 

@@ -141,10 +141,14 @@ class _Writer:
             self._write_array(file, out, out.arrays[0])
             return
         archive = NpzFile(file)
-        for array in out.arrays:
-            with archive.member(cast(str, array.name)) as member:
-                self._write_array(member, out, array)
-        archive.close()
+        try:
+            for array in out.arrays:
+                with archive.member(cast(str, array.name)) as member:
+                    self._write_array(member, out, array)
+            archive.close()
+        except BaseException:
+            archive.abandon()
+            raise
 
     def _write_array(self, file: IO[bytes], out: OutFile, array: OutArray) -> None:
         if not out.stacked:
@@ -162,20 +166,25 @@ class _Writer:
         first = self._rows(array, out.start, min(out.start + 1, out.stop))
         shape = (out.stop - out.start, *first.shape[1:])
         nbytes = first.nbytes * shape[0]
-        chunks = self._chunks(array, out, max(first.nbytes, 1))
+        chunks = self._chunks(array, out, max(first.nbytes, 1), shape[1:])
         if array.fortran_order and len(shape) > 1 and nbytes > _FORTRAN_NBYTES:
             self.notes.add(f"arrays of more than {_FORTRAN_NBYTES:,} bytes are in C order, whatever it was")
         elif array.fortran_order and len(shape) > 1:
-            whole = np.concatenate([first[:0], *chunks])
+            whole, done = np.zeros(shape, first.dtype, order="F"), 0  # np.concatenate would lose the byte order
+            for chunk in chunks:
+                whole[done : done + len(chunk)] = chunk
+                done += len(chunk)
             write_npy(file, whole, fortran_order=True)
             return
         write_stream(file, first.dtype, shape, chunks, fortran_order=False)
 
-    def _chunks(self, array: OutArray, out: OutFile, row_nbytes: int) -> Iterator[Array]:
+    def _chunks(self, array: OutArray, out: OutFile, row_nbytes: int, row_shape: tuple[int, ...]) -> Iterator[Array]:
         step = max(1, _CHUNK_NBYTES // row_nbytes)
         for start in range(out.start, out.stop, step):
             chunk = self._rows(array, start, min(start + step, out.stop))
             self._progress.advance(chunk.nbytes)
+            if chunk.shape[1:] != row_shape:
+                raise _differ(array.parts[0])
             yield chunk
 
     def _rows(self, array: OutArray, start: int, stop: int) -> Array:
@@ -203,7 +212,18 @@ def _stacked(part: Part, column: Any) -> Any:
     if isinstance(column, np.ndarray):
         return column
     rows = list(column)
-    return rows if part.field.is_string else np.stack(rows)
+    if part.field.is_string:
+        return rows
+    if len({row.shape for row in rows}) > 1:
+        raise _differ(part)
+    return np.stack(rows)
+
+
+def _differ(part: Part) -> SchemaError:
+    return SchemaError(
+        f"field {part.field.name!r}: rows of one file, or members of one array, differ in shape, so they were not "
+        "what the record of the original files says: nothing was exported"
+    )
 
 
 def _as_stored(part: Part, values: Any) -> Array:
@@ -231,5 +251,7 @@ def _joined(array: OutArray, values: list[Array]) -> Array:
         target = joined
         for name in part.member:
             target = target[name]
+        if target.shape != value.shape:
+            raise _differ(part)
         target[...] = value
     return joined

@@ -25,6 +25,7 @@ from chunkstore._ingest.specs import Leaf, leaves
 from chunkstore.errors import IngestError
 
 _MAX_CACHED: Final = 50_000
+_MAX_CACHED_NBYTES: Final = 4096  # of one header: 200 MiB at the very most, and usual ones have 128 bytes
 NPY, STORED, DEFLATED = 0, 1, 2
 Signature = tuple[tuple[str | None, int, int], ...]
 """Of one file: per array its name, the number of its dtype, and its dimensions."""
@@ -142,7 +143,8 @@ class Inventory:
             known = header, self._kind(header)
             if len(self._headers) >= _MAX_CACHED:
                 self._headers.clear()
-            self._headers[data] = known
+            if len(data) <= _MAX_CACHED_NBYTES:
+                self._headers[data] = known
         return known
 
     def _kind(self, header: NpyHeader) -> int:
@@ -192,11 +194,11 @@ class Inventory:
             leaf for name, dtype, ndim in self.signatures[signature] for leaf in leaves(name, self.dtypes[dtype], ndim)
         ]
 
-    def skip_or_raise(self, place: int, reason: str) -> None:
-        """Leave a file out, or refuse, as was asked for."""
+    def skip_or_raise(self, place: int, reason: str, advice: str = "") -> None:
+        """Leave a file out, or refuse, as was asked for; `advice` is for the refusal."""
         path = self.scan.file_path(place)
         if not self._skip:
-            raise IngestError(f"{path}: {reason}")
+            raise IngestError(f"{path}: {reason}{advice}")
         self.skipped[place] = reason
         self.signature_of[place] = -1
 

@@ -19,6 +19,7 @@ What `auto` chooses, first line that fits:
 | role words as folders, some partners missing | refused: names the file |
 | one array per file, one dtype and ndim, all 1-d or all of one shape | `files` |
 | rows alike, one first axis per file: `.npz` of several arrays, or first axes that vary | refused: `files` or `rows` |
+| a few `.npy` of one first axis and different dimensions (`X.npy`, `y.npy`) | refused: make one `.npz` |
 | anything else | `files` |
 
 Folders as classes are a hint in the explanation, never a choice: nothing in the data says that folder names are
@@ -37,9 +38,10 @@ import numpy.typing as npt
 from chunkstore._ingest.agree import Pick, Wanted, make_pick, pick_leaves
 from chunkstore._ingest.inventory import Inventory
 from chunkstore._ingest.pairing import ROLE_WORDS, Pairing, find_pairings
-from chunkstore._ingest.scan import Scan
+from chunkstore._ingest.scan import Scan, count_text
 from chunkstore.errors import IngestError
 
+_MAX_COLUMNS: Final = 20  # files that could be the fields of one data set
 LAYOUTS: Final = ("auto", "files", "rows", "paired", "classes")
 
 
@@ -141,14 +143,15 @@ def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice
             return Choice(
                 "paired",
                 f"the names pair completely ({first}, ...) and the arrays of {roles} differ: "
-                f"{len(pairing.keys):,} samples.",
+                f"{count_text(len(pairing.keys), 'sample')}.",
                 pairing,
             )
         if pairing.spoken:
             raise IngestError(
                 f"--layout auto: two readings fit, since the names pair completely as {roles} but all arrays are "
                 "alike. "
-                f"Say --layout paired ({len(pairing.keys):,} samples of {len(pairing.roles)} fields) or --layout "
+                f"Say --layout paired ({count_text(len(pairing.keys), 'sample')} of "
+                f"{count_text(len(pairing.roles), 'field')}) or --layout "
                 f"files ({len(files):,} samples of one field)."
             )
     for pairing in find_pairings(paths, numbers, complete=False):
@@ -216,6 +219,7 @@ def _one_shape(inventory: Inventory, files: list[int]) -> tuple[bytes, ...] | No
 def _choose_many(inventory: Inventory, files: npt.NDArray[np.int64], wanted: Wanted) -> Choice:
     signature_of = np.array(inventory.signature_of)[files]
     if (signature_of != signature_of[0]).any():
+        _refuse_columns(inventory, files)
         return Choice("files", f"{len(files):,} files, one sample each.{class_hint(inventory.scan, files)}")
     picks = _picks(inventory, int(signature_of[0]), wanted)
     axes = first_axes(inventory, picks, files) if picks else None
@@ -236,6 +240,31 @@ def _choose_many(inventory: Inventory, files: npt.NDArray[np.int64], wanted: Wan
         )
     how = "of one shape" if one_shape else "of varying shape"
     return Choice("files", f"{len(files):,} files {how}, one sample each.{class_hint(inventory.scan, files)}")
+
+
+def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
+    """Say that no layout reads `X.npy` and `y.npy`, arrays of one first axis and of different dimensions.
+
+    Raises:
+        IngestError: such are the files.
+    """
+    if len(files) > _MAX_COLUMNS or inventory.skips:
+        return
+    arrays = [inventory.signatures[inventory.signature_of[place]] for place in files.tolist()]
+    if any(name is not None or ndim < 1 for found in arrays for name, _, ndim in found):
+        return
+    axes, ndims = set(), set()
+    for place, ((name, _, ndim),) in zip(files.tolist(), arrays, strict=True):
+        table = inventory.tables[name, ndim]
+        axes.add(int(table.column("dims")[np.searchsorted(table.column("file"), place), 0]))
+        ndims.add(ndim)
+    if len(axes) == 1 and len(ndims) > 1 and min(axes) > 1:
+        names = [inventory.scan.paths[place] for place in files.tolist()]
+        raise IngestError(
+            f"--layout auto: {', '.join(map(repr, names))} have one first axis of {min(axes):,} and different "
+            "dimensions, so they look like the fields of one data set. No layout reads fields from files like these: "
+            "save them as one .npz (np.savez) and convert it with --layout rows, or convert one of them alone."
+        )
 
 
 def class_hint(scan: Scan, files: npt.NDArray[np.int64]) -> str:

@@ -90,3 +90,7 @@ class NpzFile:
     def close(self) -> None:
         """Write the zip directory."""
         self._zip.close()
+
+    def abandon(self) -> None:
+        """Let go of the file, which will be removed: else the zip writes its directory when it is collected."""
+        self._zip.fp = None

@@ -6,13 +6,15 @@
      "structs": {array name or "": descr of the structured dtype},
      "suffix": ".npy", "names": {key: relative path, where it is not key + suffix}}
 
-`dtype` and `order` are null where the files differ. `paired` adds `"pattern"`, `"position"` and per field `"role"`;
+`dtype` and `order` are null where the files differ; then `"reordered": N` says how many files are not in C order and
+little-endian, and so do not come back as they were. `paired` adds `"pattern"`, `"position"` and per field `"role"`;
 `rows` has `"files": [[path, rows], ...]` in place of keys; `classes` has `"label": field`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,40 @@ def describe_origin(
         origin.update({"objects": objects} if objects else {})
     else:
         origin.update(_names(plan, paths))
+    reordered = _reordered(plan, origin)
+    origin.update({"reordered": len(reordered)} if reordered else {})
     return origin
+
+
+def order_notes(origin: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a user should know of files whose memory order or byte order `export` will not restore."""
+    count = origin.get("reordered")
+    if type(count) is not int or count < 1:
+        return ()
+    files = "1 file" if count == 1 else f"{count:,} files"
+    text = (
+        f"values are equal, but the memory order or byte order of {files} is not kept, because the files differ in "
+        "it: `export` writes them in C order, little-endian"
+    )
+    return (text,)
+
+
+def _reordered(plan: Plan, origin: Mapping[str, Any]) -> set[int]:
+    """Numbers of the files that had an order which the record does not hold."""
+    found: set[int] = set()
+    for field, column in zip(plan.fields, plan.columns, strict=True):
+        entry = origin["fields"].get(field.name)
+        if entry is None or (entry["order"] is not None and entry["dtype"] is not None):
+            continue
+        kinds = [kind for kind in np.unique(column.kind).tolist() if _is_reordered(plan, column, kind, entry)]
+        found.update(column.file[np.isin(column.kind, kinds)].tolist())
+    return found
+
+
+def _is_reordered(plan: Plan, column: Column, kind: int, entry: Mapping[str, Any]) -> bool:
+    leaf = leaf_of(None, plan.kinds[kind].dtype, 0, column.member)
+    swapped = leaf is not None and leaf.dtype != leaf.dtype.newbyteorder("<")
+    return (entry["order"] is None and plan.kinds[kind].fortran) or (entry["dtype"] is None and swapped)
 
 
 def _field(plan: Plan, inventory: Inventory, column: Column) -> dict[str, Any]:

@@ -17,13 +17,14 @@ import numpy.typing as npt
 from chunkstore._format.schema import check_fields
 from chunkstore._ingest import layouts
 from chunkstore._ingest.agree import Pick, Wanted, agree
-from chunkstore._ingest.columns import Column, label_column, make_field, take_column
+from chunkstore._ingest.casts import is_inexact
+from chunkstore._ingest.columns import Column, cast_of, label_column, make_field, take_column
 from chunkstore._ingest.elements import fill_shapes
 from chunkstore._ingest.inventory import Inventory
 from chunkstore._ingest.origin import describe_origin
 from chunkstore._ingest.pairing import Pairing, find_pairings, stem
 from chunkstore._ingest.samples import Plan
-from chunkstore._ingest.scan import Scan, natural_sort
+from chunkstore._ingest.scan import Scan, count_text, natural_sort
 from chunkstore._ingest.specs import DtypeArg, DtypeSpec, FieldArg, parse_dtypes, parse_fields
 from chunkstore._ingest.texts import Texts
 from chunkstore.errors import IngestError, SchemaError
@@ -64,8 +65,8 @@ def make_plan(
     if scan.problems and on_error == "fail":
         problem = scan.problems[0]
         raise IngestError(
-            f"{problem.path}: {problem.reason}. Remove it, or leave it out with --exclude {problem.path!r} or "
-            "--on-error skip."
+            f"{problem.path}: {problem.reason.rstrip('.')}. Remove it, or leave it out with --exclude "
+            f"{problem.path!r} or --on-error skip."
         )
     inventory = Inventory(scan, skip=on_error == "skip", progress=progress)
     return _Builder(scan, inventory, wanted).build(layout)
@@ -100,7 +101,8 @@ class _Builder:
         if not len(files):
             skipped = self.inventory.skip_list()
             first = f" The first: {skipped[0].path}: {skipped[0].reason}" if skipped else ""
-            raise IngestError(f"no file is left to convert: {len(skipped):,} were skipped.{first}")
+            number = count_text(len(skipped), "file was", "files were")
+            raise IngestError(f"no file is left to convert: {number} skipped.{first}")
         return files
 
     def by_file(
@@ -287,13 +289,15 @@ class _Builder:
                 f"{self.scan.sources[0]}: {error}. --field NAME=SOURCE renames and picks fields."
             ) from None
         plan = replace(plan, fields=fields)
+        rounded = _rounded(plan, self.wanted.dtypes)
         origin = describe_origin(plan, self.inventory, self.roles, pairing, self.scan)
         text = f"{self.scan.summary()}. Layout {choice.layout}: {choice.reason}"
         return replace(
             plan,
             origin=origin,
             explanation=text,
-            notes=_notes(plan),
+            notes=(*rounded.values(), *_ragged_notes(plan)),
+            rounded=tuple(rounded),
             skipped=tuple(self.inventory.skip_list()),
             attrs=self.attrs,
         )
@@ -318,7 +322,20 @@ class _Builder:
         )  # fmt: skip
 
 
-def _notes(plan: Plan) -> tuple[str, ...]:
+def _rounded(plan: Plan, wanted: DtypeSpec) -> dict[str, str]:
+    """Fields whose values `--dtype` may round, and the note that says so."""
+    found = {}
+    for item, column in zip(plan.fields, plan.columns, strict=True):
+        casts = [cast_of(column, plan.kinds[kind], item.name) for kind in np.unique(column.kind).tolist()]
+        sources = sorted({str(cast.source) for cast in casts if cast is not None and cast.rounds})
+        if None in casts and wanted.target(item.name) is not None and is_inexact(column.target):
+            sources.append("elements of object arrays, where they are wider,")
+        if sources:
+            found[item.name] = f"field {item.name!r}: --dtype rounds {' and '.join(sources)} to {column.target}"
+    return found
+
+
+def _ragged_notes(plan: Plan) -> list[str]:
     """Fields that are ragged because of very few samples: perhaps a broken file, not ragged data."""
     notes = []
     for number, (item, column) in enumerate(zip(plan.fields, plan.columns, strict=True)):
@@ -335,4 +352,4 @@ def _notes(plan: Plan) -> tuple[str, ...]:
                 f"{plan.where(number, int(odd[0]))} has shape {shape}, "
                 f"the others {usual}. Leave it out with --exclude if that is a mistake."
             )
-    return tuple(notes)
+    return notes

@@ -19,6 +19,7 @@ from chunkstore._ingest.tasks import Task, Written, run_task
 from chunkstore.errors import WriteError
 
 _LAST_PIECE_SECONDS: Final = 10.0
+_ENDING: Final = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 
 
 class _Worker(multiprocessing.context.SpawnProcess):
@@ -43,11 +44,14 @@ def _without_main() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """A child inherits the mask: Ctrl-C, which goes to all processes of a terminal, is then for the parent only."""
+    """A child inherits the mask: Ctrl-C, which goes to all processes of a terminal, is then for the parent only.
+
+    The parent itself takes signals when the child has all that it needs to start: half of it would be a traceback.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, *_ENDING])
     try:
         yield
     finally:
@@ -71,6 +75,8 @@ def _start_worker() -> None:
     """What a worker does first."""
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # the pool itself ends its processes so
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

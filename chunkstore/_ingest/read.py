@@ -24,6 +24,8 @@ from chunkstore.errors import IngestError
 Bytes = npt.NDArray[np.uint8]
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
+_CLOCK_TICK_NS: Final = 20_000_000  # file systems stamp with a clock that moves every 1 to 10 ms
+
 
 def _as_bytes(buffer: Any) -> Bytes:
     view = memoryview(buffer).cast("B")
@@ -284,12 +286,15 @@ def _fill(part: Bytes, data: bytes, where: str) -> None:
 
 def read_uniform(plan: Plan, start: int, stop: int, out: Any) -> bool:
     """Rows `[start, stop)` of a uniform plan into `out`: per file one open, one `readv` of [header, row, one byte
-    more], one close.
+    more], one `fstat`, one close.
+
+    A file that still is, after it was read, as it was when the plan was begun was so while it was read: what comes out
+    are the files of that moment. (On a network file system whose clock is behind, a change may be missed.)
 
     Returns:
-        False at the first file that is not there, not readable, not as long as the first, or has another header. `out`
-        is then undefined,
-        and so is what was read before: make the full plan, which says what is wrong, or that nothing is.
+        False at the first file that is not there, not readable, not as long as the first, has another header, or was
+        written, replaced or moved since the plan was begun. `out` is then undefined, and so is what was read before:
+        make the full plan, which says what is wrong, or that nothing is.
     """
     header, nbytes = plan.header, plan.fields[0].row_nbytes or 0
     view = memoryview(out).cast("B")
@@ -297,6 +302,7 @@ def read_uniform(plan: Plan, start: int, stop: int, out: Any) -> bool:
         raise ValueError(f"out has {len(view)} bytes, rows [{start}, {stop}) need {(stop - start) * nbytes}")
     head, probe = bytearray(len(header)), bytearray(1)
     wanted = len(header) + nbytes
+    latest = plan.began_ns - _CLOCK_TICK_NS
     names = plan.paths.slice(start, stop)
     roots = (
         plan.roots if plan.source_of is None else [plan.roots[place] for place in plan.source_of[start:stop].tolist()]
@@ -311,11 +317,12 @@ def read_uniform(plan: Plan, start: int, stop: int, out: Any) -> bool:
             fd = os.open(root + name, _FLAGS)
             try:
                 got = os.readv(fd, (head, view[begin:end], probe))
+                status = os.fstat(fd)
             finally:
                 os.close(fd)
         except OSError:
             return False
-        if got != wanted or head != header:
+        if got != wanted or head != header or status.st_mtime_ns >= latest or status.st_ctime_ns >= latest:
             return False
         begin = end
     return True

@@ -18,14 +18,23 @@ from chunkstore._format import dtypes
 from chunkstore._format.constants import ATTRS_RESERVED
 from chunkstore._format.schema import Field
 from chunkstore._ingest.descr import descr_to_dtype
+from chunkstore._ingest.origin import order_notes
 from chunkstore._ingest.specs import Leaf, leaves
 from chunkstore.errors import SchemaError
 
-_DRIVE: Final = re.compile(r".:", re.DOTALL)  # Windows: `C:x` is x in the current directory of C
+_WINDOWS: Final = os.name == "nt"
 
 
 class _Unusable(Exception):
     """The record does not fit."""
+
+
+# What a record of other types and sizes than those that `convert` writes can lead to.
+_MISFITS: Final = (
+    _Unusable, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError
+)  # fmt: skip
+_ZIP_NAME_NBYTES: Final = 0xFFFF
+_PATH_PARTS: Final = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -134,23 +143,32 @@ class Restored:
 
 
 def check_path(path: str) -> str:
-    """The relative path, if it stays inside its directory on every system.
+    """The relative path, if it stays inside its directory.
 
     Raises:
-        SchemaError: absolute, with `..`, empty parts, a drive letter or NUL.
+        SchemaError: absolute, with `..`, empty parts or NUL; on Windows with a colon.
     """
-    parts = path.split("/")
+    parts = re.split(r"[/\\]" if _WINDOWS else "/", path)
     bad = (
         "\0" in path
-        or _DRIVE.match(path)
-        or (os.name == "nt" and ":" in path)  # there a stream of another file
+        or (_WINDOWS and ":" in path)  # a drive, or a stream of another file; elsewhere a character like others
         or path.startswith("\\")
         or any(part in ("", ".") for part in parts)
+        or not _has_bytes(path)
         or ".." in re.split(r"[/\\]", path)
     )
     if bad:
         raise SchemaError(f"the name {path!r:.200} cannot be that of a file inside the directory: nothing was exported")
     return path
+
+
+def _has_bytes(path: str) -> bool:
+    """Whether the system can have such a name: not with half a surrogate pair."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def restore(fields: Sequence[Field], attrs: Mapping[str, Any], num_samples: int, *, has_keys: bool) -> Restored:
@@ -168,7 +186,7 @@ def restore(fields: Sequence[Field], attrs: Mapping[str, Any], num_samples: int,
         return _plain(fields, ())
     try:
         return _from_record(fields, record, num_samples, has_keys)
-    except (_Unusable, KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except _MISFITS:
         note = "the record of the original files does not fit this container: files are named by key or position"
         return _plain(fields, (note,))
 
@@ -189,18 +207,20 @@ def _from_record(fields: Sequence[Field], record: Mapping[str, Any], num_samples
     _require(layout in ("files", "rows", "paired", "classes") and record["version"] == 1 and len(known) > 0)
     _require(all(field.name in record["fields"] for field in known))
     if layout == "rows":
+        _require(all(isinstance(path, str) and type(count) is int and count >= 0 for path, count in record["files"]))
         _require(sum(count for _, count in record["files"]) == num_samples)
-        _require(all(isinstance(path, str) and count > 0 for path, count in record["files"] if count))
     else:
         _require(has_keys and isinstance(record["suffix"], str) and isinstance(record["names"], dict))
         _require(all(isinstance(path, str) for path in record["names"].values()))
     if layout == "paired":
         _require(record["pattern"] in ("folder", "suffix", "prefix") and type(record["position"]) is int)
+        _require(abs(record["position"]) < _PATH_PARTS)
+        _require(all(isinstance(record["fields"][field.name]["role"], str) for field in known))
     roles: dict[str, list[Field]] = {}
     for field in known:
         roles.setdefault(record["fields"][field.name]["role"] if layout == "paired" else "", []).append(field)
     arrays = tuple((role, _arrays(group, record)) for role, group in roles.items())
-    return Restored(layout, arrays, record, ())
+    return Restored(layout, arrays, record, order_notes(record))
 
 
 def _require(condition: bool) -> None:
@@ -220,6 +240,7 @@ def _arrays(fields: Sequence[Field], record: Mapping[str, Any]) -> tuple[OutArra
 def _array(name: Any, fields: Sequence[Field], record: Mapping[str, Any]) -> OutArray:
     entries = [record["fields"][field.name] for field in fields]
     _require(name is None or (isinstance(name, str) and "\0" not in name))
+    _require(len(f"{name}.npy".encode()) <= _ZIP_NAME_NBYTES)
     fortran = entries[0]["order"] == "F"
     if entries[0]["member"] is None:
         _require(len(fields) == 1)
@@ -240,6 +261,7 @@ def _array(name: Any, fields: Sequence[Field], record: Mapping[str, Any]) -> Out
 def _member(field: Field, leaf: Leaf, entry: Mapping[str, Any]) -> Part:
     part = _part(field, entry)
     _require(part.dtype is not None)
+    _require(not leaf.subshape or field.shape[-len(leaf.subshape) :] == leaf.subshape)
     return Part(field, part.dtype, leaf.member, leaf.subshape)
 
 

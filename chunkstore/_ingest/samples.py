@@ -37,6 +37,9 @@ class Plan:
         kinds: see `Column.kind`.
         paths, roots, source_of: relative paths of the files, and what stands before them.
         size, mtime_ns: int64 per file, as planned; empty in a uniform plan.
+        began_ns: wall clock before the first file was opened, in a uniform plan: a file that was written, replaced or
+            moved since is not read by it; 0 in others.
+        rounded: names of fields whose values `--dtype` may round.
         header: the header that every file must have; empty but in a uniform plan.
     """
 
@@ -57,6 +60,8 @@ class Plan:
     size: npt.NDArray[np.int64] = field(repr=False)
     mtime_ns: npt.NDArray[np.int64] = field(repr=False)
     header: bytes = field(default=b"", repr=False)
+    began_ns: int = 0
+    rounded: tuple[str, ...] = ()
 
     @property
     def uniform(self) -> bool:
@@ -162,7 +167,7 @@ class Plan:
         return path if column.array is None else f"{path}: array {column.array!r}"
 
     def check_sources(self) -> None:
-        """Raise IngestError if a file no longer is as it was planned. One `stat` per file."""
+        """Raise IngestError if a file no longer is as it was planned, where it is known. One `stat` per file."""
         for number in range(0 if self.uniform else self.num_files):
             path = self.file_path(number)
             check_unchanged(os.stat(path), int(self.size[number]), int(self.mtime_ns[number]), path)

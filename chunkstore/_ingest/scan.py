@@ -92,9 +92,12 @@ class Scan:
             (self.num_loops, "links in a circle"),
         ]
         text = ", ".join(f"{number:,} {what}" for number, what in passed if number)
-        return f"{len(self.paths):,} file{'' if len(self.paths) == 1 else 's'}" + (
-            f" (passed over: {text})" if text else ""
-        )
+        return count_text(len(self.paths), "file") + (f" (passed over: {text})" if text else "")
+
+
+def count_text(number: int, one: str, many: str = "") -> str:
+    """`1 file`, `2,000 files`; `many` where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def natural_key(name: str) -> str:

@@ -144,9 +144,36 @@ def _dtype(value: object) -> str:
         raise IngestError(f"--dtype: {error}.") from None
 
 
+def check_distinct(available: Sequence[Leaf]) -> None:
+    """Refuse two arrays of one label: a field would have the values of one of them.
+
+    Raises:
+        IngestError: names both. The text has no path.
+    """
+    seen: dict[str, Leaf] = {}
+    for leaf in available:
+        first = seen.setdefault(leaf.label, leaf)
+        if first is not leaf:
+            raise IngestError(
+                f"{_describe(first)} and {_describe(leaf)} would both be the field {leaf.label!r}. Rename one of them "
+                "in the file, or take other arrays with --field NAME=SOURCE."
+            )
+
+
+def _describe(leaf: Leaf) -> str:
+    parts = [] if leaf.array is None else [f"array {leaf.array!r}"]
+    return ", ".join([*parts, *(f"member {name!r}" for name in leaf.member)])
+
+
 def find_leaf(available: Sequence[Leaf], source: str) -> Leaf | None:
-    """The leaf that `--field NAME=source` means; `data.member` works for an `.npy` too."""
-    by_label = {leaf.label: leaf for leaf in available}
-    if source in by_label:
-        return by_label[source]
-    return by_label.get(source.removeprefix(DATA + ".")) if source.startswith(DATA + ".") else None
+    """The leaf that `--field NAME=source` means; `data.member` works for an `.npy` too.
+
+    Raises:
+        IngestError: two leaves have this label.
+    """
+    for label in (source, source.removeprefix(DATA + ".")):
+        found = [leaf for leaf in available if leaf.label == label]
+        if found:
+            check_distinct(found)
+            return found[0]
+    return None

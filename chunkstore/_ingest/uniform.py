@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -28,6 +30,7 @@ def plan_uniform(scan: Scan, *, layout: str = "auto", fields: FieldArg = (), dty
 
     What it gives is what `make_plan` would give if the assumption holds; `read.read_uniform` checks it file by file.
     """
+    began_ns = time.time_ns()
     check_layout(layout)
     chosen = parse_fields(fields)
     dtypes = parse_dtypes(dtype)
@@ -46,7 +49,7 @@ def plan_uniform(scan: Scan, *, layout: str = "auto", fields: FieldArg = (), dty
         found = _first(scan) if keys is not None else None
         if found is None or keys is None:
             return None
-        return _plan(scan, next(iter(chosen), DATA), keys, *found)
+        return replace(_plan(scan, next(iter(chosen), DATA), keys, *found), began_ns=began_ns)
     except (IngestError, SchemaError, OSError):
         return None  # the full plan says what is wrong
 

@@ -18,6 +18,7 @@ import mmap
 import os
 import stat
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, NamedTuple, NoReturn, Protocol, Self, TypeAlias
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,7 @@ def test_fast_path_equals_plain_path(
     if dtype == "<M8[s]":
         for path in (root / "src").iterdir():
             np.save(path, np.load(path).astype(dtype))
+    time.sleep(0.05)  # files that were written just now are left to the full plan
     fast = chunkstore.convert(root / "src", root / "fast.cks", shard_nbytes=shard_nbytes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "plan_uniform", lambda *args, **options: None)
@@ -168,6 +171,19 @@ def test_nothing_in_a_row(tmp_path: Path) -> None:
 # --- everything or nothing ---
 
 
+def test_what_killed_runs_left_is_named(tmp_path: Path) -> None:
+    """Unfinished files of earlier runs for the same path, which nobody has locked, are in the notes, and stay."""
+    save_tree(tmp_path / "src", [(2,)] * 3)
+    left = tmp_path / f".x.cks.tmp-{'0' * 16}"
+    left.write_bytes(b"half")
+    report = chunkstore.convert(tmp_path / "src", tmp_path / "x.cks")
+    assert [note for note in report.notes if str(left) in note and "killed" in note]
+    assert left.read_bytes() == b"half"
+    left.unlink()
+    report = chunkstore.convert(tmp_path / "src", tmp_path / "x.cks", mode="w")
+    assert not [note for note in report.notes if "killed" in note]
+
+
 def test_target_exists(tmp_path: Path) -> None:
     """Mode x refuses before any work, mode w replaces; a directory is refused in both."""
     save_tree(tmp_path / "src", [(2,)] * 3)
@@ -175,6 +191,8 @@ def test_target_exists(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         chunkstore.convert(tmp_path / "no such source", tmp_path / "x.cks")
     assert (tmp_path / "x.cks").read_bytes() == b"old"
+    (tmp_path / "x.cks").unlink()
+    chunkstore.convert(tmp_path / "src", tmp_path / "x.cks")
     chunkstore.convert(tmp_path / "src", tmp_path / "x.cks", mode="w")
     assert chunkstore.verify(tmp_path / "x.cks").ok
     with pytest.raises(IsADirectoryError):
@@ -354,3 +372,89 @@ def test_crc_of_a_stored_member(tmp_path: Path) -> None:
         (root / f"{place}.npz").write_bytes(good)
     report = chunkstore.convert(root, tmp_path / "x.cks", layout="rows", shard_nbytes=50_000, verify=True)
     assert report.num_samples == 1000 + 1017 + 1034
+
+
+def test_names_of_variables(tmp_path: Path) -> None:
+    """Variables named `W:0` become fields of these names, and come back as they were."""
+    np.savez(tmp_path / "x.npz", **{"W:0": np.ones((2, 3)), "b:0": np.zeros(3), "dense/kernel:0": np.arange(4)})
+    chunkstore.convert(tmp_path / "x.npz", tmp_path / "x.cks")
+    with chunkstore.open(tmp_path / "x.cks") as container:
+        assert list(container[0]) == ["W:0", "b:0", "dense/kernel:0"]
+    chunkstore.export(tmp_path / "x.cks", tmp_path / "out")
+    with np.load(tmp_path / "out" / "x.npz") as found:
+        assert found["W:0"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(("dtype", "text"), [("float32", "is equal after --dtype"), ("float64", "is equal")])
+def test_verified_says_what_is_equal(tmp_path: Path, dtype: str, text: str) -> None:
+    """After rounding the report does not say that the values are those of the sources."""
+    np.save(tmp_path / "x.npy", np.array([0.1, 0.2]))
+    report = chunkstore.convert(tmp_path / "x.npy", tmp_path / "x.cks", dtype=[dtype], verify=True)
+    assert report.summary().splitlines()[-1].endswith(text)
+    assert report.as_dict()["rounded"] == (["data"] if dtype == "float32" else [])
+
+
+@pytest.mark.parametrize("how", ["write", "replace", "move"])
+def test_fast_path_notices_a_change(tmp_path: Path, how: str) -> None:
+    """A file that is written, replaced or moved into its place meanwhile is not mixed with the files of before."""
+    save_tree(tmp_path / "src", [(1000,)] * 9)
+    np.save(tmp_path / "old.npy", np.ones(1000, "f4"))
+    time.sleep(0.05)
+    made: list[int] = []
+
+    def change(done: int, total: int, *_: int) -> None:
+        made.append(done)
+        if len(made) > 1:
+            return
+        last = tmp_path / "src/8.npy"
+        if how == "write":
+            with last.open("r+b") as file:
+                file.seek(128)
+                file.write(np.ones(1000, "f4").tobytes())
+            os.utime(last, ns=(1, 1))
+        elif how == "replace":
+            np.save(last, np.ones(1000, "f4"))
+        else:
+            os.replace(tmp_path / "old.npy", last)
+
+    with patch_full_plan() as full:
+        chunkstore.convert(tmp_path / "src", tmp_path / "x.cks", shard_nbytes=4000, progress=change)
+    assert full == [1]
+    with chunkstore.open(tmp_path / "x.cks") as container:
+        assert (container["8"]["data"] == 1).all()
+
+
+@contextmanager
+def patch_full_plan() -> Iterator[list[int]]:
+    """Counts the full plans."""
+    real, calls = module.make_plan, []
+
+    def count(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return real(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "make_plan", count)
+        yield calls
+
+
+def test_quiet_files_take_the_fast_path(tmp_path: Path) -> None:
+    """Where nothing writes to the files, the full plan is not made."""
+    save_tree(tmp_path / "src", [(1000,)] * 9)
+    time.sleep(0.05)
+    with patch_full_plan() as full:
+        chunkstore.convert(tmp_path / "src", tmp_path / "x.cks", verify=True)
+    assert full == []
+
+
+def test_report_counts_and_shapes(tmp_path: Path) -> None:
+    """One file is `1 file`; a shape of one dimension is written as Python writes it."""
+    np.save(tmp_path / "x.npy", np.zeros(1662))
+    text = chunkstore.convert(tmp_path / "x.npy", tmp_path / "x.cks", layout="files").summary()
+    assert "data: float64 (1662,)" in text
+    assert "1 sample of 1 file in" in text
+    np.save(tmp_path / "y.npy", np.zeros(1662))
+    (tmp_path / "z.npy").write_bytes(b"")
+    text = chunkstore.convert(tmp_path, tmp_path / "y.cks", on_error="skip").summary()
+    assert "2 samples of 2 files" in text
+    assert "1 file was SKIPPED" in text

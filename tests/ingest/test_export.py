@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 import chunkstore
 from chunkstore._ingest.npywrite import encode_header, write_npy
-from chunkstore._ingest.restore import check_path
+from chunkstore._ingest.restore import check_path, restore
 from chunkstore.errors import CorruptError, SchemaError
 
 
@@ -77,17 +78,37 @@ def test_npz_files(tmp_path: Path) -> None:
     assert files(out) == files(tmp_path / "again")
 
 
+@pytest.mark.parametrize("dtype", ["<f8", ">f8", ">c8"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_rows_are_split_again(tmp_path: Path, order: Any) -> None:
-    """The layout `rows`: each file gets its rows back, in its memory order."""
+def test_rows_are_split_again(tmp_path: Path, order: Any, dtype: str) -> None:
+    """The layout `rows`: each file gets its rows back, in its memory order and byte order."""
     (tmp_path / "src").mkdir()
     for place in range(5):
-        x = np.array(np.random.default_rng(place).random((place * 7 + 1, 4, 3)), order=order)
+        x = np.array(np.random.default_rng(place).random((place * 7 + 1, 4, 3)), dtype, order=order)
         np.savez(tmp_path / "src" / f"{place}.npz", x=x, y=np.arange(place * 7 + 1, dtype=">u2"))
     out = back(tmp_path / "src", tmp_path, layout="rows", shard_nbytes=500)
     for place in range(5):
         with np.load(out / f"{place}.npz") as found, np.load(tmp_path / "src" / f"{place}.npz") as wanted:
             assert all(equal(found[name], wanted[name]) for name in ("x", "y"))
+
+
+def test_mixed_orders_are_told(tmp_path: Path) -> None:
+    """Files of one field in several memory or byte orders: equal values, and both reports count those that change."""
+    (tmp_path / "src").mkdir()
+    array = np.arange(6.0).reshape(2, 3)
+    mixed = [array, np.asfortranarray(array), array.astype(">f8"), array]
+    for place, one in enumerate(mixed):
+        np.save(tmp_path / "src" / f"{place}.npy", one)
+    converted = chunkstore.convert(tmp_path / "src", tmp_path / "x.cks", layout="files")
+    exported = chunkstore.export(tmp_path / "x.cks", tmp_path / "out")
+    for report in (converted, exported):
+        assert [note for note in report.notes if "byte order of 2 files is not kept" in note], report.notes
+    for place, one in enumerate(mixed):
+        assert np.array_equal(np.load(tmp_path / "out" / f"{place}.npy"), one)
+    for place in range(4):
+        np.save(tmp_path / "src" / f"{place}.npy", mixed[2])
+    report = chunkstore.convert(tmp_path / "src", tmp_path / "x.cks", layout="files", mode="w")
+    assert not [note for note in report.notes if "not kept" in note]
 
 
 def test_rows_of_several_pieces(tmp_path: Path) -> None:
@@ -176,8 +197,9 @@ def test_extended_dtypes_are_void(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "key", ["../x", "a/../../x", "/etc/x", "a//b", "./x", "C:\\x", "c:x", "\\\\host\\x", "a\\..\\..\\x"]
 )
-def test_hostile_keys(tmp_path: Path, key: str) -> None:
-    """A key that leads out of the directory, here or on another system, is refused and nothing is written."""
+def test_hostile_keys(tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that leads out of the directory is refused, drives by the rules of Windows, and nothing is written."""
+    monkeypatch.setattr("chunkstore._ingest.restore._WINDOWS", True)
     with chunkstore.Writer(tmp_path / "x.cks") as w:
         w.add({"x": 1}, key="good")
         w.add({"x": 1}, key=key)
@@ -187,19 +209,31 @@ def test_hostile_keys(tmp_path: Path, key: str) -> None:
     assert sorted(tmp_path.parent.rglob("*")) == before
 
 
-@given(st.text(max_size=30))
-def test_paths_that_pass_stay_inside(path: str) -> None:
-    """What the check lets pass is below the directory, by the rules of this system and of Windows."""
+@pytest.mark.skipif(os.name == "nt", reason="there a colon is no part of a name")
+def test_names_with_a_colon(tmp_path: Path) -> None:
+    """Times as names, `1:30.npy`, come back under them where the system has such names."""
+    (tmp_path / "src" / "C:").mkdir(parents=True)
+    for name in ("1:30.npy", "2:00.npy", "C:/x.npy"):
+        np.save(tmp_path / "src" / name, np.zeros(2))
+    assert files(back(tmp_path / "src", tmp_path, layout="files")) == files(tmp_path / "src")
+
+
+@pytest.mark.parametrize("windows", [False, True])
+@given(path=st.text(max_size=30) | st.text("C:/\\.x", max_size=9))
+def test_paths_that_pass_stay_inside(windows: bool, path: str) -> None:
+    """What the check lets pass is below the directory, by the rules of the system that it is for."""
     import ntpath
     import posixpath
 
-    try:
-        check_path(path)
-    except SchemaError:
-        return
-    for rules, root in ((posixpath, "/root"), (ntpath, "C:\\root")):
-        whole = rules.normpath(rules.join(root, path))
-        assert whole.startswith(root + rules.sep)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("chunkstore._ingest.restore._WINDOWS", windows)
+        try:
+            check_path(path)
+        except SchemaError:
+            return
+    rules, root = (ntpath, "C:\\root") if windows else (posixpath, "/root")
+    whole = rules.normpath(rules.join(root, path))
+    assert whole.startswith(root + rules.sep)
 
 
 def record(
@@ -218,11 +252,18 @@ def record(
     }
 
 
+def paired(role: Any, position: Any = 0) -> dict[str, Any]:
+    """The same for pairs."""
+    return record("paired", pattern="folder", position=position) | {
+        "fields": {"x": {**record()["fields"]["x"], "role": role}}
+    }
+
+
 HOSTILE = [
     record(suffix="/../../x.npy"),
     record(names={"a": "../../x.npy"}),
     record("rows", files=[["/tmp/x.npy", 1]]),
-    record("paired", pattern="folder", position=0) | {"fields": {"x": {**record()["fields"]["x"], "role": ".."}}},
+    paired(".."),
 ]
 
 
@@ -237,7 +278,7 @@ def test_hostile_records(tmp_path: Path, origin: dict[str, Any]) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.cks"]
 
 
-UNFIT = [
+UNFIT: list[Any] = [
     None,
     7,
     [],
@@ -254,6 +295,15 @@ UNFIT = [
     record("paired", pattern="folder", position="0"),
     record(suffix=None),
     record(names={"a": 5}),
+    paired(5),
+    paired([1]),
+    paired("r", 2**70),
+    record("rows", files=[["a.npy", 1.0]]),
+    record("rows", files=[["a.npy", True]]),
+    record("rows", files=[[[1], 0], ["b.npy", 1]]),
+    record("rows", files=[[5, 0], ["b.npy", 1]]),
+    record(array="a" * 70_000),
+    record(member="q", structs={"": [["q", "<i8", [7]]]}),
 ]
 
 
@@ -266,6 +316,29 @@ def test_records_that_do_not_fit(tmp_path: Path, origin: Any) -> None:
     report = chunkstore.export(tmp_path / "x.cks", tmp_path / "out")
     assert sorted(files(tmp_path / "out")) == ["a.npy"]
     assert bool(report.notes) == (origin is not None)
+
+
+def test_half_a_surrogate_pair(tmp_path: Path) -> None:
+    """Names that no writer stores, and no system has, are refused as the other bad ones are."""
+    with pytest.raises(SchemaError, match="nothing was exported"):
+        check_path("a\ud800")
+    with chunkstore.Writer(tmp_path / "x.cks") as w:
+        w.add({"x": 1}, key="a")
+    with chunkstore.open(tmp_path / "x.cks") as ds:
+        attrs = {"chunkstore": {"origin": record(array="\ud800")}}
+        assert "does not fit" in restore(list(ds.fields.values()), attrs, 1, has_keys=True).notes[0]
+
+
+def test_rows_that_are_no_array(tmp_path: Path) -> None:
+    """A record that puts ragged rows of different shape into one file, in one piece or several."""
+    for many in (2, 3000):
+        with chunkstore.Writer(tmp_path / "x.cks", mode="w", fields={"x": ("float64", (None,))}) as w:
+            for place in range(many):
+                w.add({"x": np.zeros(2000 if place < many - 1 else 3)})
+            w.attrs["chunkstore"] = {"origin": record("rows", files=[["a.npy", many]], dtype="<f8")}
+        with pytest.raises(SchemaError, match="differ in shape"):
+            chunkstore.export(tmp_path / "x.cks", tmp_path / "out")
+        assert [path.name for path in tmp_path.iterdir()] == ["x.cks"]
 
 
 def test_two_keys_one_file(tmp_path: Path) -> None:
@@ -305,6 +378,33 @@ def test_damaged_container(tmp_path: Path) -> None:
     with pytest.raises(CorruptError):
         chunkstore.export(tmp_path / "x.cks", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["x.cks"]
+
+
+def test_damage_inside_an_npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export that ends in the middle of an `.npz` says what went wrong and nothing else: no noise from the zip."""
+    with chunkstore.Writer(tmp_path / "x.cks") as w:
+        w.add({"a": np.zeros(1000), "b": np.ones(1000)}, key="a")
+    data = bytearray((tmp_path / "x.cks").read_bytes())
+    at = data.find(np.ones(1000).tobytes())
+    data[at + 8] ^= 1
+    (tmp_path / "x.cks").write_bytes(data)
+    ignored: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", ignored.append)
+
+    def fail_late(file: Any, array: Any, *, fortran_order: bool) -> int:
+        """Fails after the first array."""
+        if array[0] == 1:
+            raise OSError("disk full")
+        return write_npy(file, array, fortran_order=fortran_order)
+
+    for error in (CorruptError, OSError):
+        with pytest.raises(error):
+            chunkstore.export(tmp_path / "x.cks", tmp_path / "out")
+        gc.collect()
+        assert ignored == []
+        data[at + 8] ^= 1
+        (tmp_path / "x.cks").write_bytes(data)
+        monkeypatch.setattr("chunkstore._ingest.export.write_npy", fail_late)
 
 
 MANY = np.dtype([(f"a{n}" * 9, "f4") for n in range(3000)])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from chunkstore._ingest.inventory import Inventory
 from chunkstore._ingest.plan import Plan, make_plan
 from chunkstore._ingest.read import PlanReader, read_uniform
 from chunkstore._ingest.scan import scan_sources
@@ -118,7 +121,7 @@ def test_auto(tmp_path: Path, arrays: dict[str, Any], layout: str, num_samples: 
         ),
         (
             {"images/1.npy": f4(4, 4), "masks/1.npy": f4(4, 4)},
-            r"two readings fit.*--layout paired \(1 samples of 2 fields\) or --layout files",
+            r"two readings fit.*--layout paired \(1 sample of 2 fields\) or --layout files",
         ),
         (
             {"images/1.npy": f4(4, 4), "images/2.npy": f4(4, 4), "labels/1.npy": f4(1)},
@@ -219,7 +222,7 @@ def test_the_odd_file_is_named(tmp_path: Path) -> None:
     assert plan(tmp_path, exclude=["odd.npy"]).num_samples == 5
     np.save(tmp_path / "odd.npy", np.zeros(4, np.int32))
     with pytest.raises(
-        IngestError, match=r"has dtype int32, the other 5 files have int16. --dtype data=int32 takes both"
+        IngestError, match=r"has dtype int32, the other 5 files have int16. --dtype data=int32 takes all of them"
     ):
         plan(tmp_path)
     assert rows(plan(tmp_path, dtype=["data=int32"]), "data")[-1].dtype == np.int32
@@ -238,7 +241,7 @@ def test_other_arrays_in_one_file(tmp_path: Path) -> None:
 def test_widths_of_texts(tmp_path: Path) -> None:
     """Unicode of two widths: the message has the --dtype, which then keeps the values."""
     tree(tmp_path, {"1.npy": np.array(["ab", "c"]), "2.npy": np.array(["abcd", "é"])})
-    with pytest.raises(IngestError, match=r"has dtype <U4, the other file has <U2. --dtype data=U4 \(or wider\)"):
+    with pytest.raises(IngestError, match=r"has dtype <U4, the other file has <U2. --dtype data=U4 takes all of them"):
         plan(tmp_path)
     made = plan(tmp_path, dtype=["data=U6"])
     assert made.fields[0].dtype == "utf32[6]"
@@ -302,7 +305,7 @@ def test_casts_that_are_refused(tmp_path: Path, values: np.ndarray, dtype: Any, 
 def test_values_that_do_not_fit(tmp_path: Path) -> None:
     """A narrowing cast looks at every value."""
     np.save(tmp_path / "x.npy", np.array([1, 300]))
-    with pytest.raises(IngestError, match=r"x.npy: values from 1 to 300 do not fit uint8"):
+    with pytest.raises(IngestError, match=r"x.npy: field 'data': values from 1 to 300 do not fit uint8"):
         rows(plan(tmp_path, dtype=["data=uint8"]), "data")
     np.save(tmp_path / "x.npy", np.array([1e300, 0]))
     with pytest.raises(IngestError, match=r"1e\+300 is too large for float32"):
@@ -387,7 +390,7 @@ def test_skip_lists_every_file(tmp_path: Path) -> None:
     assert [item.path for item in made.skipped] == ["3.npy", "4.npy"]
     assert "git lfs pull" in made.skipped[0].reason
     assert made.skipped[1].reason.startswith("truncated")
-    with pytest.raises(IngestError, match=r"no file is left to convert: 2 were skipped"):
+    with pytest.raises(IngestError, match=r"no file is left to convert: 2 files were skipped"):
         plan(tmp_path, on_error="skip", include=["3*", "4*"])
 
 
@@ -415,6 +418,7 @@ def test_uniform_plan_equals_the_full_one(tmp_path: Path) -> None:
     """The optimistic plan says what the full plan says, and reads the same bytes."""
     tree(tmp_path, {f"d/{n}.npy": f4(4, 2) + n for n in range(12)})
     scan = scan_sources([tmp_path])
+    time.sleep(0.05)  # files that were written just now are left to the full plan
     quick, full = plan_uniform(scan), make_plan(scan)
     assert quick is not None
     assert (quick.fields, quick.origin, quick.explanation, quick.layout) == (
@@ -449,6 +453,7 @@ def test_uniform_reading_sees_every_deviation(tmp_path: Path, what: str) -> None
     elif what != "gone":
         np.save(path, f4(4, 2).astype("i4") if what == "dtype" else np.asfortranarray(f4(4, 2)))
     assert quick is not None
+    quick = replace(quick, began_ns=time.time_ns() + 10**10)  # the file itself is to be enough
     assert not read_uniform(quick, 0, 5, bytearray(quick.nbytes(0)))
 
 
@@ -504,3 +509,113 @@ def test_several_sources_with_equal_names(tmp_path: Path) -> None:
     made = plan(tmp_path / "p", tmp_path / "q", layout="files")
     assert list(made.keys or []) == ["p/x", "q/x"]
     assert rows(made.slice(1, 2), "data")[0].tolist() == [5, 6]
+
+
+def test_two_arrays_of_one_label(tmp_path: Path) -> None:
+    """A member and an array (or two members) whose dotted names are equal are refused, both named; others convert."""
+    pair = np.array([(1.0,)], [("data", "<f8")])
+    tree(tmp_path, {"x.npz": {"adj": pair, "adj.data": np.zeros(1), "z": np.ones(1)}})
+    both = r"x.npz: array 'adj', member 'data' and array 'adj.data' would both be the field 'adj.data'"
+    with pytest.raises(IngestError, match=both):
+        plan(tmp_path)
+    with pytest.raises(IngestError, match=r"would both be the field 'adj.data'"):
+        plan(tmp_path, fields=["y=adj.data"])
+    assert [field.name for field in plan(tmp_path, fields=["z"]).fields] == ["z"]
+    np.save(tmp_path / "y.npy", np.zeros(2, [("a.b", "<f8"), ("a", [("b", "<f8")])]))
+    with pytest.raises(IngestError, match=r"member 'a.b' and member 'a', member 'b' would both be the field 'a.b'"):
+        plan(tmp_path / "y.npy")
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "odd"),
+    [
+        (np.array([1, 2**53 + 1]), "float64", 2**53 + 1),
+        (np.array([2**63 - 1]), "float64", 2**63 - 1),
+        (np.array([0, 2**64 - 1], np.uint64), "float64", 2**64 - 1),
+        (np.array([-16777217], np.int32), "float32", -16777217),
+        (np.array([70000], np.int32), "float16", 70000),
+        (np.array([16777217], np.int32), "complex64", 16777217),
+    ],
+)
+def test_integers_become_floats_exactly_or_not_at_all(tmp_path: Path, values: Any, dtype: str, odd: int) -> None:
+    """The first integer that would be rounded is named, with its field."""
+    np.save(tmp_path / "x.npy", values)
+    with pytest.raises(IngestError, match=rf"x.npy: field 'data': {odd} cannot become {dtype} exactly"):
+        rows(plan(tmp_path, layout="files", dtype=[dtype]), "data")
+
+
+def test_integers_that_floats_hold(tmp_path: Path) -> None:
+    """Large integers with few bits are kept, also the smallest."""
+    values = np.array([2**53, -(2**63), 2**62, 2**53 + 2, -1])
+    np.save(tmp_path / "x.npy", values)
+    made = plan(tmp_path, layout="files", dtype=["float64"])
+    assert rows(made, "data")[0].astype(np.int64).tolist() == values.tolist()
+    assert (made.notes, made.rounded) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("source", "dtype", "rounds"),
+    [
+        ("f8", "float32", True),
+        ("f4", "float64", False),
+        ("f8", "complex64", True),
+        ("f4", "bfloat16", True),
+        ("i4", "float32", False),
+        ("f4", "float32", False),
+    ],
+)
+def test_rounding_is_noted(tmp_path: Path, source: str, dtype: str, rounds: bool) -> None:
+    """A narrower float type gives a note with the field and both dtypes."""
+    pytest.importorskip("ml_dtypes")
+    np.save(tmp_path / "x.npy", np.ones(3, source))
+    made = plan(tmp_path, layout="files", dtype=[dtype])
+    text = f"field 'data': --dtype rounds {np.dtype(source)} to {dtype}"
+    assert (made.notes, made.rounded) == (((text,), ("data",)) if rounds else ((), ()))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "text"),
+    [
+        ({"0.npy": np.ones(2), "0.npz": {"data": np.ones(2)}, "1.npy": np.ones(2)}, "array 'data' of an .npz file"),
+        ({f"{n}.npy": np.array("x" * n) for n in (3, 9, 7)}, "--dtype data=U9 takes all of them"),
+        (
+            {
+                "0.npz": {"a": np.zeros(2, "i4"), "b": np.zeros(2, "i8"), "c": np.zeros(2)},
+                "1.npz": {"a": np.zeros(2, "i8"), "b": np.zeros(2, "i2"), "c": np.zeros(2)},
+            },
+            "--dtype a=int64 --dtype b=int64 takes all of them",
+        ),
+        ({"X.npy": f4(5, 3), "y.npy": np.arange(5)}, r"'X.npy', 'y.npy' have one first axis of 5 .* one \.npz"),
+    ],
+)
+def test_advice_fits_all_files(tmp_path: Path, arrays: dict[str, Any], text: str) -> None:
+    """What the message advises is enough: it looks at every file and every array."""
+    with pytest.raises(IngestError, match=text):
+        plan(tree(tmp_path, arrays))
+    options = [word for word in text.split() if "=" in word]
+    if options:
+        plan(tmp_path, layout="files", dtype=options)
+
+
+def test_reasons_have_no_advice_to_leave_out(tmp_path: Path) -> None:
+    """A file that was left out needs no word on how to leave it out; a refusal has one, and ends in one full stop."""
+    tree(tmp_path, {"0.npy": f4(2), "1.npy": f4(2), "2.npy": np.zeros(2, "i1")})
+    made = plan(tmp_path, on_error="skip")
+    assert [item.path for item in made.skipped] == ["2.npy"]
+    assert "leave it out" not in made.skipped[0].reason
+    with pytest.raises(IngestError, match=r"To leave it out: --exclude '2.npy'"):
+        plan(tmp_path)
+    (tmp_path / "3.npy").symlink_to("gone")
+    with pytest.raises(IngestError, match=r"'gone', which is not there\. Remove it"):
+        plan(tmp_path)
+
+
+def test_long_headers_are_not_kept(tmp_path: Path) -> None:
+    """A header of a megabyte is parsed and forgotten."""
+    for number in range(3):
+        text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({number + 1},), }}".ljust(100_000) + "\n"
+        head = b"\x93NUMPY\x02\0" + len(text).to_bytes(4, "little") + text.encode()
+        (tmp_path / f"{number}.npy").write_bytes(head + bytes(8 * number + 8))
+    np.save(tmp_path / "9.npy", np.zeros(9))
+    inventory = Inventory(scan_sources([tmp_path]), skip=False)
+    assert [len(data) for data in inventory._headers] == [128]
