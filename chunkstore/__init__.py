@@ -18,19 +18,19 @@ import typing as _typing
 
 if _typing.TYPE_CHECKING:
     from chunkstore._format.schema import Field
-    from chunkstore._ingest.convert import convert
-    from chunkstore._ingest.export import export
-    from chunkstore._ingest.report import ConvertReport, ExportReport
-    from chunkstore._ingest.scan import Skipped
-    from chunkstore._loading.ragged import Ragged
-    from chunkstore._merge import merge
-    from chunkstore._reader import Reader, open
-    from chunkstore._reader_select import Selection
-    from chunkstore._recover import Lost, Recovery, recover
-    from chunkstore._repack import repack
-    from chunkstore._verify import verify
-    from chunkstore._verify_report import Damage, Report
-    from chunkstore._writer import Writer
+    from chunkstore._ingest.convert.convert import convert
+    from chunkstore._ingest.convert.report import ConvertReport, ExportReport
+    from chunkstore._ingest.export.export import export
+    from chunkstore._ingest.plan.scan import Skipped
+    from chunkstore._read.ragged import Ragged
+    from chunkstore._read.reader import Reader, open
+    from chunkstore._read.select import Selection
+    from chunkstore._rewrite.merge import merge
+    from chunkstore._rewrite.recover import Lost, Recovery, recover
+    from chunkstore._rewrite.repack import repack
+    from chunkstore._verify.report import Damage, Report
+    from chunkstore._verify.verify import verify
+    from chunkstore._write.writer import Writer
     from chunkstore.errors import (
         ChunkstoreError,
         ClosedError,
@@ -101,25 +101,25 @@ __all__ = [
 # does not wait for the converter, and `chunkstore --help` not for NumPy. test_exported_names.py looks each of them up,
 # and mypy holds the imports above against `__all__`.
 _HOMES = {
-    "ConvertReport": "_ingest.report",
-    "Damage": "_verify_report",
-    "ExportReport": "_ingest.report",
+    "ConvertReport": "_ingest.convert.report",
+    "Damage": "_verify.report",
+    "ExportReport": "_ingest.convert.report",
     "Field": "_format.schema",
-    "Lost": "_recover",
-    "Ragged": "_loading.ragged",
-    "Reader": "_reader",
-    "Recovery": "_recover",
-    "Report": "_verify_report",
-    "Selection": "_reader_select",
-    "Skipped": "_ingest.scan",
-    "Writer": "_writer",
-    "convert": "_ingest.convert",
-    "export": "_ingest.export",
-    "merge": "_merge",
-    "open": "_reader",
-    "recover": "_recover",
-    "repack": "_repack",
-    "verify": "_verify",
+    "Lost": "_rewrite.recover",
+    "Ragged": "_read.ragged",
+    "Reader": "_read.reader",
+    "Recovery": "_rewrite.recover",
+    "Report": "_verify.report",
+    "Selection": "_read.select",
+    "Skipped": "_ingest.plan.scan",
+    "Writer": "_write.writer",
+    "convert": "_ingest.convert.convert",
+    "export": "_ingest.export.export",
+    "merge": "_rewrite.merge",
+    "open": "_read.reader",
+    "recover": "_rewrite.recover",
+    "repack": "_rewrite.repack",
+    "verify": "_verify.verify",
 }
 
 

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._loading.order import Order
-from chunkstore._loading.ragged import Ragged
-from chunkstore._reader import Reader
-from chunkstore._reader import open as open_reader
-from chunkstore._reader_select import Selection
+from chunkstore._read.ragged import Ragged
+from chunkstore._read.reader import Reader
+from chunkstore._read.reader import open as open_reader
+from chunkstore._read.select import Selection
 
 __all__ = ["BatchSource", "Source", "batch_source", "source"]
 

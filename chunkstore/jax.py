@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._loading.recycle import Recycler
-from chunkstore._reader import Reader
-from chunkstore._reader_select import Selection
+from chunkstore._read.reader import Reader
+from chunkstore._read.select import Selection
 from chunkstore.errors import MissingExtraError
 
 __all__ = ["batch", "column"]

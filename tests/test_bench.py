@@ -121,9 +121,7 @@ def test_peers_compare_and_make_a_table(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("start", [["-m", "tools.bench"], ["tools/bench"]])
 def test_starts_both_ways(start: list[str]) -> None:
     """`python -m tools.bench` and `python tools/bench` are the same command."""
-    done = subprocess.run(
-        [sys.executable, *start, "--list"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, *start, "--list"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert "warm_batch" in done.stdout.splitlines()
 
 

@@ -29,11 +29,13 @@ LAYERS = [
     ["_format.section"],
     ["_format.*"],  # keys, layout, index: what stands on all of the above
     ["_storage.*"],
-    ["_loading.batch", "_loading.ragged", "_loading.checked", "_loading.coded", "_loading.gather"],  # for the reader
-    ["_index_writer", "_shards", "_staging", "_target"],  # what the ways of writing share
-    ["_writer*", "_reader*", "_verify*"],
-    ["_merge", "_repack", "_recover"],
-    ["_ingest.*"],
+    ["_read.batch", "_read.ragged", "_read.checked", "_read.coded", "_read.gather"],  # one field
+    ["_write.index_writer", "_write.shards", "_write.staging", "_write.target"],  # what the ways of writing share
+    ["_write.*", "_read.*", "_verify.*"],
+    ["_rewrite.*"],
+    ["_ingest.npy.*", "_ingest.plan.specs"],
+    ["_ingest.plan.*"],
+    ["_ingest.convert.*", "_ingest.export.*"],
     ["_loading.*"],
     ["__init__"],
     ["_torch.*", "_tf.*"],
@@ -41,7 +43,7 @@ LAYERS = [
     ["_cli*", "__main__"],
 ]
 # None of these imports another, though they share a row: verify, above all, is a second opinion.
-APART = ["_writer*", "_reader*", "_verify*"]
+APART = ["_write.*", "_read.*", "_verify.*"]
 # Outside packages that have their place; what is not named here (NumPy, ...) may be used everywhere.
 ONLY_IN = {
     "torch": ["torch", "_torch.*"],

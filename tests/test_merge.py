@@ -14,8 +14,8 @@ import strategies
 from hypothesis import given
 
 from chunkstore._format.schema import Field
-from chunkstore._merge import merge
-from chunkstore._writer import Writer
+from chunkstore._rewrite.merge import merge
+from chunkstore._write.writer import Writer
 from chunkstore.errors import CorruptError, SchemaError
 
 _numbers = itertools.count()

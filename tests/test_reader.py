@@ -258,7 +258,7 @@ def test_iteration(ds: Reader, ragged: Reader) -> None:
 
 def test_iteration_by_pieces(ds: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces that do not divide N."""
-    monkeypatch.setattr("chunkstore._reader._ITERATE_SAMPLES", 7)
+    monkeypatch.setattr("chunkstore._read.reader._ITERATE_SAMPLES", 7)
     samples = list(ds)
     assert np.array_equal([sample["image"] for sample in samples], IMAGES)
     assert all(sample["label"].shape == () and not sample["image"].flags.writeable for sample in samples)

@@ -13,7 +13,7 @@ import pytest
 from damaged import Damaged
 
 import chunkstore
-from chunkstore._recover import Recovery, recover
+from chunkstore._rewrite.recover import Recovery, recover
 
 N = 40  # samples
 COMMITS = (20, 10, 6, 4)  # in a streamed container: the small ones are merged into one segment

@@ -16,9 +16,9 @@ from hypothesis import given
 
 from chunkstore._format.index import FieldIndex, read_index
 from chunkstore._format.schema import Field
-from chunkstore._repack import repack
+from chunkstore._rewrite.repack import repack
 from chunkstore._storage.source import open_source
-from chunkstore._writer import Writer
+from chunkstore._write.writer import Writer
 from chunkstore.errors import CorruptError, SampleNotFoundError, SchemaError
 
 _numbers = itertools.count()

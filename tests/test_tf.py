@@ -11,7 +11,7 @@ import pytest
 from tf_containers import FIELDS, N, build, build_rows
 
 import chunkstore
-from chunkstore._loading.ragged import Ragged
+from chunkstore._read.ragged import Ragged
 
 tf = pytest.importorskip("tensorflow")
 

@@ -18,9 +18,9 @@ import pytest
 from damaged import Damaged, repair, samples
 
 import chunkstore
-from chunkstore import _verify_report
 from chunkstore._format.superblock import decode, encode
 from chunkstore._storage import platform
+from chunkstore._verify import report as _verify_report
 
 VECTORS = Path(__file__).resolve().parent.parent / "spec" / "vectors"
 N = 40

@@ -16,12 +16,12 @@ import strategies
 from hypothesis import given
 from storage.faults import Failing
 
-from chunkstore import _index_writer as index_writer
-from chunkstore import _target as target
 from chunkstore._format.schema import Field
-from chunkstore._loading.ragged import Ragged
+from chunkstore._read.ragged import Ragged
 from chunkstore._storage import syscalls
-from chunkstore._writer import Writer
+from chunkstore._write import index_writer
+from chunkstore._write import target
+from chunkstore._write.writer import Writer
 from chunkstore.errors import (
     ClosedError,
     CommitUnknownError,

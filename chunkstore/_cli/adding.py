@@ -36,7 +36,7 @@ def append(ctx: click.Context, /, file: str, sources: tuple[str, ...], as_json: 
     were: same layout, same names of fields; classes keep their numbers, and new ones get new numbers. Readers that
     have FILE open keep what they see until they call `refresh()`.
     """
-    from chunkstore._ingest.append import append as append_files
+    from chunkstore._ingest.convert.append import append as append_files
 
     advise_if_no_container(file)
     refuse_container_sources(sources)

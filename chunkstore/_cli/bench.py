@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import chunkstore
-from chunkstore._reader import Reader
+from chunkstore._read.reader import Reader
 
 _LEAST_RUNS = 3
 

@@ -12,7 +12,7 @@ from chunkstore._cli.output import nbytes_text, one_line, plural, shape_text, ta
 from chunkstore._format.constants import ATTRS_RESERVED, FORMAT_MAJOR, HEAD_NBYTES, SUM_ALIGNMENT, Kind
 from chunkstore._format.index import FieldIndex, Index
 from chunkstore._format.segment import num_pages, pad
-from chunkstore._reader import Reader
+from chunkstore._read.reader import Reader
 
 _KEY_KINDS: Final = (Kind.KEY_BYTES, Kind.KEY_OFFSETS, Kind.KEY_HASHES, Kind.KEY_ORDER)
 _ROW_KINDS: Final = (Kind.OFFSETS, Kind.SHAPES, Kind.STORED_OFFSETS)

@@ -23,7 +23,7 @@ from chunkstore._cli.output import (
     write_json_line,
 )
 from chunkstore._cli.sample import first_values, row_facts, save
-from chunkstore._reader import Reader
+from chunkstore._read.reader import Reader
 from chunkstore.errors import SampleNotFoundError
 
 _PIECE: Final = 4096  # samples whose keys and shapes are read at once

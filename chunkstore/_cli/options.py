@@ -43,7 +43,7 @@ def _checked(parse: str) -> Callable[[click.Context, click.Parameter, tuple[str,
     """Callback: what the converter cannot parse is an error of usage, found before any file is looked at."""
 
     def callback(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-        from chunkstore._ingest import specs
+        from chunkstore._ingest.plan import specs
 
         try:
             getattr(specs, parse)(value)

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from chunkstore._format.dtypes import EXTENDED, PLAIN
 from chunkstore._format.schema import Field
-from chunkstore._loading.ragged import Ragged
-from chunkstore._reader import Reader
+from chunkstore._read.ragged import Ragged
+from chunkstore._read.reader import Reader
 from chunkstore._tf.graph import ALIGNMENT, as_written
 
 RaggedMode = Literal["ragged", "pad"]

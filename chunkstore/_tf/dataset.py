@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from chunkstore._loading.order import Order
 from chunkstore._loading.permutation import checked_int
-from chunkstore._reader import Reader
-from chunkstore._reader_select import Selection
+from chunkstore._read.reader import Reader
+from chunkstore._read.select import Selection
 from chunkstore._tf.batches import Batches, Engine
 from chunkstore._tf.columns import RAGGED_MODES, Column, RaggedMode
 from chunkstore._tf.graph import Host, as_written

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from chunkstore._format.index import FieldIndex
 from chunkstore._format.schema import Field
-from chunkstore._loading.ragged import Ragged
-from chunkstore._reader import Reader
-from chunkstore._reader import open as open_reader
-from chunkstore._reader_select import Selection
+from chunkstore._read.ragged import Ragged
+from chunkstore._read.reader import Reader
+from chunkstore._read.reader import open as open_reader
+from chunkstore._read.select import Selection
 from chunkstore._tf.columns import Column, RaggedMode
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from chunkstore._format.dtypes import EXTENDED, PLAIN
 from chunkstore._format.schema import Field
-from chunkstore._loading.ragged import Ragged
+from chunkstore._read.ragged import Ragged
 
 RaggedMode = Literal["offsets", "nested", "list", "pad"]
 _MODES: Final = ("offsets", "nested", "list", "pad")

@@ -15,9 +15,9 @@ from torch.utils.data import get_worker_info
 
 from chunkstore._format.checksum import sum64
 from chunkstore._loading.recycle import Recycler
-from chunkstore._reader import Reader
-from chunkstore._reader import open as open_reader
-from chunkstore._reader_select import Selection
+from chunkstore._read.reader import Reader
+from chunkstore._read.reader import open as open_reader
+from chunkstore._read.select import Selection
 from chunkstore._torch.collate import Batch, Sample, collate
 from chunkstore._torch.convert import RaggedMode, columns_of
 from chunkstore.errors import ReplacedError

@@ -15,8 +15,8 @@ import torch
 from chunkstore._loading.epochs import Epochs
 from chunkstore._loading.permutation import IntArray, checked_int
 from chunkstore._loading.prefetch import Ring
-from chunkstore._reader import Reader
-from chunkstore._reader_select import Selection
+from chunkstore._read.reader import Reader
+from chunkstore._read.select import Selection
 from chunkstore._storage.source import cold_reads
 from chunkstore._torch.convert import RaggedMode, num_bytes
 from chunkstore._torch.dataset import Backend, Dataset, Transform, Verify

@@ -11,8 +11,8 @@ from torch.utils.data import Sampler
 from chunkstore._loading.epochs import Epochs
 from chunkstore._loading.order import Order
 from chunkstore._loading.permutation import IntArray
-from chunkstore._reader import Reader
-from chunkstore._reader_select import Selection
+from chunkstore._read.reader import Reader
+from chunkstore._read.select import Selection
 from chunkstore._torch.dataset import Dataset, fingerprint_of
 
 Shuffle = bool | Literal["full", "block"]

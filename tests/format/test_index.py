@@ -11,7 +11,7 @@ from damaged import repair
 from chunkstore._format.constants import Kind
 from chunkstore._format.index import FieldIndex, read_index
 from chunkstore._storage.source import open_source
-from chunkstore._writer import Writer
+from chunkstore._write.writer import Writer
 from chunkstore.errors import CorruptError, LimitError, NotAContainerError, TruncatedError
 
 N = 20_000  # several pages of offsets and keys

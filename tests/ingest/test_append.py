@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import chunkstore
-from chunkstore._ingest.append import append
+from chunkstore._ingest.convert.append import append
 
 POINT = np.dtype([("xy", "<f4", (2,)), ("id", "<i8")])
 
@@ -94,7 +94,7 @@ def test_same_as_converting_all(
     make: Callable[[Path, range], None], options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Convert a part and append the rest without a word on how to read it: equal to converting all, piece by piece."""
-    monkeypatch.setattr("chunkstore._ingest.append._PIECE_NBYTES", 64)
+    monkeypatch.setattr("chunkstore._ingest.convert.append._PIECE_NBYTES", 64)
     for name, numbers in (("first", range(4)), ("second", range(4, 8)), ("all", range(8))):
         (tmp_path / name).mkdir()
         make(tmp_path / name, numbers)

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chunkstore._ingest import arrays
-from chunkstore._ingest.arrays import ArraySource, flat_boxes, open_array
+from chunkstore._ingest.npy import arrays
+from chunkstore._ingest.npy.arrays import ArraySource, flat_boxes, open_array
 from chunkstore.errors import IngestError
 
 DTYPES = ["|u1", ">i2", "<f4", ">f8", ">c16", "|S3", ">U2", "<M8[s]"]

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import chunkstore
-from chunkstore._ingest import convert as module
-from chunkstore._ingest.tasks import PIECE_NBYTES
+from chunkstore._ingest.convert import convert as module
+from chunkstore._ingest.convert.tasks import PIECE_NBYTES
 from chunkstore._storage import syscalls
 from chunkstore.errors import CorruptError, IngestError, WriteError
 

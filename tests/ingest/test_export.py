@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import chunkstore
-from chunkstore._ingest.npywrite import encode_header, write_npy
-from chunkstore._ingest.restore import check_path, restore
+from chunkstore._ingest.export.npywrite import encode_header, write_npy
+from chunkstore._ingest.export.restore import check_path, restore
 from chunkstore.errors import CorruptError, SchemaError
 
 
@@ -120,7 +120,7 @@ def test_rows_of_several_pieces(tmp_path: Path) -> None:
     np.save(tmp_path / "f.npy", np.asfortranarray(array))
     chunkstore.convert(tmp_path / "f.npy", tmp_path / "f.cks", layout="rows")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("chunkstore._ingest.export._FORTRAN_NBYTES", 1000)
+        patch.setattr("chunkstore._ingest.export.export._FORTRAN_NBYTES", 1000)
         report = chunkstore.export(tmp_path / "f.cks", tmp_path / "f")
     assert "C order" in report.notes[0]
     assert np.array_equal(np.load(tmp_path / "f/f.npy"), array)
@@ -199,7 +199,7 @@ def test_extended_dtypes_are_void(tmp_path: Path) -> None:
 )
 def test_hostile_keys(tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that leads out of the directory is refused, drives by the rules of Windows, and nothing is written."""
-    monkeypatch.setattr("chunkstore._ingest.restore._WINDOWS", True)
+    monkeypatch.setattr("chunkstore._ingest.export.restore._WINDOWS", True)
     with chunkstore.Writer(tmp_path / "x.cks") as w:
         w.add({"x": 1}, key="good")
         w.add({"x": 1}, key=key)
@@ -226,7 +226,7 @@ def test_paths_that_pass_stay_inside(windows: bool, path: str) -> None:
     import posixpath
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("chunkstore._ingest.restore._WINDOWS", windows)
+        patch.setattr("chunkstore._ingest.export.restore._WINDOWS", windows)
         try:
             check_path(path)
         except SchemaError:
@@ -404,7 +404,7 @@ def test_damage_inside_an_npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert ignored == []
         data[at + 8] ^= 1
         (tmp_path / "x.cks").write_bytes(data)
-        monkeypatch.setattr("chunkstore._ingest.export.write_npy", fail_late)
+        monkeypatch.setattr("chunkstore._ingest.export.export.write_npy", fail_late)
 
 
 MANY = np.dtype([(f"a{n}" * 9, "f4") for n in range(3000)])

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib import format as npy_format
 
-from chunkstore._ingest.descr import descr_to_dtype
-from chunkstore._ingest.npyheader import check_nbytes, parse_header
+from chunkstore._ingest.npy.descr import descr_to_dtype
+from chunkstore._ingest.npy.npyheader import check_nbytes, parse_header
 from chunkstore.errors import IngestError
 
 SCALARS = [

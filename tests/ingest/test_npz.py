@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chunkstore._ingest.arrays import open_array
-from chunkstore._ingest.npz import Member, read_members
+from chunkstore._ingest.npy.arrays import open_array
+from chunkstore._ingest.npy.npz import Member, read_members
 from chunkstore.errors import IngestError
 
 

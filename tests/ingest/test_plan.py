@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chunkstore._ingest.inventory import Inventory
-from chunkstore._ingest.plan import Plan, make_plan
-from chunkstore._ingest.read import PlanReader, read_uniform
-from chunkstore._ingest.scan import scan_sources
-from chunkstore._ingest.uniform import plan_uniform
+from chunkstore._ingest.plan.inventory import Inventory
+from chunkstore._ingest.plan.plan import Plan, make_plan
+from chunkstore._ingest.plan.read import PlanReader, read_uniform
+from chunkstore._ingest.plan.scan import scan_sources
+from chunkstore._ingest.plan.uniform import plan_uniform
 from chunkstore.errors import IngestError
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chunkstore._ingest.plan import Plan, make_plan
-from chunkstore._ingest.read import PlanReader
-from chunkstore._ingest.scan import scan_sources
+from chunkstore._ingest.plan.plan import Plan, make_plan
+from chunkstore._ingest.plan.read import PlanReader
+from chunkstore._ingest.plan.scan import scan_sources
 from chunkstore.errors import IngestError
 
 SOUND: list[tuple[str, dict[str, Any], str, int]] = [

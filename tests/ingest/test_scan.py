@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chunkstore._ingest.scan import natural_sort, scan_sources
+from chunkstore._ingest.plan.scan import natural_sort, scan_sources
 from chunkstore.errors import IngestError
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 
 from chunkstore._format.schema import Field
-from chunkstore._loading.batch import (
+from chunkstore._read.batch import (
     address_of,
     as_position,
     as_positions,

@@ -122,9 +122,7 @@ def test_blocks_of_any_sizes(sizes: list[int], window: int, seed: int) -> None:
 
 
 @any_mode
-@pytest.mark.parametrize(
-    ("world_size", "batch_size"), [(1, 1), (1, 7), (2, 8), (3, 16), (7, 3), (150, 1), (4, 100)]
-)
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 1), (1, 7), (2, 8), (3, 16), (7, 3), (150, 1), (4, 100)])
 def test_ranks_share_an_epoch(mode: dict[str, Any], world_size: int, batch_size: int) -> None:
     """All ranks together see every sample once; nobody gets an empty or too large batch."""
     orders = ranks(world_size, batch_size=batch_size, seed=1, **mode)
@@ -206,9 +204,7 @@ def test_no_such_step() -> None:
 @any_mode
 @pytest.mark.parametrize("before", [(1, 8), (2, 4), (3, 5)])
 @pytest.mark.parametrize("after", [(1, 8), (2, 4), (5, 3), (3, 16)])
-def test_resume_with_other_ranks(
-    mode: dict[str, Any], before: tuple[int, int], after: tuple[int, int]
-) -> None:
+def test_resume_with_other_ranks(mode: dict[str, Any], before: tuple[int, int], after: tuple[int, int]) -> None:
     """Stop after some steps, go on with another world and batch size: together each sample once."""
     old = ranks(before[0], batch_size=before[1], seed=9, fingerprint="f", **mode)
     new = ranks(after[0], batch_size=after[1], seed=9, fingerprint="f", **mode)
@@ -366,6 +362,7 @@ def test_state_of_other_blocks_is_refused() -> None:
     with pytest.raises(StateError, match="block_size"):
         others[2].load_state(table.state(Cursor(0, 0)))
     assert table.state(Cursor(0, 0))["block_starts"] == "953c58ae2e1b0f81"  # xxh3-64
+
 
 @pytest.mark.parametrize("junk", [None, 3, "state", [1], b"x"])
 def test_what_is_no_state_is_refused(junk: Any) -> None:

@@ -76,9 +76,7 @@ def block_id(starts: list[int], window: int, seed: int, epoch: int, position: in
     before = [0]
     for block in slots:
         before.append(before[-1] + starts[block + 1] - starts[block])
-    first = next(
-        v for v in range(0, num_blocks, window) if position < before[min(v + window, num_blocks)]
-    )
+    first = next(v for v in range(0, num_blocks, window) if position < before[min(v + window, num_blocks)])
     begin, stop = before[first], before[min(first + window, num_blocks)]
     inside = perm(stop - begin, keys(seed, epoch, 2, first // window), position - begin)
     mixed = begin + inside

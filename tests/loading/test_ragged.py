@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from chunkstore._loading.ragged import Ragged, offsets_of
+from chunkstore._read.ragged import Ragged, offsets_of
 from chunkstore.errors import CorruptError
 
 

@@ -23,8 +23,8 @@ from typing import Any
 from storage.faults import CALLS, Failing, Lying, Recorder, Stingy
 
 import chunkstore
-from chunkstore._merge import merge
-from chunkstore._repack import repack
+from chunkstore._rewrite.merge import merge
+from chunkstore._rewrite.repack import repack
 from chunkstore._storage import syscalls
 from chunkstore._storage.syscalls import SystemCalls
 from chunkstore.errors import ChunkstoreError, CommitUnknownError, PoisonedError, WriteError

@@ -24,8 +24,8 @@ from damaged import NUMBERS, Damaged, mutate
 
 import chunkstore
 from chunkstore._format.index import FieldIndex, read_index
-from chunkstore._ingest.arrays import open_array
-from chunkstore._ingest.npyheader import check_nbytes, parse_header
+from chunkstore._ingest.npy.arrays import open_array
+from chunkstore._ingest.npy.npyheader import check_nbytes, parse_header
 from chunkstore._storage.source import PreadSource
 from chunkstore.errors import ChunkstoreError
 

@@ -17,9 +17,9 @@ from typing import Any, Final
 import numpy as np
 
 import chunkstore
-from chunkstore._merge import merge
-from chunkstore._recover import recover
-from chunkstore._repack import repack
+from chunkstore._rewrite.merge import merge
+from chunkstore._rewrite.recover import recover
+from chunkstore._rewrite.repack import repack
 from chunkstore._storage import syscalls
 from tools.battery.disk import Disk, Recorder
 from tools.battery.samples import FIELDS, key, same_as_written, sample

@@ -76,8 +76,8 @@ class Mutant:
         return local[self.function.rpartition(".")[2]]
 
 
-COMMIT, TARGET, HEAD = "_storage.commit", "_target", "_format.superblock"
-INDEX, SEGMENT, SECTION = "_format.index", "_verify_segment", "_format.section"
+COMMIT, TARGET, HEAD = "_storage.commit", "_write.target", "_format.superblock"
+INDEX, SEGMENT, SECTION = "_format.index", "_verify.segment", "_format.section"
 _A, _B = "sink.pwrite(SUPERBLOCK_OFFSETS[0], superblock)", "_write_second(sink, superblock)"
 _DAMAGE = ("damage",)
 
@@ -115,8 +115,8 @@ WRITERS = (
            "self.tail = self._committed_end = self._index.superblock.committed_end",
            "self._committed_end = self._index.superblock.committed_end; self.tail = self._committed_end - 4096",
            ("append",)),
-    Mutant("the generation stays", "_index_writer", "IndexWriter.write", "before.generation + 1", "before.generation",
-           ("append",)),
+    Mutant("the generation stays", "_write.index_writer", "IndexWriter.write",
+           "before.generation + 1", "before.generation", ("append",)),
     Mutant("superseded segments are not listed", TARGET, "AppendTarget.begin",
            "index.superseded.append((directory.offset, directory.segment_nbytes, self._sum(directory)))", "pass",
            ("append and merge segments",)),
@@ -146,15 +146,15 @@ READERS = (
     Mutant("page sums are not compared", SECTION, "Section._prove", "if computed != stored:", "if False:", _DAMAGE),
     Mutant("the sum of page sums is not compared", SECTION, "Section._page_sums", "if sum64(data) != self._entry.sum:",
            "if False:", _DAMAGE),
-    Mutant("chunk sums are not compared", "_loading.checked", "Checker.compare", "if wrong.any():", "if False:",
+    Mutant("chunk sums are not compared", "_read.checked", "Checker.compare", "if wrong.any():", "if False:",
            _DAMAGE),
-    Mutant("block sums are not compared by verify", "_verify_blocks", "Walk._check_job", "if computed != stored:",
+    Mutant("block sums are not compared by verify", "_verify.blocks", "Walk._check_job", "if computed != stored:",
            "if False:", _DAMAGE),
-    Mutant("padding is not looked at by verify", "_verify_blocks", "Walk._check_job", "if tail:", "if False:", _DAMAGE),
+    Mutant("padding is not looked at by verify", "_verify.blocks", "Walk._check_job", "if tail:", "if False:", _DAMAGE),
     Mutant("superblocks are not compared by verify", SEGMENT, "read_head",
            "data[:SUPERBLOCK_NBYTES] != data[SUPERBLOCK_NBYTES:]", "False", ("older A",)),
-    Mutant("bytes behind the end are accepted by verify", "_verify", "_Run._check_length", "elif size > committed_end:",
-           "elif False:", _DAMAGE),
+    Mutant("bytes behind the end are accepted by verify", "_verify.verify", "_Run._check_length",
+           "elif size > committed_end:", "elif False:", _DAMAGE),
 )  # fmt: skip
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import chunkstore
-from chunkstore._merge import merge
-from chunkstore._repack import repack
+from chunkstore._rewrite.merge import merge
+from chunkstore._rewrite.repack import repack
 from chunkstore._storage import syscalls
 from tools.battery.crash import Recording, Stage
 from tools.battery.disk import Recorder

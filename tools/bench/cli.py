@@ -32,9 +32,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help=f"the same as --scale {_QUICK_SCALE} --rounds 2")
     made.add_argument("--rounds", type=int, help="interleaved rounds (default 5; with --peers 3)")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the report to FILE")
-    made.add_argument(
-        "--table", type=Path, metavar="FILE", help="print a report as Markdown and measure nothing"
-    )
+    made.add_argument("--table", type=Path, metavar="FILE", help="print a report as Markdown and measure nothing")
     return made
 
 

@@ -113,9 +113,7 @@ def text_table(figures: Iterable[Mapping[str, Any]]) -> str:
     """The figures as aligned text, one line each."""
     lines = [("figure", "value", "goal", "verdict", "detail"), *(figure_cells(figure) for figure in figures)]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    padded = (
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)) for line in lines
-    )
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)) for line in lines)
     return "\n".join(f"{text}  {line[4]}".rstrip() for text, line in zip(padded, lines, strict=True))
 
 

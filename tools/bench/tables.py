@@ -34,9 +34,7 @@ def caption(report: Report) -> str:
         f"{machine['kernel']}, {machine['file_system']}; {report['date']}."
     )
     with_what = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return (
-        f"{where} {with_what}. `{report['command']}`, scale {report['scale']:g}, {report['rounds']} rounds."
-    )
+    return f"{where} {with_what}. `{report['command']}`, scale {report['scale']:g}, {report['rounds']} rounds."
 
 
 def figures_markdown(report: Report) -> str:

@@ -131,9 +131,7 @@ class Zarr(Peer):
         rows = max(1, _ZARR_CHUNK_NBYTES // self.layout.row_nbytes)
         shape = (self.layout.num, *self.layout.shape)
         chunks = (rows, *self.layout.shape)
-        data = self.libs[0].create_array(
-            self.path, shape=shape, chunks=chunks, dtype="uint8", compressors=None
-        )
+        data = self.libs[0].create_array(self.path, shape=shape, chunks=chunks, dtype="uint8", compressors=None)
         start = 0
         for block in by_blocks(blocks, max(1, _WRITE_NBYTES // self.layout.row_nbytes)):
             data[start : start + len(block)] = block

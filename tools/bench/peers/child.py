@@ -113,9 +113,7 @@ class Reading:
         """Rows a second in random batches of 256."""
         for positions in self.warm:
             self._check(self.peer.batch(positions, self.out), self.wanted[positions])
-        return repeat(
-            lambda turn: self.peer.batch(self.warm[turn % _NUM_WARM], self.out), BATCH, self.seconds
-        )
+        return repeat(lambda turn: self.peer.batch(self.warm[turn % _NUM_WARM], self.out), BATCH, self.seconds)
 
     def _single(self) -> float:
         """Microseconds of one row."""

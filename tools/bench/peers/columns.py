@@ -19,9 +19,7 @@ class _ArrowPeer(Peer):
         arrow = self.libs[0]
         per_block = max(1, _WRITE_NBYTES // self.layout.row_nbytes)
         for block in by_blocks(blocks, per_block):
-            column = arrow.FixedSizeListArray.from_arrays(
-                arrow.array(block.reshape(-1)), self.layout.row_nbytes
-            )
+            column = arrow.FixedSizeListArray.from_arrays(arrow.array(block.reshape(-1)), self.layout.row_nbytes)
             yield arrow.record_batch([column], names=["data"])
 
     def _schema(self) -> Any:

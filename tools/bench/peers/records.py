@@ -62,9 +62,7 @@ class Bagz(Peer):
 
     name, distribution = "bagz", "bagz"
     modules = ("bagz",)
-    batch_call = (
-        "Reader.read_indices, one thread; reader[i] each where rows are large; 100 threads where cold"
-    )
+    batch_call = "Reader.read_indices, one thread; reader[i] each where rows are large; 100 threads where cold"
     unsupported: ClassVar[Mapping[str, str]] = {"verify": "no checksums"}
 
     _reader: Any

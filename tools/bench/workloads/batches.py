@@ -114,9 +114,7 @@ def _single_figure(timings: Timings, name: str, count: int) -> Figure:
     value = 1e6 * timings.best(name) / count
     rounds = {name: timings.seconds[name]}
     statistic = f"best of {len(rounds[name])} interleaved rounds"
-    return Figure(
-        "read_single", f"ds[i], {name}", value, "us", at_most(_MAX_SINGLE_US), statistic, rounds=rounds
-    )
+    return Figure("read_single", f"ds[i], {name}", value, "us", at_most(_MAX_SINGLE_US), statistic, rounds=rounds)
 
 
 def ragged_batch(bench: Bench) -> Iterator[Figure]:

@@ -148,9 +148,7 @@ def _disk_figure(rows: Rows, timings: Timings, base: str, reached: float, *, jud
     detail = {"verify=once rows/s": rate, f"{base} reads/s": reached}
     case = f"{rows.label}, verify=once over {base}"
     goal = at_least(0.9) if judged else None
-    return Figure(
-        "cold_batch", case, rate / reached, "x", goal, "median of batches over the mean of the disk", detail
-    )
+    return Figure("cold_batch", case, rate / reached, "x", goal, "median of batches over the mean of the disk", detail)
 
 
 def fio_random_reads(path: Path, nbytes: int) -> float:

@@ -67,9 +67,7 @@ def _figure(
 ) -> Figure:
     statistic = f"median of {len(probes)} fresh processes"
     rounds = {name: [probe[name] for probe in probes]}
-    return Figure(
-        "open_first_read", case, _median(probes, name), unit, at_most(bound), statistic, detail, rounds
-    )
+    return Figure("open_first_read", case, _median(probes, name), unit, at_most(bound), statistic, detail, rounds)
 
 
 def _spread(probes: Mapping[int, Sequence[Probe]]) -> Figure:

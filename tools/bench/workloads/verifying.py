@@ -48,9 +48,7 @@ def verify(bench: Bench) -> Iterator[Figure]:
         yield ratio_figure("verify", rows.label, timings, ("verify", "cat"), at_least(0.8), work=work)
         if rows is bench.inputs.images:
             speed = gigabytes / timings.best("verify")
-            yield Figure(
-                "verify", rows.label, speed, "GB/s", at_least(_MIN_IMAGE_SPEED), "best of the same rounds"
-            )
+            yield Figure("verify", rows.label, speed, "GB/s", at_least(_MIN_IMAGE_SPEED), "best of the same rounds")
 
 
 def file_overhead(bench: Bench) -> Iterator[Figure]:
@@ -59,9 +57,7 @@ def file_overhead(bench: Bench) -> Iterator[Figure]:
         size = rows.container.stat().st_size
         percent = 100 * (size - rows.nbytes) / rows.nbytes
         detail = {"file bytes": size, "raw bytes": rows.nbytes}
-        yield Figure(
-            "file_overhead", rows.label, percent, "%", at_most(_MAX_OVERHEAD_PERCENT), "exact", detail
-        )
+        yield Figure("file_overhead", rows.label, percent, "%", at_most(_MAX_OVERHEAD_PERCENT), "exact", detail)
     yield _key_cost(bench)
 
 

@@ -83,17 +83,13 @@ def write_single(bench: Bench) -> Iterator[Figure]:
     rows = [row for block in blocks(num, KIB_ROW) for row in block.copy()]
     path = bench.scratch / "single"
     ways: dict[str, Callable[[Path, Sequence[Array]], None]] = {"add": _add_each, "add with keys": _add_keyed}
-    ways |= {
-        name: way for name, way in (("LMDB", _put_lmdb), ("bagz", _write_bagz)) if _installed(name.lower())
-    }
+    ways |= {name: way for name, way in (("LMDB", _put_lmdb), ("bagz", _write_bagz)) if _installed(name.lower())}
 
     def prepare() -> None:
         path.unlink(missing_ok=True)
         os.sync()  # what an earlier case left to be written is not this one's work
 
-    timings = interleave(
-        [Case(name, partial(way, path, rows), prepare) for name, way in ways.items()], bench.rounds
-    )
+    timings = interleave([Case(name, partial(way, path, rows), prepare) for name, way in ways.items()], bench.rounds)
     prepare()
     for name in ("add", "add with keys"):
         yield _rate_figure(name, num, timings)

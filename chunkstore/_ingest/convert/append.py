@@ -1,0 +1,331 @@
+"""Sources -> plan -> the end of an existing container: what `chunkstore append` does."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format.constants import ATTRS_RESERVED
+from chunkstore._format.schema import Field
+from chunkstore._ingest.convert.progress import Progress, Tell
+from chunkstore._ingest.plan.plan import LABEL, OnError, Plan, make_plan
+from chunkstore._ingest.plan.read import PlanReader
+from chunkstore._ingest.plan.scan import Skipped, scan_sources
+from chunkstore._ingest.plan.specs import DATA, DtypeArg, FieldArg
+from chunkstore._write.writer import Writer
+from chunkstore.errors import IngestError
+
+_PIECE_NBYTES: Final = 16 << 20  # of samples that are read and added at once, if one sample is not more
+
+
+@dataclass(frozen=True)
+class AppendReport:
+    """The result of `append`.
+
+    Attributes:
+        path: of the container.
+        num_added: samples that are new.
+        num_samples: of the container now.
+        num_files: that the new samples come from.
+        explanation: what was found, chosen, and why.
+        notes: what the user should look at.
+        skipped: files that were left out (`on_error="skip"`), and why.
+        seconds: that it took.
+    """
+
+    path: str
+    num_added: int
+    num_samples: int
+    num_files: int
+    explanation: str
+    notes: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """Text for people, several lines."""
+        lines = [self.explanation, *(f"note: {note}" for note in self.notes)]
+        lines.append(
+            f"{self.path}: {self.num_added:,} samples of {self.num_files:,} files added in {self.seconds:.2f} s; "
+            f"it has {self.num_samples:,} now"
+        )
+        if self.skipped:
+            lines.append(f"{len(self.skipped):,} files were SKIPPED:")
+            lines += [f"  {item.path}: {item.reason}" for item in self.skipped]
+        return "\n".join(lines)
+
+
+def append(
+    sources: Sequence[str | os.PathLike[str]],
+    path: str | os.PathLike[str],
+    *,
+    layout: str = "auto",
+    fields: FieldArg = (),
+    dtype: DtypeArg = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    on_error: OnError = "fail",
+    allow_pickle: bool = False,
+    progress: Tell | bool | None = None,
+) -> AppendReport:
+    """Add the samples of `.npy` and `.npz` files to a container: all in one commit, or none.
+
+    Where nothing else is said, files are read as `convert` read those that are in the container: its layout, its choice
+    and names of fields, its dtypes where it was told to change them. Class numbers continue those that it has. Memory
+    use is a shard and 16 MiB, or one sample where that is more.
+
+    Args:
+        sources, include, exclude, on_error, allow_pickle, progress: as for `convert`.
+        path: the container.
+        layout: `"auto"` is the one of the container, if it was converted.
+        fields, dtype: as for `convert`; if none are given, as in the container.
+    Raises:
+        IngestError: the sources cannot be read as asked, or do not fit the fields of the container.
+        SchemaError: a key is in the container already.
+        LockedError: another writer has it.
+        FormatError: it cannot be read.
+        OSError: something cannot be read or written.
+    In all cases the container is as it was before.
+    """
+    started = time.perf_counter()
+    try:
+        with Writer(path, mode="a") as writer:
+            origin = _origin_of(writer.attrs)
+            scan = scan_sources(sources, include=include, exclude=exclude)
+            plan = make_plan(
+                scan,
+                layout=origin.get("layout", "auto") if layout == "auto" else layout,
+                fields=fields or _known_fields(origin),
+                dtype=dtype or _known_dtypes(origin, writer.fields),
+                on_error=on_error,
+                allow_pickle=allow_pickle,
+            )
+            _check_fits(os.fspath(path), writer, plan)
+            _add_all(writer, plan, progress)
+            writer.attrs.update(_new_attrs(writer.attrs, plan))
+            plan.check_sources()
+            num_samples = len(writer)
+    except KeyboardInterrupt:
+        text = f"interrupted: nothing was added to {os.fspath(path)}. Run the same again: it starts over"
+        raise KeyboardInterrupt(text) from None
+    seconds = time.perf_counter() - started
+    return AppendReport(
+        os.fspath(path),
+        plan.num_samples,
+        num_samples,
+        plan.num_files,
+        plan.explanation,
+        plan.notes,
+        plan.skipped,
+        seconds,
+    )
+
+
+def _origin_of(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `convert` noted; empty for a container that a program wrote, or where it is not as we write it."""
+    reserved = attrs.get(ATTRS_RESERVED)
+    origin = reserved.get("origin") if isinstance(reserved, dict) else None
+    if not isinstance(origin, dict) or origin.get("version") != 1 or not isinstance(origin.get("fields"), dict):
+        return {}
+    return origin
+
+
+def _known_fields(origin: Mapping[str, Any]) -> dict[str, str]:
+    """`--field` as it must have been."""
+    if not origin or origin.get("layout") == "paired":
+        return {}
+    found = {}
+    for name, source in origin["fields"].items():
+        parts = [part for part in (source.get("array"), source.get("member")) if part is not None]
+        found[name] = ".".join(parts) or DATA
+    return found
+
+
+def _known_dtypes(origin: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, str]:
+    """`--dtype` as it must have been."""
+    known = origin.get("fields", {})
+    return {name: fields[name].dtype for name, source in known.items() if source.get("cast") and name in fields}
+
+
+def _check_fits(path: str, writer: Writer, plan: Plan) -> None:
+    """Raise IngestError unless the plan's samples can be samples of the container."""
+    known, given = writer.fields, {field.name: field for field in plan.fields}
+    if known.keys() != given.keys():
+        raise IngestError(
+            f"{path}: the container has the fields {_names(known)}, the sources have {_names(given)}. "
+            "Name and pick them with --field NAME=SOURCE."
+        )
+    for number, field in enumerate(plan.fields):
+        _check_field(path, known[field.name], field, plan.where(number, 0))
+    if len(writer) and (plan.keys is not None) != bool(writer._with_keys):
+        have, are = ("no keys", "have") if plan.keys is not None else ("keys", "have none")
+        raise IngestError(
+            f"{path}: the samples of the container have {have}, and those of the sources, read with --layout "
+            f"{plan.layout}, {are}. Say --layout rows for samples without keys, another for samples with keys."
+        )
+
+
+def _names(fields: Mapping[str, Field]) -> str:
+    return ", ".join(map(repr, fields))
+
+
+def _check_field(path: str, known: Field, given: Field, where: str) -> None:
+    fits = len(known.shape) == len(given.shape) and all(
+        dim is None or dim == other for dim, other in zip(known.shape, given.shape, strict=True)
+    )
+    if known.dtype != given.dtype or not fits:
+        advice = f" --dtype {known.name}={known.dtype} converts it." if known.dtype != given.dtype else ""
+        raise IngestError(
+            f"{where}: field {known.name!r} is {_describe(given)}, and {path} has {_describe(known)}.{advice}"
+        )
+
+
+def _describe(field: Field) -> str:
+    dims = ["any" if dim is None else str(dim) for dim in field.shape]
+    return f"{field.dtype} of shape ({', '.join(dims)})"
+
+
+def _add_all(writer: Writer, plan: Plan, progress: Tell | bool | None) -> None:
+    columns = [_Rows(plan, number, writer.fields[field.name]) for number, field in enumerate(plan.fields)]
+    labels = _label_numbers(writer.attrs, plan)
+    ends = np.cumsum(sum(column.sizes() for column in columns))
+    reader = PlanReader(plan)
+    try:
+        with Progress(progress, "append", plan.num_samples, plan.total_nbytes) as bar:
+            for start, stop in _pieces(ends):
+                batch = {column.field.name: column.read(reader, start, stop) for column in columns}
+                if labels is not None:
+                    batch[LABEL] = labels[batch[LABEL]]
+                keys = None if plan.keys is None else list(plan.keys.slice(start, stop))
+                writer.add_batch(batch, keys)
+                bar.advance(int(ends[stop - 1]) - (int(ends[start - 1]) if start else 0))
+            bar.finish()
+    finally:
+        reader.close()
+
+
+def _pieces(ends: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Runs of samples of `_PIECE_NBYTES` in all, at least one sample each."""
+    start = 0
+    while start < len(ends):
+        begin = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, begin + _PIECE_NBYTES, "right")))
+        stop = min(stop, start + _PIECE_NBYTES)  # rows of no bytes
+        yield start, stop
+        start = stop
+
+
+class _Rows:
+    """Rows of one field of the plan, as the writer takes them for the field of the container."""
+
+    def __init__(self, plan: Plan, number: int, field: Field) -> None:
+        self.field = field
+        self._number = number
+        self._planned = plan.fields[number]
+        self._shapes = plan.row_shapes(number)
+        self._num_samples = plan.num_samples
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Stored bytes of each row, int64 [N]."""
+        if self._planned.row_nbytes is not None:
+            return np.full(self._num_samples, self._planned.row_nbytes, np.int64)
+        nbytes: NDArray[np.int64] = np.prod(self._shapes, axis=1, dtype=np.int64) * self._planned.item_nbytes
+        return nbytes
+
+    def read(self, reader: PlanReader, start: int, stop: int) -> Any:
+        """Rows `[start, stop)`: an array of shape (stop - start, *shape), or a list where they may differ."""
+        planned = self._planned
+        if planned.row_nbytes is None:
+            counts = np.prod(self._shapes[start:stop], axis=1, dtype=np.int64)
+        else:
+            counts = np.ones(stop - start, np.int64)
+        ends = np.cumsum(counts * planned.item_nbytes)
+        data = bytearray(int(ends[-1]))
+        reader.read(self._number, start, stop, data)
+        if not self.field.ragged:
+            return _array(data, planned, (stop - start, *planned.item_shape))
+        begins = np.append(0, ends[:-1]).tolist()
+        parts = [memoryview(data)[a:b] for a, b in zip(begins, ends.tolist(), strict=True)]
+        if self.field.is_string:
+            return [str(part, "utf-8") for part in parts]
+        dims = self._shapes[start:stop].tolist()
+        return [_array(part, planned, (*dim, *planned.item_shape)) for part, dim in zip(parts, dims, strict=True)]
+
+
+def _array(data: bytearray | memoryview, field: Field, shape: tuple[int, ...]) -> NDArray[Any]:
+    if 0 in shape or field.item_nbytes == 0:  # frombuffer refuses what has no bytes
+        return np.zeros(shape, field.numpy_dtype)
+    return np.frombuffer(data, field.numpy_dtype).reshape(shape)
+
+
+def _label_numbers(attrs: Mapping[str, Any], plan: Plan) -> NDArray[np.int64] | None:
+    """The container's number of each class of the plan; None where the plan numbers no classes."""
+    mine = plan.attrs.get("class_names", {}).get(LABEL)
+    if mine is None:
+        return None
+    known = _class_names(attrs)
+    every = known + [name for name in mine if name not in known]
+    return np.array([every.index(name) for name in mine], np.int64)
+
+
+def _class_names(attrs: Mapping[str, Any]) -> list[str]:
+    names = attrs.get("class_names")
+    known = names.get(LABEL) if isinstance(names, dict) else None
+    return list(known) if isinstance(known, list) else []
+
+
+def _new_attrs(attrs: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Attrs to set: classes that are new, and what `export` needs of the new files."""
+    changed: dict[str, Any] = {}
+    mine = plan.attrs.get("class_names", {}).get(LABEL)
+    if mine is not None:
+        known = _class_names(attrs)
+        others = attrs.get("class_names") if isinstance(attrs.get("class_names"), dict) else {}
+        changed["class_names"] = {**(others or {}), LABEL: known + [name for name in mine if name not in known]}
+    origin = _origin_of(attrs)
+    if origin:
+        changed[ATTRS_RESERVED] = {**attrs[ATTRS_RESERVED], "origin": _joined(origin, plan.origin)}
+    return changed
+
+
+def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """One origin for both. Where the files differ too much for that, the new samples are exported like the old ones."""
+    joined = {**old, "fields": {name: _joined_field(source, new) for name, source in old["fields"].items()}}
+    if "files" in old and "files" in new:
+        taken = {path for path, _ in old["files"]}
+        joined["files"] = [*old["files"], *([_free(path, taken), count] for path, count in new["files"])]
+    if "names" in old and old.get("suffix") == new.get("suffix"):
+        joined["names"] = {**old["names"], **new.get("names", {})}
+    return joined
+
+
+def _joined_field(source: Any, new: dict[str, Any]) -> Any:
+    """dtype and order only where all files agree."""
+    other: dict[str, Any] = next(
+        (found for found in new["fields"].values() if found.get("array") == source.get("array")), {}
+    )
+    return {
+        name: (None if name in ("dtype", "order") and other.get(name) != value else value)
+        for name, value in source.items()
+    }
+
+
+def _free(path: str, taken: set[str]) -> str:
+    """The path, or one beside it that is free: `x.npy`, `x-2.npy`."""
+    head, dot, suffix = path.rpartition(".")
+    number, name = 1, path
+    while name in taken:
+        number += 1
+        name = f"{head}-{number}{dot}{suffix}"
+    taken.add(name)
+    return name

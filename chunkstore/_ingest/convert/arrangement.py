@@ -1,0 +1,99 @@
+"""Where every block of a converted container goes, known before a byte is written (spec section 17).
+
+8192: segment | field 0: block of shard 0, of shard 1, ... | field 1: ... | ...      each | at a multiple of 4096
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format.constants import HEAD_NBYTES, MAX_FILE_NBYTES, PART_ALIGNMENT
+from chunkstore._format.layout import num_groups, shard_starts
+from chunkstore._format.segment import pad
+from chunkstore._ingest.plan.plan import Plan
+from chunkstore._write.index_writer import planned_segment_nbytes
+from chunkstore.errors import IngestError
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Shards and blocks of a container to be.
+
+    Attributes:
+        starts: int64 [shards + 1], first sample of each shard, and N.
+        nbytes: int64 [fields, shards], of each block.
+        offsets: int64 [fields, shards], of each block in the file.
+        data_end: offset behind the last block.
+        committed_end: length of the file.
+    """
+
+    starts: Ints
+    nbytes: Ints
+    offsets: Ints
+    data_end: int
+    committed_end: int
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.starts) - 1
+
+
+def arrange(plan: Plan, attrs: Mapping[str, Any], shard_nbytes: int) -> Arrangement:
+    """Cut a plan into shards and place them. O(N) for ragged fields, else O(shards).
+
+    Args:
+        plan: samples and fields.
+        attrs: ATTRS, as they will be written.
+        shard_nbytes: a shard ends with the sample that brings it to this size.
+    Raises:
+        IngestError: the file would be longer than the format allows.
+    """
+    starts, nbytes = _cut(plan, shard_nbytes)
+    samples = np.diff(starts).tolist()
+    groups = [sum(map(num_groups, samples, row)) for row in nbytes.tolist()]
+    segment = planned_segment_nbytes(
+        plan.fields,
+        attrs,
+        num_samples=plan.num_samples,
+        num_shards=len(samples),
+        num_groups=groups,
+        key_nbytes=None if plan.keys is None else int(plan.keys.offsets[-1] - plan.keys.offsets[0]),
+    )
+    tail = HEAD_NBYTES + segment
+    offsets = np.zeros_like(nbytes)
+    for number in range(len(plan.fields)):
+        begin = pad(tail, PART_ALIGNMENT)
+        tail = begin + sum(nbytes[number].tolist())  # Python's integers do not wrap
+        if tail > MAX_FILE_NBYTES:
+            raise IngestError(
+                f"the container would have more than {MAX_FILE_NBYTES:,} bytes, the most that the format allows."
+            )
+        offsets[number] = begin + np.append(0, np.cumsum(nbytes[number])[:-1])
+    return Arrangement(starts, nbytes, offsets, tail, pad(tail, PART_ALIGNMENT))
+
+
+def _cut(plan: Plan, shard_nbytes: int) -> tuple[Ints, Ints]:
+    """(starts, nbytes of each block)."""
+    fixed = sum(field.row_nbytes or 0 for field in plan.fields)
+    ends: dict[int, Ints] = {}
+    per_sample: int | Ints = fixed
+    for number, field in enumerate(plan.fields):
+        if field.ragged:
+            row_nbytes = plan.row_items(number) * field.item_nbytes
+            per_sample = row_nbytes + per_sample
+            ends[number] = np.cumsum(row_nbytes)
+    starts = shard_starts(per_sample, plan.num_samples, shard_nbytes)
+    nbytes = np.zeros((len(plan.fields), len(starts) - 1), np.int64)
+    for number, field in enumerate(plan.fields):
+        if field.row_nbytes is None:
+            nbytes[number] = np.diff(ends[number][starts[1:] - 1], prepend=0)
+        else:
+            nbytes[number] = np.diff(starts) * field.row_nbytes
+    return starts, nbytes

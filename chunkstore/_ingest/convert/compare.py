@@ -1,0 +1,174 @@
+"""`convert(verify=True)`: the finished container, read from the disk, against the sources, read once more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import numpy as np
+
+from chunkstore._format.index import FieldIndex, Index, read_index
+from chunkstore._ingest.convert.arrangement import Arrangement
+from chunkstore._ingest.convert.tasks import PlannedBlock, Task, cut_tasks, open_rows
+from chunkstore._ingest.plan.plan import Plan
+from chunkstore._ingest.plan.scan import Skipped
+from chunkstore._storage.source import Source, open_source
+from chunkstore._verify.verify import verify
+from chunkstore.errors import CorruptError, IngestError
+
+_ADVICE: Final = "Nothing was published. Check the memory and the disk of this machine."
+_UNIT_FILES: Final = 100
+_UNIT_KEYS: Final = 10_000
+
+
+def compare(plan: Plan, arrangement: Arrangement, path: str, advance: Callable[[int], None]) -> None:
+    """Prove that a container holds what the sources hold.
+
+    Its checksums are verified first; then every row is looked up in its index and compared with the source, byte for
+    byte; then keys.
+
+    Args:
+        plan, arrangement: what should be in it.
+        path: the container, synced.
+        advance: called with the bytes of each piece.
+    Raises:
+        CorruptError: it differs.
+        IngestError, OSError: a source cannot be read any more.
+        Deviation: a uniform plan's sources differ now.
+    """
+    with open_source(path, "pread") as source:
+        _drop_cache(source)
+        report = verify(path)
+        if not report.ok:
+            raise CorruptError(f"what was written is not what was read back: {report.damage[0]}. {_ADVICE}")
+        index = read_index(source)
+        if index.num_samples != plan.num_samples or index.fields != plan.fields:
+            raise CorruptError(f"{path}: read back {index.num_samples} samples of {index.fields}. {_ADVICE}")
+        _compare_keys(plan, index)
+        for task in cut_tasks(plan, arrangement, path, split=False):
+            _compare_task(task, source, index, advance)
+
+
+def _drop_cache(source: Source) -> None:
+    """Ask the system to forget the pages of the file, which is synced, so that they come from the disk."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _compare_keys(plan: Plan, index: Index) -> None:
+    if (index.keys is None) != (plan.keys is None):
+        raise CorruptError(f"the keys were not written. {_ADVICE}")
+    if index.keys is None or plan.keys is None:
+        return
+    for start in range(0, plan.num_samples, _UNIT_KEYS):
+        stop = min(start + _UNIT_KEYS, plan.num_samples)
+        wanted, found = list(plan.keys.slice(start, stop)), index.keys.texts(start, stop)
+        if wanted != found:
+            raise CorruptError(f"keys of samples {start} to {stop - 1}: others were read back. {_ADVICE}")
+
+
+def _compare_task(task: Task, source: Source, index: Index, advance: Callable[[int], None]) -> None:
+    first = int(index.shard_starts[task.first_shard]) - int(task.starts[0])
+    fields = {number: FieldIndex(index, number) for number in task.numbers}
+    scratch = _Scratch()
+    with open_rows(task.plan) as rows:
+        for place in range(len(task.starts) - 1):
+            for number in task.numbers:
+                found = _Found(source, fields[number], first)
+                for start, stop, piece, part in PlannedBlock(task, place, number).pieces(rows, scratch.buffer):
+                    if not found.equals(start, stop, piece, part):
+                        task.plan.check_sources()  # a uniform one looked at each file while it read it
+                        raise CorruptError(
+                            f"samples {first + start} to {first + stop - 1}, field {task.plan.fields[number].name!r} "
+                            f"({task.plan.where(number, start)}): other bytes were read back. {_ADVICE}"
+                        )
+                    advance(len(piece))
+
+
+class _Scratch:
+    """One buffer, as large as was ever needed."""
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0, np.uint8)
+
+    def buffer(self, nbytes: int) -> memoryview:
+        if len(self._buffer) < nbytes:
+            self._buffer = np.empty(nbytes, np.uint8)
+        return self._buffer[:nbytes].data
+
+
+class _Found:
+    """Rows as the container has them, piece by piece."""
+
+    def __init__(self, source: Source, field: FieldIndex, first: int) -> None:
+        self._source, self._field, self._first = source, field, first
+        self._scratch = _Scratch()
+        self._row, self._done = -1, 0
+
+    def equals(self, start: int, stop: int, piece: memoryview, part: bool) -> bool:
+        """Whether rows `[start, stop)` have these bytes; with `part` the next ones of a long row."""
+        offsets, nbytes = self._field.rows(np.array([start, stop - 1], np.int64) + self._first)
+        if start != self._row:
+            self._row, self._done = start, 0
+        begin, end = int(offsets[0]) + self._done, int(offsets[1] + nbytes[1])
+        self._done += len(piece)
+        if len(piece) > end - begin or (not part and len(piece) < end - begin):
+            return False
+        stored = self._scratch.buffer(len(piece))
+        self._source.read_into(begin, stored)
+        return np.array_equal(np.frombuffer(stored, np.uint8), np.frombuffer(piece, np.uint8))
+
+
+def find_unreadable(plan: Plan) -> dict[str, Skipped]:
+    """Files of a plan whose headers were good and whose data cannot be read. Reads everything once.
+
+    Returns:
+        Path to open a file by -> its relative path and the reason.
+    """
+    bad: dict[str, Skipped] = {}
+    for start, stop in _units(plan):
+        part = plan.slice(start, stop)
+        for number in range(len(plan.fields)):
+            reason = _read_error(part, number)
+            if reason is None:
+                continue
+            if stop - start > 1 and plan.columns[number].start is None:
+                for sample in range(stop - start):
+                    _blame(part.slice(sample, sample + 1), number, bad)
+            else:
+                _blame(part, number, bad)
+    return bad
+
+
+def _units(plan: Plan) -> Iterator[tuple[int, int]]:
+    """Samples to look at together: those of one file, or a hundred files."""
+    starts = next((column.start for column in plan.columns if column.start is not None), None)
+    if starts is None:
+        starts = np.append(np.arange(0, plan.num_samples, _UNIT_FILES), plan.num_samples)
+    for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        if stop > start:
+            yield start, stop
+
+
+def _read_error(plan: Plan, number: int) -> str | None:
+    """What goes wrong when all rows of a field are read."""
+    nbytes = np.array([[plan.nbytes(number)] for number in range(len(plan.fields))], np.int64)
+    starts = np.array([0, plan.num_samples], np.int64)
+    task = Task("", plan, (number,), 0, starts, nbytes, np.zeros_like(nbytes), False)
+    try:
+        with open_rows(plan) as rows:
+            for _ in PlannedBlock(task, 0, number).pieces(rows, _Scratch().buffer):
+                pass
+    except (IngestError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _blame(plan: Plan, number: int, bad: dict[str, Skipped]) -> None:
+    reason = _read_error(plan, number)
+    if reason is None:
+        return
+    file = int(plan.columns[number].file[0])
+    path = plan.file_path(file)
+    bad.setdefault(path, Skipped(plan.paths[file], reason.removeprefix(path).lstrip(": ")))

@@ -1,0 +1,371 @@
+"""Sources -> plan -> shards -> a finished container, or none at all."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from chunkstore._format import superblock as superblocks
+from chunkstore._format.constants import ATTRS_RESERVED, HEAD_NBYTES, SHARD_NBYTES
+from chunkstore._format.schema import encode_attrs
+from chunkstore._format.superblock import Superblock
+from chunkstore._ingest.convert.arrangement import Arrangement, arrange
+from chunkstore._ingest.convert.compare import compare, find_unreadable
+from chunkstore._ingest.convert.pool import WorkerPool, run_on
+from chunkstore._ingest.convert.progress import Progress, Tell
+from chunkstore._ingest.convert.report import ConvertReport, left_behind
+from chunkstore._ingest.convert.tasks import PIECE_NBYTES, Deviation, Written, cut_tasks, write_blocks
+from chunkstore._ingest.plan.columns import count_items
+from chunkstore._ingest.plan.inventory import DEFLATED
+from chunkstore._ingest.plan.origin import order_notes
+from chunkstore._ingest.plan.plan import OnError, Plan, make_plan
+from chunkstore._ingest.plan.scan import Scan, Skipped, scan_sources
+from chunkstore._ingest.plan.specs import DtypeArg, FieldArg
+from chunkstore._ingest.plan.uniform import plan_uniform
+from chunkstore._storage.commit import NewFile, write_superblocks
+from chunkstore._storage.replace import check_replaceable
+from chunkstore._write.index_writer import Block, IndexWriter, Keys
+from chunkstore.errors import IngestError
+
+__all__ = ["ConvertReport", "convert"]  # the package exports both from here
+
+Layout = Literal["auto", "files", "rows", "paired", "classes"]
+Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+_POOL_SECONDS: Final = 1.5  # of work; two processes save half of it, and starting them takes 0.4 s
+_PIECE_SECONDS: Final = 40e-6  # measured: one file or member by the general way
+_INFLATE_RATE: Final = 250e6  # bytes a second
+_TURN_RATE: Final = 500e6  # Fortran order to C order
+
+
+def convert(
+    sources: Sources,
+    path: str | os.PathLike[str],
+    *,
+    layout: Layout = "auto",
+    fields: FieldArg = (),
+    dtype: DtypeArg = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    mode: Literal["x", "w"] = "x",
+    workers: int | None = None,
+    executor: Executor | None = None,
+    on_error: OnError = "fail",
+    allow_pickle: bool = False,
+    shard_nbytes: int = SHARD_NBYTES,
+    attrs: Mapping[str, Any] | None = None,
+    verify: bool = False,
+    dry_run: bool = False,
+    progress: Tell | bool | None = None,
+) -> ConvertReport:
+    """Make a container of `.npy` and `.npz` files: everything, or nothing.
+
+    The same sources and options give the same bytes, whatever `workers` and `executor` are. Memory use does not grow
+    with the size of the sources: about 20 MiB for each worker and, for each sample, 16 bytes if it has a key.
+
+    Args:
+        sources: a directory or file, or several.
+        path: the container; its directory must exist.
+        layout: how files become samples: `"files"`, `"rows"`, `"paired"`, `"classes"`; `"auto"` says what it chose.
+        fields: `"NAME=SOURCE"` texts or a mapping: picks and renames arrays.
+        dtype: `"NAME=TYPE"` texts, `"TYPE"` for all fields, or a mapping: stored as this type. An integer that it
+            does not hold exactly is an error; floats may be rounded, which the report notes.
+        include, exclude: shell patterns for relative paths and base names.
+        mode: `"x"` refuses a path that exists, `"w"` replaces a container, or an empty file, when this one is
+            complete; no other file, and no source.
+        workers: processes; 1 works in this one. Default: as many as there are processors where that pays, which is for
+            deflated or Fortran-ordered data and for very many files.
+        executor: runs the work instead, on any engine that sees the same files; `workers` then is how many tasks are
+            under way, by default twice the number of processors.
+        on_error: `"skip"` leaves out files that cannot be read or do not fit, and lists them in the report.
+        allow_pickle: read object arrays. They are pickles, which can run any code: own trusted files only.
+        shard_nbytes: stored bytes of a shard.
+        attrs: JSON object for the container.
+        verify: read the finished container from the disk and compare it with the sources before it gets its name.
+        dry_run: plan only; nothing is written, and `path` is not looked at.
+        progress: function `(done_samples, total_samples, done_bytes, total_bytes)`, or True for a bar on stderr.
+    Returns:
+        What was done, with the fingerprint.
+    Raises:
+        IngestError: the sources cannot be converted as asked, or changed meanwhile.
+        FileExistsError, IsADirectoryError, FileNotFoundError, PermissionError: before any work.
+        WriteError: the system refused a write, or a worker died.
+        CommitUnknownError: the container has its name, but may lose it in a power failure.
+        ValueError: an argument.
+        KeyboardInterrupt: with a message that says how to go on.
+    In all cases but CommitUnknownError nothing is published, and no temporary file stays. What a run that was killed
+    outright left is named in the notes of the next one for the same path.
+    """
+    started = time.perf_counter()
+    _check_arguments(mode, workers, on_error, shard_nbytes, attrs)
+    choices = _Choices(layout, fields, dtype, on_error, allow_pickle)
+    named = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if not dry_run:
+        check_replaceable(path, named, mode=mode)
+        NewFile.create(path, mode).discard()  # what is in the way is found before any work
+    scan = scan_sources(named, include=_texts(include), exclude=_texts(exclude))
+    work = _Work(os.fspath(path), mode, workers, executor, shard_nbytes, dict(attrs or {}), verify, progress)
+    with _explained(work.path):
+        report = _dry_run(scan, choices, work) if dry_run else _convert(scan, choices, work)
+    left = () if dry_run else left_behind(path)
+    return replace(report, notes=(*report.notes, *left), seconds=time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """What decides the plan."""
+
+    layout: str
+    fields: FieldArg
+    dtype: DtypeArg
+    on_error: OnError
+    allow_pickle: bool
+
+    def plan(self, scan: Scan) -> Plan:
+        return make_plan(
+            scan,
+            layout=self.layout,
+            fields=self.fields,
+            dtype=self.dtype,
+            on_error=self.on_error,
+            allow_pickle=self.allow_pickle,
+        )
+
+    def plan_uniform(self, scan: Scan) -> Plan | None:
+        plan = plan_uniform(scan, layout=self.layout, fields=self.fields, dtype=self.dtype)
+        # A longer row is read in parts, which the fast way cannot.
+        return plan if plan is not None and (plan.fields[0].row_nbytes or 0) <= PIECE_NBYTES else None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What decides how the plan is carried out."""
+
+    path: str
+    mode: Literal["x", "w"]
+    workers: int | None
+    executor: Executor | None
+    shard_nbytes: int
+    attrs: dict[str, Any]
+    verify: bool
+    progress: Tell | bool | None = field(repr=False)
+
+
+def _texts(patterns: Sequence[str] | str) -> Sequence[str]:
+    return (patterns,) if isinstance(patterns, str) else patterns
+
+
+def _check_arguments(
+    mode: str, workers: int | None, on_error: str, shard_nbytes: int, attrs: Mapping[str, Any] | None
+) -> None:
+    if mode not in ("x", "w"):
+        raise ValueError(f"mode: expected 'x' (new) or 'w' (replace), found {mode!r}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers: expected at least 1, found {workers}")
+    if on_error not in ("fail", "skip"):
+        raise ValueError(f"on_error: expected 'fail' or 'skip', found {on_error!r}")
+    if shard_nbytes < 1:
+        raise ValueError(f"shard_nbytes: expected at least 1, found {shard_nbytes}")
+    if attrs is not None and ATTRS_RESERVED in attrs:
+        raise ValueError(f"attrs: the name {ATTRS_RESERVED!r} is reserved; take another")
+    encode_attrs(attrs or {})
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Say how to go on after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        text = f"interrupted: {path} was not written, and nothing is left behind. Run the same again: it starts over"
+        raise KeyboardInterrupt(text) from None
+
+
+def _dry_run(scan: Scan, choices: _Choices, work: _Work) -> ConvertReport:
+    plan = choices.plan(scan)
+    attrs, notes = _all_attrs(plan, work.attrs)
+    nbytes = arrange(plan, attrs, work.shard_nbytes).committed_end
+    return replace(_report(plan, work, nbytes, None, notes), dry_run=True)
+
+
+def _convert(scan: Scan, choices: _Choices, work: _Work) -> ConvertReport:
+    plan = choices.plan_uniform(scan)
+    if plan is not None:
+        try:
+            return _write(plan, work)
+        except Deviation:
+            pass
+    plan = choices.plan(scan)
+    try:
+        return _write(plan, work)
+    except IngestError:
+        if choices.on_error != "skip":
+            raise
+        bad = find_unreadable(plan)
+        if not bad:
+            raise
+    # The headers were good and the data are not: without these files, from the start.
+    report = _convert(_without(scan, bad), choices, work)
+    return replace(report, skipped=(*bad.values(), *report.skipped))
+
+
+def _without(scan: Scan, bad: Mapping[str, Skipped]) -> Scan:
+    kept = [place for place in range(len(scan)) if scan.file_path(place) not in bad]
+    if not kept:
+        first = next(iter(bad.values()))
+        raise IngestError(f"no file is left to convert. The first: {first.path}: {first.reason}")
+    source_of = None if scan.source_of is None else [scan.source_of[place] for place in kept]
+    return replace(scan, paths=[scan.paths[place] for place in kept], source_of=source_of)
+
+
+def _all_attrs(plan: Plan, attrs: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """ATTRS, and what there is to say about them."""
+    merged = {**plan.attrs, **attrs, ATTRS_RESERVED: {"origin": plan.origin}}
+    try:
+        encode_attrs(merged)
+        return merged, order_notes(plan.origin)
+    except ValueError:  # longer than the format allows: the names of very many files
+        del merged[ATTRS_RESERVED]
+        encode_attrs(merged)
+        return merged, ("the names of the files are too many to be kept: `export` will name them by position",)
+
+
+def _report(plan: Plan, work: _Work, nbytes: int, fingerprint: str | None, notes: Sequence[str]) -> ConvertReport:
+    return ConvertReport(
+        work.path,
+        plan.num_samples,
+        plan.num_files,
+        nbytes,
+        plan.source_nbytes,
+        plan.fields,
+        plan.layout,
+        plan.explanation,
+        (*plan.notes, *notes),
+        plan.skipped,
+        fingerprint,
+        seconds=0.0,
+        verified=work.verify and fingerprint is not None,
+        rounded=plan.rounded,
+    )
+
+
+def _write(plan: Plan, work: _Work) -> ConvertReport:
+    attrs, notes = _all_attrs(plan, work.attrs)
+    arrangement = arrange(plan, attrs, work.shard_nbytes)
+    total = plan.total_nbytes
+    folder = os.path.dirname(work.path) or os.curdir
+    with (
+        NewFile.create(work.path, work.mode) as new,
+        IndexWriter(plan.fields, attrs, with_keys=plan.keys is not None, folder=folder) as index,
+        Progress(work.progress, "convert", plan.num_samples, total * (1 + work.verify)) as progress,
+    ):
+        new.sink.preallocate(arrangement.committed_end)
+        collector = _Collector(plan, arrangement, index)
+        with closing(_blocks(plan, arrangement, work, new, progress)) as blocks:
+            for written in blocks:
+                collector.take(written)
+        superblock = _finish(new, index, arrangement)
+        if work.verify:
+            new.sink.sync()
+            compare(plan, arrangement, new.temporary, progress.advance)
+        plan.check_sources()
+        progress.finish()
+        new.publish()
+    return _report(plan, work, arrangement.committed_end, superblock.directory_sum.hex(), notes)
+
+
+def _finish(new: NewFile, index: IndexWriter, arrangement: Arrangement) -> Superblock:
+    """Write the index and both superblocks."""
+    superblock = index.write(new.sink, HEAD_NBYTES, data_end=arrangement.data_end)
+    assert superblock.committed_end == arrangement.committed_end, "the index is not as long as planned"
+    write_superblocks(new.sink, superblocks.encode(superblock))
+    return superblock
+
+
+def _blocks(
+    plan: Plan, arrangement: Arrangement, work: _Work, new: NewFile, progress: Progress
+) -> Generator[Written, None, None]:
+    """Write all blocks, in whatever way; in no particular order."""
+    pooled = _num_workers(plan, arrangement, work)
+    tasks = cut_tasks(plan, arrangement, new.temporary, split=pooled > 1 or work.executor is not None)
+    if pooled == 1 and work.executor is None:
+        for task in tasks:
+            yield from write_blocks(task, new.sink, progress.advance)
+        return
+    with WorkerPool(pooled) if work.executor is None else nullcontext(work.executor) as executor:
+        most = work.workers or 2 * (os.cpu_count() or 1) if work.executor is not None else pooled + 1
+        with closing(run_on(executor, tasks, most, work.path, new.discard)) as written:
+            for block in written:
+                progress.advance(int(arrangement.nbytes[block.number, block.shard]))
+                yield block
+
+
+def _num_workers(plan: Plan, arrangement: Arrangement, work: _Work) -> int:
+    """Processes to start; 1 for none."""
+    if plan.uniform or work.executor is not None:
+        return 1
+    if work.workers is not None:
+        return work.workers
+    if _estimate_seconds(plan) < _POOL_SECONDS:
+        return 1
+    return max(1, min(_processors(), arrangement.num_shards))
+
+
+def _estimate_seconds(plan: Plan) -> float:
+    """Work of a processor, roughly; reading and writing plain bytes is the work of the disk."""
+    seconds = 0.0
+    for number, column in enumerate(plan.columns):
+        nbytes = plan.nbytes(number)
+        seconds += column.num_pieces * _PIECE_SECONDS
+        if bool((column.method == DEFLATED).any()):
+            seconds += nbytes / _INFLATE_RATE
+        if any(plan.kinds[kind].fortran for kind in np.unique(column.kind).tolist()):
+            seconds += nbytes / _TURN_RATE
+    return seconds
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Collector:
+    """Puts blocks into the index shard by shard, whatever the order in which they come."""
+
+    def __init__(self, plan: Plan, arrangement: Arrangement, index: IndexWriter) -> None:
+        self._plan, self._arrangement, self._index = plan, arrangement, index
+        self._shapes = {number: plan.row_shapes(number) for number, f in enumerate(plan.fields) if f.ragged}
+        self._waiting: dict[int, dict[int, Written]] = {}
+        self._next = 0
+
+    def take(self, written: Written) -> None:
+        """Take one block; each shard that is now complete and whose turn it is goes into the index."""
+        self._waiting.setdefault(written.shard, {})[written.number] = written
+        while len(self._waiting.get(self._next, ())) == len(self._plan.fields):
+            self._add_shard(self._waiting.pop(self._next))
+            self._next += 1
+
+    def _add_shard(self, found: dict[int, Written]) -> None:
+        start, stop = self._arrangement.starts[self._next : self._next + 2].tolist()
+        keys = None if self._plan.keys is None else self._plan.keys.slice(start, stop)
+        blocks = [self._block(found[number], start, stop) for number in range(len(self._plan.fields))]
+        self._index.add_shard(stop - start, blocks, None if keys is None else Keys(keys.blob, keys.offsets))
+
+    def _block(self, written: Written, start: int, stop: int) -> Block:
+        shapes = self._shapes.get(written.number)
+        place = written.number, written.shard
+        return Block(
+            int(self._arrangement.offsets[place]),
+            int(self._arrangement.nbytes[place]),
+            written.sum,
+            written.group_sums,
+            None if shapes is None else count_items(shapes[start:stop]),
+            None if shapes is None else np.ascontiguousarray(shapes[start:stop]),
+        )

@@ -1,0 +1,154 @@
+"""Running the tasks of a conversion: here, in processes of our own, or on any executor."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing.context
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from multiprocessing import connection, parent_process
+from typing import Any, Final
+
+from chunkstore._ingest.convert.tasks import Task, Written, run_task
+from chunkstore.errors import WriteError
+
+_LAST_PIECE_SECONDS: Final = 10.0
+_ENDING: Final = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
+
+
+class _Worker(multiprocessing.context.SpawnProcess):
+    """A process that knows nothing of the caller's script, and is stopped by its parent alone."""
+
+    def start(self) -> None:
+        # A spawned process runs the main script again, as `__mp_main__`: a script that calls `convert` without an
+        # `if __name__ == "__main__"` would start over in every worker. Ours need nothing from it.
+        with _without_main(), _without_interrupts():
+            super().start()
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A child inherits the mask: Ctrl-C, which goes to all processes of a terminal, is then for the parent only.
+
+    The parent itself takes signals when the child has all that it needs to start: half of it would be a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, *_ENDING])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Context(multiprocessing.context.SpawnContext):
+    """Spawn: a fork would copy the locks of threads that do not exist in the child. Remembers its processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.workers: list[_Worker] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> _Worker:  # type: ignore[override]  # noqa: N802 - of multiprocessing
+        worker = _Worker(*args, **kwargs)
+        self.workers.append(worker)
+        return worker
+
+
+def _start_worker() -> None:
+    """What a worker does first."""
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # the pool itself ends its processes so
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Idle workers wait for their queue, which a parent that was killed leaves open.
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+class WorkerPool(ProcessPoolExecutor):
+    """Processes of our own. Starting them costs about 0.2 s."""
+
+    def __init__(self, workers: int) -> None:
+        self._context = _Context()
+        super().__init__(workers, mp_context=self._context, initializer=_start_worker)
+
+    def kill(self) -> None:
+        """End the processes now, whatever they do."""
+        for worker in self._context.workers:
+            if worker.pid is not None:
+                worker.kill()
+        self.shutdown(wait=True, cancel_futures=True)
+
+
+def run_on(
+    executor: Executor, tasks: Iterable[Task], most: int, path: str, give_up: Callable[[], None]
+) -> Generator[Written, None, None]:
+    """Run tasks, at most `most` of them under way; blocks come in the order in which they are done.
+
+    Args:
+        executor: any; its workers see the same files.
+        tasks: taken one by one, as there is room.
+        most: tasks under way.
+        path: of the container, for messages.
+        give_up: removes the unfinished container; called when this is left before the end.
+    Raises:
+        WriteError: a worker process died.
+    What a worker raises is raised here. When this is left before the end, nothing new is started, and what runs is
+    ended, or ends with its next piece.
+    """
+    waiting: set[Future[list[Written]]] = set()
+    source = iter(tasks)
+    finished = False
+    try:
+        while True:
+            while len(waiting) < most and (task := next(source, None)) is not None:
+                waiting.add(executor.submit(run_task, task))
+            if not waiting:
+                break
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            while done:
+                yield from done.pop().result()
+        finished = True
+    except BrokenExecutor as error:
+        text = (
+            "a worker process died (killed, or out of memory?): nothing was published. Convert again, "
+            "with fewer workers if memory was short"
+        )
+        raise WriteError(errno.ECHILD, text, path) from error
+    finally:
+        if not finished:
+            give_up()
+            _stop(executor, waiting)
+
+
+def _stop(executor: Executor, waiting: set[Future[list[Written]]]) -> None:
+    """Our own processes end now; others are given the time of a piece to notice that their file is gone."""
+    for future in waiting:
+        future.cancel()
+    if isinstance(executor, WorkerPool):
+        executor.kill()
+    else:
+        wait(waiting, timeout=_LAST_PIECE_SECONDS)

@@ -1,0 +1,1 @@
+"""A container -> the files that it was made of."""

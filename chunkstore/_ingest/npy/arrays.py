@@ -1,0 +1,473 @@
+"""One array of a source file -> its elements in C order and little-endian, in bounded memory.
+
+How the bytes lie decides how they are read:
+
+| in the file | read by |
+|---|---|
+| `.npy` or stored member, C order | `preadv` straight into the destination |
+| the same, Fortran order | boxes: runs of the first axis, one `preadv` each, spread in memory |
+| deflated, C order | one forward pass; going back starts over |
+| deflated, Fortran order | inflated whole up to 64 MiB, else into an unlinked temporary file, then by boxes |
+
+Not thread-safe: each thread has its own source.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, Any, Final, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from chunkstore._format import dtypes
+from chunkstore._ingest.npy.casts import Cast, check_values, convert, native, resolve_cast
+from chunkstore._ingest.npy.files import check_unchanged, open_regular, read_exactly
+from chunkstore._ingest.npy.npyheader import PREFIX_NBYTES, check_nbytes, header_nbytes, parse_header
+from chunkstore._ingest.npy.npz import InflateStream, Member, read_member_header, read_members
+from chunkstore._ingest.npy.sniff import ZIP_MAGICS
+from chunkstore._ingest.plan.specs import leaf_of
+from chunkstore.errors import IngestError
+
+TILE_NBYTES: Final = 8 << 20
+_WHOLE_NBYTES: Final = 64 << 20  # a Fortran array up to this is transposed in memory
+_SMALL_RUN: Final = 64 << 10
+_REGION_NBYTES: Final = 4 << 20
+_MAX_WASTE: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What many arrays have in common.
+
+    Attributes:
+        dtype: as stored, byte order included.
+        fortran: first index fastest.
+        data_offset: bytes of the `.npy` header.
+    """
+
+    dtype: np.dtype[Any]
+    fortran: bool
+    data_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one array lies, as the plan found it.
+
+    Attributes:
+        path: to open.
+        where: path and member for messages.
+        size, mtime_ns: of the file.
+        member: its place in the zip, or None for an `.npy`.
+        kind, shape: from the `.npy` header.
+    """
+
+    path: str
+    where: str
+    size: int
+    mtime_ns: int
+    member: Member | None
+    kind: Kind
+    shape: tuple[int, ...]
+
+
+class _Raw(Protocol):
+    """Elements as they are stored, C order."""
+
+    def read(self, start: int, stop: int, view: memoryview) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _StoredC:
+    """Bytes at an offset; adds up the CRC of a member as long as it is read in order from its start."""
+
+    def __init__(self, fd: int, place: Place) -> None:
+        self._fd, self._where, self._member = fd, place.where, place.member
+        self._itemsize = place.kind.dtype.itemsize
+        self._base = place.kind.data_offset + (place.member.offset if place.member else 0)
+        self._end = place.member.nbytes - place.kind.data_offset if place.member else 0
+        self._position = 0
+        self._crc = self._header_crc(place) if place.member else 0
+
+    def _header_crc(self, place: Place) -> int:
+        assert place.member is not None
+        header = bytearray(place.kind.data_offset)
+        read_exactly(self._fd, place.member.offset, memoryview(header), self._where)
+        crc = zlib.crc32(header)
+        if self._end == 0 and crc != place.member.crc:
+            raise _crc_error(place, crc)
+        return crc
+
+    def read(self, start: int, stop: int, view: memoryview) -> None:
+        begin = start * self._itemsize
+        read_exactly(self._fd, self._base + begin, view, self._where)
+        if self._member is not None and begin == self._position:
+            self._crc = zlib.crc32(view, self._crc)
+            self._position += len(view)
+            if self._position == self._end and self._crc != self._member.crc:
+                raise IngestError(_crc_text(self._where, self._member.crc, self._crc))
+
+    def close(self) -> None:
+        pass
+
+
+def _crc_text(where: str, stored: int, computed: int) -> str:
+    return f"{where}: CRC-32 stored {stored:08x}, computed {computed:08x}. The archive is damaged: get it again."
+
+
+def _crc_error(place: Place, computed: int) -> IngestError:
+    assert place.member is not None
+    return IngestError(_crc_text(place.where, place.member.crc, computed))
+
+
+class _DeflatedC:
+    """A forward cursor; starts over when it must go back."""
+
+    def __init__(self, fd: int, place: Place) -> None:
+        assert place.member is not None
+        self._fd, self._place, self._member = fd, place, place.member
+        self._stream: InflateStream | None = None
+
+    def read(self, start: int, stop: int, view: memoryview) -> None:
+        begin = self._place.kind.data_offset + start * self._place.kind.dtype.itemsize
+        if self._stream is None or self._stream.position > begin:
+            self._stream = InflateStream(self._fd, self._member, self._place.where)
+        self._stream.skip(begin - self._stream.position)
+        self._stream.read_into(view)
+
+    def close(self) -> None:
+        self._stream = None
+
+
+class _WholeFortran:
+    """A small Fortran array, transposed in memory."""
+
+    def __init__(self, raw: _Raw, place: Place) -> None:
+        buffer = np.empty(math.prod(place.shape) * place.kind.dtype.itemsize, np.uint8)
+        raw.read(0, math.prod(place.shape), buffer.data)
+        stored = buffer.view(place.kind.dtype).reshape(place.shape, order="F")
+        self._bytes = np.ascontiguousarray(stored).reshape(-1).view(np.uint8).data
+        self._itemsize = place.kind.dtype.itemsize
+
+    def read(self, start: int, stop: int, view: memoryview) -> None:
+        view[:] = self._bytes[start * self._itemsize : stop * self._itemsize]
+
+    def close(self) -> None:
+        self._bytes = memoryview(b"")
+
+
+def flat_boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, int], ...]]:
+    """Boxes that make up the C-order elements `[start, stop)`, in order; each is a (first, last + 1) per axis."""
+    if stop <= start:
+        return
+    if not shape:
+        yield ()
+        return
+    row = math.prod(shape[1:])
+    first, skip = divmod(start, row)
+    last, rest = divmod(stop, row)
+    if skip:
+        for box in flat_boxes(shape[1:], skip, min(row, skip + stop - start)):
+            yield ((first, first + 1), *box)
+        first += 1
+    if first < last:
+        yield ((first, last), *((0, dim) for dim in shape[1:]))
+    if rest and first <= last:
+        for box in flat_boxes(shape[1:], 0, rest):
+            yield ((last, last + 1), *box)
+
+
+class _Fortran:
+    """A large Fortran array by boxes. Memory: one box of the caller's size and one region of at most 4 MiB."""
+
+    def __init__(self, fd: int, base: int, place: Place, owned: IO[bytes] | None = None) -> None:
+        self._fd, self._base, self._where, self._owned = fd, base, place.where, owned
+        self._shape = place.shape
+        # The bytes are moved, not looked at: a void of the same width does for any dtype, objects excepted.
+        self._void = np.dtype(f"V{place.kind.dtype.itemsize}")
+
+    def read(self, start: int, stop: int, view: memoryview) -> None:
+        flat = np.frombuffer(view, self._void)
+        done = 0
+        for box in flat_boxes(self._shape, start, stop):
+            dims = tuple(last - first for first, last in box)
+            size = math.prod(dims)
+            self._read_box(box, flat[done : done + size].reshape(dims).T)
+            done += size
+
+    def _read_box(self, box: tuple[tuple[int, int], ...], out: npt.NDArray[Any]) -> None:
+        """`out` has the box's shape reversed: so reversed, the file is in C order."""
+        sides = box[::-1]
+        dims = self._shape[::-1]
+        level = self._level(sides, dims)
+        inner = math.prod(dims[level + 1 :])
+        first, last = sides[level]
+        region = np.empty((last - first, *dims[level + 1 :]), self._void)
+        bytes_of = region.reshape(-1).view(np.uint8).data
+        chosen = region[(slice(None), *(slice(*side) for side in sides[level + 1 :]))]
+        strides = [math.prod(dims[axis + 1 :]) for axis in range(level)]
+        origin = [side[0] for side in sides[:level]]
+        for index in itertools.product(*(range(*side) for side in sides[:level])):
+            element = first * inner + sum(i * stride for i, stride in zip(index, strides, strict=True))
+            read_exactly(self._fd, self._base + element * self._void.itemsize, bytes_of, self._where)
+            out[tuple(i - low for i, low in zip(index, origin, strict=True))] = chosen
+
+    def _level(self, sides: tuple[tuple[int, int], ...], dims: tuple[int, ...]) -> int:
+        """Axis (of the reversed shape) below which one contiguous region is read, unwanted elements included where runs
+        are short.
+        """
+        level = len(dims) - 1
+        while level > 0 and sides[level] == (0, dims[level]):
+            level -= 1
+        while level > 0 and self._region(sides, dims, level)[0] < _SMALL_RUN:
+            nbytes, useful = self._region(sides, dims, level - 1)
+            if nbytes > _REGION_NBYTES or nbytes > _MAX_WASTE * useful:
+                break
+            level -= 1
+        return level
+
+    def _region(self, sides: tuple[tuple[int, int], ...], dims: tuple[int, ...], level: int) -> tuple[int, int]:
+        """Bytes of the region at a level, and how many of them are wanted."""
+        width = (sides[level][1] - sides[level][0]) * self._void.itemsize
+        return width * math.prod(dims[level + 1 :]), width * math.prod(
+            last - first for first, last in sides[level + 1 :]
+        )
+
+    def close(self) -> None:
+        if self._owned is not None:
+            self._owned.close()
+
+
+def _is_c_order(kind: Kind, shape: tuple[int, ...]) -> bool:
+    """Whether C and Fortran order are the same here."""
+    return not kind.fortran or sum(dim > 1 for dim in shape) < 2 or 0 in shape
+
+
+def _open_raw(fd: int, place: Place) -> _Raw:
+    deflated = place.member is not None and place.member.deflated
+    straight: _Raw = _DeflatedC(fd, place) if deflated else _StoredC(fd, place)
+    if _is_c_order(place.kind, place.shape):
+        return straight
+    nbytes = math.prod(place.shape) * place.kind.dtype.itemsize
+    if nbytes <= _WHOLE_NBYTES:
+        return _WholeFortran(straight, place)
+    if place.member is None:
+        return _Fortran(fd, place.kind.data_offset, place)
+    if not deflated:
+        _pass_over(straight, place)  # boxes come out of order: the CRC needs a pass of its own
+        return _Fortran(fd, place.member.offset + place.kind.data_offset, place)
+    spill = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the source
+    try:
+        _pass_over(straight, place, spill)
+        spill.flush()
+    except BaseException:
+        spill.close()
+        raise
+    return _Fortran(spill.fileno(), 0, place, spill)
+
+
+def _pass_over(raw: _Raw, place: Place, copy: IO[bytes] | None = None) -> None:
+    """Read all elements once, in file order; write them to `copy`."""
+    itemsize = place.kind.dtype.itemsize
+    total = math.prod(place.shape)
+    step = max(1, TILE_NBYTES // itemsize)
+    buffer = memoryview(bytearray(min(step, total) * itemsize))
+    for start in range(0, total, step):
+        stop = min(total, start + step)
+        piece = buffer[: (stop - start) * itemsize]
+        raw.read(start, stop, piece)
+        if copy is not None:
+            copy.write(piece)
+
+
+class ArraySource:
+    """Reads one array, or one member of a structured array, as a field wants it.
+
+    Args:
+        place: where it lies.
+        member: names down to the member of a structured array; empty for the array itself.
+        cast: to the field's dtype; None keeps the dtype.
+
+    Attributes:
+        dtype: of what is read, little-endian.
+        shape: subarray dimensions of a member included.
+        row_nbytes: bytes that one index of the first axis gives.
+
+    Raises:
+        IngestError: the file is not as it was planned.
+        OSError: it cannot be read.
+    """
+
+    def __init__(
+        self, place: Place, member: tuple[str, ...] = (), cast: Cast | None = None, *, tile_nbytes: int = TILE_NBYTES
+    ) -> None:
+        self._place, self._member, self._tile_nbytes = place, member, tile_nbytes
+        self._subshape, self._cast = _member_of(place, member, cast)
+        self.dtype: np.dtype[Any] = dtypes.to_numpy(self._cast.target)
+        self.shape = place.shape + self._subshape
+        self.fortran_order = place.kind.fortran
+        self._element_nbytes = dtypes.element_nbytes(self._cast.target) * math.prod(self._subshape)
+        self.row_nbytes = self._element_nbytes * math.prod(place.shape[1:])
+        self._fd, status = open_regular(place.path, place.where)
+        self._raw: _Raw | None = None
+        try:
+            check_unchanged(status, place.size, place.mtime_ns, place.where)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the stored array (records, where it is structured)."""
+        return math.prod(self._place.shape)
+
+    @property
+    def element_nbytes(self) -> int:
+        """Bytes that one of them gives."""
+        return self._element_nbytes
+
+    def read_elements(self, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
+        """Elements `[start, stop)` of the array in C order, as bytes of the field, into `out`.
+
+        Raises:
+            IngestError: damage, a value that does not fit the dtype, or a file that changed meanwhile.
+        """
+        if len(out) != (stop - start) * self._element_nbytes:
+            raise ValueError(f"out has {len(out)} bytes, needed are {(stop - start) * self._element_nbytes}")
+        if self._raw is None:
+            self._raw = _open_raw(self._fd, self._place)
+        itemsize = self._place.kind.dtype.itemsize
+        if itemsize == 0:
+            out[:] = 0  # texts of width 0, made wider
+        elif stop > start:
+            step = max(1, self._tile_nbytes // max(itemsize, self._element_nbytes, 1))
+            for low in range(start, stop, step):
+                high = min(stop, low + step)
+                self._read_tile(
+                    low, high, out[(low - start) * self._element_nbytes : (high - start) * self._element_nbytes]
+                )
+        check_unchanged(os.fstat(self._fd), self._place.size, self._place.mtime_ns, self._place.where)
+
+    def _read_tile(self, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
+        assert self._raw is not None
+        dtype = self._place.kind.dtype
+        if not self._member and self._cast.mode in ("same", "bits"):
+            self._raw.read(start, stop, out.data)
+            values = out.view(dtype)
+            if not dtype.isnative:
+                values.byteswap(inplace=True)
+            if self._cast.checked:
+                check_values(self._cast, out.view(native(dtype)), self._place.where)
+            return
+        tile = np.empty((stop - start) * dtype.itemsize, np.uint8)
+        self._raw.read(start, stop, tile.data)
+        values = tile.view(dtype)
+        for name in self._member:
+            values = values[name]
+        convert(self._cast, np.ascontiguousarray(values, native(values.dtype)).reshape(-1), out, self._place.where)
+
+    def read_values(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Elements in their own little-endian dtype, before any cast: for texts. One tile: the caller bounds it."""
+        dtype = self._place.kind.dtype
+        tile = np.empty((stop - start) * dtype.itemsize, np.uint8)
+        self._raw = self._raw or _open_raw(self._fd, self._place)
+        if not dtype.itemsize:
+            return np.zeros(stop - start, self._cast.source.str[:2] + "1")
+        if stop > start:
+            self._raw.read(start, stop, tile.data)
+        values = tile.view(dtype)
+        for name in self._member:
+            values = values[name]
+        return np.ascontiguousarray(values, native(values.dtype)).reshape(-1)
+
+    def read_rows(self, start: int, stop: int, out: npt.NDArray[Any]) -> None:
+        """Rows `[start, stop)` of the first axis into `out`, C-contiguous, of shape `(stop - start, *shape[1:])` and
+        dtype `self.dtype`.
+        """
+        per_row = math.prod(self._place.shape[1:])
+        self.read_elements(start * per_row, stop * per_row, _bytes_of(out))
+
+    def read_all(self, out: npt.NDArray[Any]) -> None:
+        """The whole array into `out`, C-contiguous, of `self.shape` and `self.dtype`."""
+        self.read_elements(0, self.num_elements, _bytes_of(out))
+
+    def close(self) -> None:
+        """Give the descriptor back; a second call does nothing."""
+        if getattr(self, "_raw", None) is not None:
+            assert self._raw is not None
+            self._raw.close()
+            self._raw = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _bytes_of(out: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    if not out.flags.c_contiguous:
+        raise ValueError("out must be C-contiguous")
+    return out.reshape(-1).view(np.uint8)
+
+
+def _member_of(place: Place, member: tuple[str, ...], cast: Cast | None) -> tuple[tuple[int, ...], Cast]:
+    """Subarray dimensions and cast of the array or of the member."""
+    if place.kind.dtype.hasobject:
+        raise IngestError(f"{place.where}: object arrays are not read as arrays.")
+    leaf = leaf_of(None, place.kind.dtype, len(place.shape), member)
+    if leaf is None:
+        raise IngestError(f"{place.where}: a structured array: name one of its members.")
+    try:
+        return leaf.subshape, cast or resolve_cast(leaf.dtype, None, leaf.label)
+    except IngestError as error:
+        raise IngestError(f"{place.where}: {error}") from None
+
+
+def find_place(path: str, member: str | None = None) -> Place:
+    """Place of the array of an `.npy`, or of the named one of an `.npz` (which may be left out if there is one only).
+
+    Raises:
+        IngestError: damage, or no such member.
+    """
+    fd, status = open_regular(path, path)
+    try:
+        head = os.pread(fd, PREFIX_NBYTES, 0)
+        if not head.startswith(ZIP_MAGICS):
+            header = parse_header(os.pread(fd, header_nbytes(head, path), 0), path)
+            check_nbytes(header, status.st_size, path)
+            found, where = None, path
+        else:
+            found = _choose(read_members(fd, status.st_size, path), member, path)
+            where = f"{path}: array {found.name!r}"
+            header = read_member_header(fd, found, where)[1]
+    finally:
+        os.close(fd)
+    kind = Kind(header.dtype, header.fortran_order, header.data_offset)
+    return Place(path, where, status.st_size, status.st_mtime_ns, found, kind, header.shape)
+
+
+def _choose(members: list[Member], name: str | None, path: str) -> Member:
+    chosen = [member for member in members if name is None or member.name == name]
+    if len(chosen) != 1:
+        raise IngestError(f"{path}: has the arrays {', '.join(repr(m.name) for m in members[:20])}; name one of them.")
+    return chosen[0]
+
+
+def open_array(path: str | os.PathLike[str], array: str | None = None, member: tuple[str, ...] = ()) -> ArraySource:
+    """Source of one array of a file; the caller closes it."""
+    return ArraySource(find_place(os.fspath(path), array), member)

@@ -1,0 +1,97 @@
+"""Object arrays (`--allow-pickle`): each element is one row.
+
+Even then nothing is called but what NumPy's own pickles of arrays and numbers need: any other name in the pickle is
+refused, so that a file cannot run code. The whole array is in memory while it is read: a pickle has no random access.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from chunkstore._ingest.npy.arrays import Place
+from chunkstore._ingest.npy.files import check_unchanged, open_regular, read_exactly
+from chunkstore._ingest.npy.npz import InflateStream
+from chunkstore.errors import IngestError
+
+_ALLOWED: Final = frozenset(
+    (f"numpy{core}.{module}", name)
+    for core in (".core", "._core")
+    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+) | {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+    ("builtins", "bytearray"),
+    ("__builtin__", "bytearray"),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Arrays, numbers, texts and containers of them; nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        plain_dtype = module == "numpy.dtypes" and name.endswith("DType") and hasattr(np.dtypes, name)
+        if (module, name) not in _ALLOWED and not plain_dtype:
+            raise IngestError(f"the pickle asks for {module}.{name}, which is neither an array nor a number")
+        return super().find_class(module, name)
+
+
+def load_rows(place: Place) -> list[npt.NDArray[Any]]:
+    """Elements of the object array, each as an array; little-endian is not yet made.
+
+    Raises:
+        IngestError: not a 1-d object array of arrays and numbers, or a damaged pickle.
+    """
+    if len(place.shape) != 1:
+        raise IngestError(
+            f"{place.where}: an object array of shape {place.shape}: only 1-d ones, one row per element, can be read."
+        )
+    try:
+        value = _Unpickler(io.BytesIO(_payload(place)), encoding="latin1").load()
+    except IngestError as error:
+        raise IngestError(f"{place.where}: {error}.") from None
+    except Exception as error:  # noqa: BLE001  a damaged pickle can raise almost anything
+        raise IngestError(
+            f"{place.where}: the pickle is damaged ({type(error).__name__}: {str(error)[:100]})."
+        ) from None
+    elements = value.tolist() if isinstance(value, np.ndarray) and value.dtype == object and value.ndim == 1 else None
+    if elements is None or len(elements) != place.shape[0]:
+        raise IngestError(
+            f"{place.where}: the pickle does not hold the object array of shape {place.shape} that its header "
+            "announces."
+        )
+    return [_row(element, number, place.where) for number, element in enumerate(elements)]
+
+
+def _row(element: object, number: int, where: str) -> npt.NDArray[Any]:
+    if isinstance(element, (np.ndarray, np.generic, bool, int, float, complex)):
+        row = np.asarray(element)
+        if row.dtype.kind in "biufcSUMm":
+            return row
+        raise IngestError(f"{where}: element {number} is an array of dtype {row.dtype}; expected numbers.")
+    raise IngestError(
+        f"{where}: element {number} is a {type(element).__name__}; expected arrays or numbers, one row each."
+    )
+
+
+def _payload(place: Place) -> bytes:
+    """The pickle's bytes."""
+    fd, status = open_regular(place.path, place.where)
+    with open(fd, "rb", buffering=0):
+        check_unchanged(status, place.size, place.mtime_ns, place.where)
+        start = place.kind.data_offset
+        nbytes = (place.member.nbytes if place.member else place.size) - start
+        buffer = bytearray(nbytes)
+        if place.member is not None and place.member.deflated:
+            stream = InflateStream(fd, place.member, place.where)
+            stream.skip(start)
+            stream.read_into(memoryview(buffer))
+        else:
+            offset = start + (place.member.offset if place.member else 0)
+            read_exactly(fd, offset, memoryview(buffer), place.where)
+    return bytes(buffer)

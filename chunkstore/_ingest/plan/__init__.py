@@ -1,0 +1,1 @@
+"""Sources -> a plan of every sample, before a byte is written."""

@@ -1,0 +1,206 @@
+"""Do the files agree? Which arrays become fields, and which files are the odd ones out.
+
+Files agree when they give the same fields with the same dtype (after `--dtype`) and the same number of dimensions.
+The most frequent kind of file (of the first file, where two are as frequent) is what is wanted; the message for any
+other says how it differs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chunkstore._ingest.npy.casts import native, resolve_cast
+from chunkstore._ingest.plan.inventory import Inventory
+from chunkstore._ingest.plan.specs import DtypeSpec, Leaf, check_distinct, find_leaf
+from chunkstore.errors import IngestError
+
+OBJECT = "object"
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A field, and where its values come from.
+
+    Attributes:
+        field: its name.
+        leaf: array or member.
+        target: the format's dtype, or `object` until the pickles were read.
+    """
+
+    field: str
+    leaf: Leaf
+    target: str
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What must be equal in all files."""
+        return self.field, self.target, self.leaf.ndim, self.leaf.array, len(self.leaf.subshape)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asked for.
+
+    Attributes:
+        fields: name -> source; empty for all arrays under their own names.
+        dtypes: targets.
+        allow_pickle: whether object arrays are read.
+    """
+
+    fields: dict[str, str]
+    dtypes: DtypeSpec
+    allow_pickle: bool
+
+
+def pick_leaves(available: Sequence[Leaf], wanted: Wanted) -> list[tuple[str, Leaf]]:
+    """Field names and their leaves.
+
+    Raises:
+        IngestError: a `--field` names an array that is not there, or two have one label. The text has no path.
+    """
+    if not wanted.fields:
+        check_distinct(available)
+        return [(leaf.label, leaf) for leaf in available]
+    found = []
+    for name, source in wanted.fields.items():
+        leaf = find_leaf(available, source)
+        if leaf is None:
+            labels = ", ".join(repr(leaf.label) for leaf in available[:20])
+            raise IngestError(f"there is no array {source!r} for --field {name}={source}; it has {labels}.")
+        found.append((name, leaf))
+    return found
+
+
+def make_pick(name: str, leaf: Leaf, wanted: Wanted) -> Pick:
+    """Pick with its target dtype.
+
+    Raises:
+        IngestError: the dtype cannot be stored so. The text has no path.
+    """
+    if leaf.dtype.kind == "O" and wanted.allow_pickle:
+        return Pick(name, leaf, OBJECT)
+    try:
+        return Pick(name, leaf, resolve_cast(leaf.dtype, wanted.dtypes.target(name), name).target)
+    except IngestError as error:
+        raise IngestError(f"array {leaf.label!r}: {error}") from None
+
+
+def agree(
+    inventory: Inventory, files: npt.NDArray[np.int64], wanted: Wanted
+) -> tuple[list[Pick], npt.NDArray[np.int64]]:
+    """Fields of the most frequent kind of file, and the files that have them.
+
+    Raises:
+        IngestError: a file differs (unless such files are to be skipped), or no file can be taken.
+    """
+    signature_of = np.array(inventory.signature_of)[files]
+    numbers, firsts, counts = np.unique(signature_of, return_index=True, return_counts=True)
+    picks: dict[int, list[Pick]] = {}
+    errors: dict[int, str] = {}
+    for number in numbers.tolist():
+        try:
+            picks[number] = [
+                make_pick(name, leaf, wanted) for name, leaf in pick_leaves(inventory.leaves(number), wanted)
+            ]
+        except IngestError as error:
+            errors[number] = str(error)
+    keys = {number: tuple(sorted(pick.key for pick in chosen)) for number, chosen in picks.items()}
+    if not keys:
+        place = int(files[firsts.min()])
+        raise IngestError(f"{inventory.scan.file_path(place)}: {errors[int(signature_of[firsts.min()])]}")
+    best = _most_frequent(keys, numbers, firsts, counts)
+    good = np.isin(signature_of, [number for number in keys if keys[number] == keys[best]])
+    for place, number in zip(files[~good].tolist(), signature_of[~good].tolist(), strict=True):
+        others = int(good.sum())
+        reason = errors.get(number) or _difference(picks[number], picks[best], others, len(files), picks.values())
+        name = inventory.scan.paths[place]
+        inventory.skip_or_raise(place, reason, f" To leave it out: --exclude {name!r} or --on-error skip.")
+    return picks[best], files[good]
+
+
+def _most_frequent(
+    keys: dict[int, Any], numbers: npt.NDArray[Any], firsts: npt.NDArray[Any], counts: npt.NDArray[Any]
+) -> int:
+    """Signature whose key most files have; the earliest file decides between equals."""
+    total: Counter[Any] = Counter()
+    first: dict[Any, tuple[int, int]] = {}
+    for number, place, count in zip(numbers.tolist(), firsts.tolist(), counts.tolist(), strict=True):
+        if number in keys:
+            key = keys[number]
+            total[key] += count
+            first[key] = min(first.get(key, (place, number)), (place, number))
+    best = max(total, key=lambda key: (total[key], -first[key][0]))
+    return first[best][1]
+
+
+def _difference(
+    odd: list[Pick], usual: list[Pick], num_usual: int, num_files: int, everyone: Iterable[list[Pick]]
+) -> str:
+    """One or two sentences: what the odd file has, what the others have, what to do that helps for everyone's files."""
+    others = (
+        f"the other {num_usual:,} files have"
+        if num_usual == num_files - 1
+        else f"{num_usual:,} of {num_files:,} files have"
+    )
+    if num_usual == 1:
+        others = f"the {'first' if num_files > 2 else 'other'} file has"
+    mine, theirs = ({pick.field: pick for pick in picks} for picks in (odd, usual))
+    missing, extra = [name for name in theirs if name not in mine], [name for name in mine if name not in theirs]
+    if missing or extra:
+        parts = [f"has no array {missing[0]!r}"] if missing else []
+        parts += [f"has an array {extra[0]!r}"] if extra else []
+        have = ", ".join(repr(name) for name in list(theirs)[:8])
+        return f"{' and '.join(parts)}; {others} {have}. --field NAME=SOURCE takes only the arrays that are named."
+    name = next(name for name in theirs if mine[name].key != theirs[name].key)
+    a, b = mine[name].leaf, theirs[name].leaf
+    if a.ndim != b.ndim:
+        return f"array {a.label!r} has {_dims(a.ndim)}, {others} {_dims(b.ndim)}."
+    if a.array != b.array:
+        return (
+            f"array {a.label!r} is {_home(a)}, {others} one of this name that is {_home(b)}. Convert one kind of file "
+            "at a time: --include '*.npy' or --include '*.npz'."
+        )
+    return f"array {a.label!r} has dtype {native(a.dtype)}, {others} {native(b.dtype)}.{_advice(usual, everyone)}"
+
+
+def _home(leaf: Leaf) -> str:
+    return "that of an .npy file" if leaf.array is None else f"array {leaf.array!r} of an .npz file"
+
+
+def _advice(usual: list[Pick], everyone: Iterable[list[Pick]]) -> str:
+    """The --dtype options with which the arrays of all files would agree; empty where there is no such dtype."""
+    found: dict[str, dict[str, np.dtype[Any]]] = {pick.field: {} for pick in usual}
+    for picks in everyone:
+        for pick in picks:
+            found.get(pick.field, {})[pick.target] = native(pick.leaf.dtype)
+    options = []
+    for name, by_target in found.items():
+        if len(by_target) > 1:
+            common = _common(list(by_target.values()))
+            if common is None:
+                return ""
+            options.append(f"--dtype {name}={common}")
+    return f" {' '.join(options)} takes all of them." if options else ""
+
+
+def _dims(ndim: int) -> str:
+    return "1 dimension" if ndim == 1 else f"{ndim} dimensions"
+
+
+def _common(dtypes: Sequence[np.dtype[Any]]) -> str | None:
+    """The dtype that holds all of these, as --dtype names it."""
+    kinds = {dtype.kind for dtype in dtypes}
+    if len(kinds) == 1 and kinds <= set("SU"):
+        wide = max(dtype.itemsize for dtype in dtypes) // (4 if "U" in kinds else 1)
+        return f"{kinds.pop()}{wide}"
+    if kinds <= set("biufc"):
+        both = np.result_type(*dtypes)
+        if all(np.can_cast(dtype, both, "same_kind") for dtype in dtypes) and both.itemsize <= 16:
+            return str(both.name)
+    return None

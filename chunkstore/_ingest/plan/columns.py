@@ -1,0 +1,164 @@
+"""Where the rows of a field come from: columns, no object per sample.
+
+A *piece* is one stored array. In `files`, `paired` and `classes` piece p is sample p, whole; in `rows` a piece is a
+run of samples, and `start` says which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chunkstore._format.schema import Field
+from chunkstore._ingest.npy.arrays import Kind
+from chunkstore._ingest.npy.casts import Cast, resolve_cast
+from chunkstore._ingest.plan.agree import OBJECT, Pick
+from chunkstore._ingest.plan.inventory import DEFLATED, Inventory
+from chunkstore._ingest.plan.specs import leaf_of
+
+Ints = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """Sources of one field.
+
+    Attributes:
+        array: name in the `.npz`, None in an `.npy`.
+        member: names down to the member of a structured array.
+        target: the format's dtype.
+        start: int64 [P + 1], first sample of each piece; None where piece p is sample p.
+        file, kind: per piece the number of its file and of its kind.
+        method, offset, stored, nbytes, crc: per piece how it is stored, see `inventory`.
+        dims: int64 [P, ndim], shape of the stored array.
+        subshape: dimensions that a structured member adds.
+        shapes: int64 [N, v] per sample where they are not those of the array (texts, rows of object arrays), else None.
+        values: int64 [N] where the field has no source (class numbers), else None.
+    """
+
+    array: str | None
+    member: tuple[str, ...]
+    target: str
+    start: Ints | None
+    file: Ints
+    kind: Ints
+    method: Ints
+    offset: Ints
+    stored: Ints
+    nbytes: Ints
+    crc: Ints
+    dims: Ints
+    subshape: tuple[int, ...]
+    shapes: Ints | None = None
+    values: Ints | None = None
+
+    @property
+    def num_pieces(self) -> int:
+        return len(self.file)
+
+    @property
+    def is_rows(self) -> bool:
+        """Whether the first axis of a piece counts samples."""
+        return self.start is not None
+
+    def row_dims(self) -> Ints:
+        """Shapes of the rows, per piece: int64 [P, n]."""
+        dims = self.dims[:, 1:] if self.is_rows else self.dims
+        if not self.subshape:
+            return dims
+        tail = np.broadcast_to(np.array(self.subshape, np.int64), (len(dims), len(self.subshape)))
+        return np.concatenate([dims, tail], axis=1)
+
+    def forward_only(self) -> bool:
+        """Whether several samples come out of one stream that only goes forward."""
+        return self.is_rows and (
+            (self.shapes is not None and self.target != "string") or bool((self.method == DEFLATED).any())
+        )
+
+    def slice(self, start: int, stop: int) -> Column:
+        """Samples `[start, stop)`; pieces of `rows` that are cut keep their whole array, so their `start` may be
+        negative.
+        """
+        shapes = None if self.shapes is None else self.shapes[start:stop]
+        if self.values is not None:
+            return replace(self, values=self.values[start:stop])
+        if self.start is None:
+            low, high, begin = start, stop, None
+        else:
+            low = int(np.searchsorted(self.start, start, "right")) - 1
+            high = int(np.searchsorted(self.start, stop, "left"))
+            begin = self.start[low : high + 1] - start
+        cut = {f.name: getattr(self, f.name)[low:high] for f in fields(self) if f.name in _PER_PIECE}
+        return replace(self, **cut, start=begin, shapes=shapes)
+
+
+_PER_PIECE = ("file", "kind", "method", "offset", "stored", "nbytes", "crc", "dims")
+
+
+def shrink(values: Ints) -> Ints:
+    """A column that is constant takes no memory."""
+    if len(values) > 1 and (values == values[0]).all():
+        return np.broadcast_to(values[:1], values.shape)
+    return values
+
+
+def take_column(inventory: Inventory, pick: Pick, files: npt.NDArray[np.int64], *, rows: bool) -> Column:
+    """Column of a field over the files, in their order."""
+    table = inventory.tables[pick.leaf.array, pick.leaf.ndim - len(pick.leaf.subshape)]
+    place = np.searchsorted(table.column("file"), files)
+    parts = {name: shrink(table.column(name)[place]) for name in _PER_PIECE}
+    start = None
+    if rows:
+        start = np.zeros(len(files) + 1, np.int64)
+        np.cumsum(parts["dims"][:, 0], out=start[1:])
+    return Column(pick.leaf.array, pick.leaf.member, pick.target, start, **parts, subshape=pick.leaf.subshape)
+
+
+def label_column(values: Ints) -> Column:
+    """Column of class numbers."""
+    empty = np.zeros(0, np.int64)
+    parts = dict.fromkeys(_PER_PIECE, empty) | {"dims": np.zeros((0, 0), np.int64)}
+    return Column(array=None, member=(), target="int64", start=None, **parts, subshape=(), values=values)
+
+
+def make_field(name: str, column: Column) -> Field:
+    """Schema field: a dimension that is not the same in all samples becomes None."""
+    if column.target == "string" or column.values is not None:
+        return Field(name, column.target, ())
+    dims = column.shapes if column.shapes is not None else column.row_dims()
+    shape = tuple(int(side[0]) if (side == side[0]).all() else None for side in dims.T)
+    return Field(name, column.target, shape)
+
+
+def row_shapes(column: Column, field: Field, num_samples: int) -> Ints:
+    """The leading dimensions up to the last that varies, int64 [N, v]."""
+    if column.shapes is not None:
+        return column.shapes[:, : field.varying]
+    if column.values is not None or field.varying == 0:
+        return np.zeros((num_samples, 0), np.int64)
+    dims = column.row_dims()[:, : field.varying]
+    if column.start is None:
+        return dims
+    bounds = np.clip(column.start, 0, num_samples)  # the first and last piece of a slice may be cut
+    return np.repeat(dims, np.diff(bounds), axis=0)
+
+
+def cast_of(column: Column, kind: Kind, name: str) -> Cast | None:
+    """Cast for pieces of a kind; None for object arrays."""
+    leaf = leaf_of(column.array, kind.dtype, column.dims.shape[1], column.member)
+    assert leaf is not None  # the files agreed on it
+    return None if leaf.dtype.kind == "O" else resolve_cast(leaf.dtype, column.target, name)
+
+
+def is_object(column: Column) -> bool:
+    """Whether the dtype is still to be found in the pickles."""
+    return column.target == OBJECT
+
+
+def count_items(shapes: Ints) -> Ints:
+    """Product of each row."""
+    items: Ints = np.prod(shapes, axis=1, dtype=np.int64)
+    return items

@@ -1,0 +1,235 @@
+"""What is in every file: headers only, in columns.
+
+Files of one tree have few different headers: a header that was seen before is not parsed again, and what many arrays
+share is stored once.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from chunkstore._ingest.npy.arrays import Kind
+from chunkstore._ingest.npy.files import open_regular
+from chunkstore._ingest.npy.npyheader import PREFIX_NBYTES, NpyHeader, check_nbytes, header_nbytes, parse_header
+from chunkstore._ingest.npy.npz import read_member_header, read_members
+from chunkstore._ingest.npy.sniff import ZIP_MAGICS
+from chunkstore._ingest.plan.scan import Scan, Skipped
+from chunkstore._ingest.plan.specs import Leaf, leaves
+from chunkstore.errors import IngestError
+
+_MAX_CACHED: Final = 50_000
+_MAX_CACHED_NBYTES: Final = 4096  # of one header: 200 MiB at the very most, and usual ones have 128 bytes
+NPY, STORED, DEFLATED = 0, 1, 2
+Signature = tuple[tuple[str | None, int, int], ...]
+"""Of one file: per array its name, the number of its dtype, and its dimensions."""
+
+
+@dataclass
+class ArrayTable:
+    """All arrays of one name and one number of dimensions, a row per file that has one."""
+
+    ndim: int
+    file: array[int] = field(default_factory=lambda: array("i"))
+    kind: array[int] = field(default_factory=lambda: array("i"))
+    method: array[int] = field(default_factory=lambda: array("b"))
+    offset: array[int] = field(default_factory=lambda: array("q"))
+    stored: array[int] = field(default_factory=lambda: array("q"))
+    nbytes: array[int] = field(default_factory=lambda: array("q"))
+    crc: array[int] = field(default_factory=lambda: array("q"))
+    dims: array[int] = field(default_factory=lambda: array("q"))
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """One of the columns as an array; `dims` has the shape (rows, ndim)."""
+        values = np.array(getattr(self, name))
+        return values.reshape(len(self.file), self.ndim) if name == "dims" else values
+
+
+class Inventory:
+    """Headers of all files of a scan.
+
+    Attributes:
+        scan: whose files they are.
+        kinds: what many arrays share; `ArrayTable.kind` counts in it.
+        dtypes: distinct dtypes; `Signature` counts in it.
+        descrs: per dtype the `descr` of the header.
+        signatures: distinct contents of a file.
+        signature_of: per file its signature, -1 where the file was skipped.
+        tables: per array name (None in an `.npy`) and number of dimensions.
+        skipped: files that could not be read, by number, with their reasons.
+    """
+
+    def __init__(self, scan: Scan, *, skip: bool, progress: Callable[[int], None] | None = None) -> None:
+        self.scan = scan
+        self.kinds: list[Kind] = []
+        self.dtypes: list[np.dtype[Any]] = []
+        self.descrs: list[Any] = []
+        self.signatures: list[Signature] = []
+        self.tables: dict[tuple[str | None, int], ArrayTable] = {}
+        self.skipped: dict[int, str] = {}
+        self._skip = skip
+        self._dtype_of_kind: list[int] = []
+        self._kind_ids: dict[tuple[int, bool, int], int] = {}
+        self._dtype_ids: dict[str, int] = {}
+        self._signature_ids: dict[Signature, int] = {}
+        self._headers: dict[bytes, tuple[NpyHeader, int]] = {}
+        num = len(scan)
+        self.size = array("q", bytes(8 * num))
+        self.mtime_ns = array("q", bytes(8 * num))
+        self.signature_of = array("i", [-1]) * num
+        self._read_all(progress)
+
+    def _read_all(self, progress: Callable[[int], None] | None) -> None:
+        for place in range(len(self.scan)):
+            try:
+                self.signature_of[place] = self._read(place)
+            except (IngestError, PermissionError, FileNotFoundError) as error:
+                if not self._skip:
+                    raise
+                self.skipped[place] = _reason(error, self.scan.file_path(place))
+            if progress is not None and place % 256 == 255:
+                progress(place + 1)
+
+    def _read(self, place: int) -> int:
+        path = self.scan.file_path(place)
+        _check_text(path, self.scan.paths[place])
+        fd, status = open_regular(path, path)
+        try:
+            self.size[place], self.mtime_ns[place] = status.st_size, status.st_mtime_ns
+            head = os.pread(fd, PREFIX_NBYTES, 0)
+            suffix = path[-4:].lower()
+            if suffix == ".npz" or (suffix != ".npy" and head.startswith(ZIP_MAGICS)):
+                return self._add_npz(place, fd, status.st_size, path)
+            return self._add_npy(place, fd, status.st_size, path, head)
+        finally:
+            os.close(fd)
+
+    def _add_npy(self, place: int, fd: int, size: int, path: str, head: bytes) -> int:
+        total = header_nbytes(head, path)
+        if total > len(head):
+            head = os.pread(fd, total, 0)
+        header, kind = self._header(head[:total], path)
+        check_nbytes(header, size, path)
+        self._add(None, place, kind, header, (NPY, 0, 0, 0, -1))
+        return self._signature([(None, kind, len(header.shape))])
+
+    def _add_npz(self, place: int, fd: int, size: int, path: str) -> int:
+        found = []
+        for member in read_members(fd, size, path):
+            data, header = read_member_header(fd, member, f"{path}: array {member.name!r}")
+            header, kind = self._header(data, path, header)
+            found.append((member, header, kind))
+        for member, header, kind in found:
+            method = DEFLATED if member.deflated else STORED
+            self._add(
+                member.name,
+                place,
+                kind,
+                header,
+                (method, member.offset, member.stored_nbytes, member.nbytes, member.crc),
+            )
+        return self._signature([(member.name, kind, len(header.shape)) for member, header, kind in found])
+
+    def _header(self, data: bytes, path: str, parsed: NpyHeader | None = None) -> tuple[NpyHeader, int]:
+        known = self._headers.get(data)
+        if known is None:
+            header = parsed or parse_header(data, path)
+            known = header, self._kind(header)
+            if len(self._headers) >= _MAX_CACHED:
+                self._headers.clear()
+            if len(data) <= _MAX_CACHED_NBYTES:
+                self._headers[data] = known
+        return known
+
+    def _kind(self, header: NpyHeader) -> int:
+        text = repr(header.descr)
+        dtype = self._dtype_ids.setdefault(text, len(self.dtypes))
+        if dtype == len(self.dtypes):
+            self.dtypes.append(header.dtype)
+            self.descrs.append(header.descr)
+        key = dtype, header.fortran_order, header.data_offset
+        kind = self._kind_ids.setdefault(key, len(self.kinds))
+        if kind == len(self.kinds):
+            self.kinds.append(Kind(header.dtype, header.fortran_order, header.data_offset))
+            self._dtype_of_kind.append(dtype)
+        return kind
+
+    def dtype_of_kind(self, kind: int) -> int:
+        """Number of the dtype of a kind."""
+        return self._dtype_of_kind[kind]
+
+    def _add(
+        self, name: str | None, place: int, kind: int, header: NpyHeader, numbers: tuple[int, int, int, int, int]
+    ) -> None:
+        ndim = len(header.shape)
+        table = self.tables.get((name, ndim))
+        if table is None:
+            table = self.tables[name, ndim] = ArrayTable(ndim)
+        table.file.append(place)
+        table.kind.append(kind)
+        table.method.append(numbers[0])
+        table.offset.append(numbers[1])
+        table.stored.append(numbers[2])
+        table.nbytes.append(numbers[3])
+        table.crc.append(numbers[4])
+        table.dims.extend(header.shape)
+
+    def _signature(self, arrays: list[tuple[str | None, int, int]]) -> int:
+        by_kind = self._dtype_of_kind
+        signature = tuple((name, by_kind[kind], ndim) for name, kind, ndim in arrays)
+        number = self._signature_ids.setdefault(signature, len(self.signatures))
+        if number == len(self.signatures):
+            self.signatures.append(signature)
+        return number
+
+    def leaves(self, signature: int) -> list[Leaf]:
+        """Arrays, and members of structured arrays, of the files with this signature."""
+        return [
+            leaf for name, dtype, ndim in self.signatures[signature] for leaf in leaves(name, self.dtypes[dtype], ndim)
+        ]
+
+    def skip_or_raise(self, place: int, reason: str, advice: str = "") -> None:
+        """Leave a file out, or refuse, as was asked for; `advice` is for the refusal."""
+        path = self.scan.file_path(place)
+        if not self._skip:
+            raise IngestError(f"{path}: {reason}{advice}")
+        self.skipped[place] = reason
+        self.signature_of[place] = -1
+
+    @property
+    def skips(self) -> bool:
+        """Whether a file that does not fit is left out instead of refused."""
+        return self._skip
+
+    def skip_list(self) -> list[Skipped]:
+        """Everything that is left out, problems of the scan first."""
+        return [
+            *self.scan.problems,
+            *(Skipped(self.scan.paths[place], self.skipped[place]) for place in sorted(self.skipped)),
+        ]
+
+
+def _reason(error: Exception, path: str) -> str:
+    text = f"{type(error).__name__}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return text.removeprefix(path).lstrip(": ")
+
+
+def _check_text(path: str, relative: str) -> None:
+    if not relative.isascii():
+        try:
+            relative.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(path)
+            raise IngestError(
+                f"{shown!r}: the file name is not UTF-8, and keys are. Rename the file, or leave it out with --exclude."
+            ) from None
+    if not relative.isprintable() and any(char < " " or char == "\x7f" for char in relative):
+        raise IngestError(
+            f"{path!r}: the file name has control characters. Rename the file, or leave it out with --exclude."
+        )

@@ -1,0 +1,310 @@
+"""`--layout`: how files become samples, and what `auto` chooses.
+
+| layout | one sample is | keys |
+|---|---|---|
+| `files` | one file: the array of an `.npy`, the arrays of an `.npz` | relative path without suffix |
+| `rows` | one index of the first axis of every array; several files are strung together | none |
+| `paired` | files of one stem (`images/1.npy` + `labels/1.npy`, `1_image.npy` + `1_label.npy`) | the stem |
+| `classes` | one file, and the number of its first folder as field `label` | relative path without suffix |
+
+What `auto` chooses, first line that fits:
+
+| the sources hold | choice |
+|---|---|
+| one `.npy` with a first axis of 2 and more | `rows` |
+| one `.npz` whose arrays all have the same first axis of 2 and more | `rows` |
+| any other one file | `files` |
+| names pair completely, roles differ in dtype or dimensions (for words like `image`, `y`: or shape) | `paired` |
+| names pair completely, role words, arrays alike | refused: `paired` or `files` |
+| role words as folders, some partners missing | refused: names the file |
+| one array per file, one dtype and ndim, all 1-d or all of one shape | `files` |
+| rows alike, one first axis per file: `.npz` of several arrays, or first axes that vary | refused: `files` or `rows` |
+| a few `.npy` of one first axis and different dimensions (`X.npy`, `y.npy`) | refused: make one `.npz` |
+| anything else | `files` |
+
+Folders as classes are a hint in the explanation, never a choice: nothing in the data says that folder names are
+labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from chunkstore._ingest.plan.agree import Pick, Wanted, make_pick, pick_leaves
+from chunkstore._ingest.plan.inventory import Inventory
+from chunkstore._ingest.plan.pairing import ROLE_WORDS, Pairing, find_pairings
+from chunkstore._ingest.plan.scan import Scan, count_text
+from chunkstore.errors import IngestError
+
+_MAX_COLUMNS: Final = 20  # files that could be the fields of one data set
+LAYOUTS: Final = ("auto", "files", "rows", "paired", "classes")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layout, why, and the pairing if it is `paired`."""
+
+    layout: str
+    reason: str
+    pairing: Pairing | None = None
+
+
+def check_layout(layout: str) -> None:
+    """Raise IngestError for a word that is no layout."""
+    if layout not in LAYOUTS:
+        raise IngestError(f"--layout {layout!r}: expected one of {', '.join(LAYOUTS)}.")
+
+
+def choose(inventory: Inventory, files: npt.NDArray[np.int64], wanted: Wanted) -> Choice:
+    """What `auto` takes.
+
+    Raises:
+        IngestError: two readings fit, both are named.
+    """
+    if len(files) == 1:
+        return _choose_one(inventory, int(files[0]), wanted)
+    choice = _choose_paired(inventory, files)
+    if choice is not None:
+        return choice
+    return _choose_many(inventory, files, wanted)
+
+
+def _picks(inventory: Inventory, signature: int, wanted: Wanted) -> list[Pick]:
+    """Picks, or none where something does not fit: the message comes when the layout is carried out."""
+    try:
+        return [make_pick(name, leaf, wanted) for name, leaf in pick_leaves(inventory.leaves(signature), wanted)]
+    except IngestError:
+        return []
+
+
+def first_axes(
+    inventory: Inventory, picks: Sequence[Pick], files: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64] | None:
+    """First axis per file and pick, shape (files, picks); None where an array has no dimension."""
+    columns = []
+    for pick in picks:
+        ndim = pick.leaf.ndim - len(pick.leaf.subshape)
+        if ndim < 1:
+            return None
+        columns.append(dims_of(inventory, pick, files)[:, 0])
+    return np.stack(columns, axis=1) if columns else None
+
+
+def dims_of(inventory: Inventory, pick: Pick, files: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Shapes of the pick's array in those files, shape (files, ndim); subarray dimensions left out."""
+    table = inventory.tables[pick.leaf.array, pick.leaf.ndim - len(pick.leaf.subshape)]
+    chosen: npt.NDArray[np.int64] = table.column("dims")[np.searchsorted(table.column("file"), files)]
+    return chosen
+
+
+def _choose_one(inventory: Inventory, place: int, wanted: Wanted) -> Choice:
+    files = np.array([place])
+    picks = _picks(inventory, inventory.signature_of[place], wanted)
+    axes = first_axes(inventory, picks, files) if picks else None
+    name = inventory.scan.paths[place]
+    if axes is None or axes.min() < 2 or axes.min() != axes.max():
+        why = (
+            "its arrays do not share a first axis of 2 and more"
+            if len(picks) != 1
+            else "its first axis is not 2 and more"
+        )
+        return Choice("files", f"one file, {name!r}, and {why}: it is one sample.{_shared_hint(picks, axes)}")
+    axis = f"its {len(picks)} arrays share" if len(picks) > 1 else "its array has"
+    return Choice(
+        "rows",
+        f"one file, {name!r}; {axis} a first axis of {int(axes[0, 0]):,}: each index is a sample (--layout files "
+        "makes it one sample).",
+    )
+
+
+def _shared_hint(picks: Sequence[Pick], axes: npt.NDArray[np.int64] | None) -> str:
+    """Which arrays could be rows together: `train_images` and `train_labels` where there is `test_images` too."""
+    if axes is None or axes.max(initial=0) < 2:
+        return ""
+    lengths, counts = np.unique(axes[0], return_counts=True)
+    best = max((int(count), int(length)) for length, count in zip(lengths, counts, strict=True) if length > 1)[1]
+    names = [pick.field for place, pick in enumerate(picks) if int(axes[0, place]) == best][:6]
+    options = " ".join(f"--field {name}={name}" for name in names)
+    return f" The arrays with a first axis of {best:,} become samples with --layout rows {options}."
+
+
+def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice | None:
+    paths = inventory.scan.names()
+    numbers = files.tolist()
+    for pairing in find_pairings(paths, numbers, complete=True):
+        roles = " + ".join(repr(name) for name in pairing.names)
+        if _differ_enough(inventory, pairing):
+            first = " + ".join(paths[column[0]] for column in pairing.files[:3])
+            return Choice(
+                "paired",
+                f"the names pair completely ({first}, ...) and the arrays of {roles} differ: "
+                f"{count_text(len(pairing.keys), 'sample')}.",
+                pairing,
+            )
+        if pairing.spoken:
+            raise IngestError(
+                f"--layout auto: two readings fit, since the names pair completely as {roles} but all arrays are "
+                "alike. "
+                f"Say --layout paired ({count_text(len(pairing.keys), 'sample')} of "
+                f"{count_text(len(pairing.roles), 'field')}) or --layout "
+                f"files ({len(files):,} samples of one field)."
+            )
+    for pairing in find_pairings(paths, numbers, complete=False):
+        if pairing.spoken and pairing.pattern == "folder" and _roles_differ(inventory, pairing):
+            raise IngestError(
+                f"--layout auto: {missing_partner(pairing, paths)}. Add it, or say --layout paired --on-error "
+                "skip, or --layout files."
+            )
+    return None
+
+
+def missing_partner(pairing: Pairing, paths: Sequence[str]) -> str:
+    """Names the first file without a partner."""
+    incomplete = sum(any(column[place] < 0 for column in pairing.files) for place in range(len(pairing.keys)))
+    place = next(place for place in range(len(pairing.keys)) if any(column[place] < 0 for column in pairing.files))
+    role = next(name for name, column in zip(pairing.names, pairing.files, strict=True) if column[place] < 0)
+    there = next(paths[column[place]] for column in pairing.files if column[place] >= 0)
+    return (
+        f"the files pair as {', '.join(map(repr, pairing.names))}, but {there!r} has no partner in {role!r} "
+        f"({incomplete:,} of {len(pairing.keys):,} are incomplete)"
+    )
+
+
+def _differ_enough(inventory: Inventory, pairing: Pairing) -> bool:
+    """Whether names and arrays together say that these are parts of samples; names that are no role words need more of
+    the arrays.
+    """
+    if pairing.spoken:
+        return _roles_differ(inventory, pairing)
+    return len(pairing.keys) > 1 and _contents_differ(inventory, pairing)
+
+
+def _contents_differ(inventory: Inventory, pairing: Pairing) -> bool:
+    """Whether no two roles have files of the same arrays, dtypes and dimensions."""
+    signature_of = np.array(inventory.signature_of)
+    contents = [frozenset(signature_of[[n for n in column if n >= 0]].tolist()) for column in pairing.files]
+    return all(not (a & b) for place, a in enumerate(contents) for b in contents[:place])
+
+
+def _roles_differ(inventory: Inventory, pairing: Pairing) -> bool:
+    """Whether arrays differ from role to role: contents, or one shape in each role and not the same in all."""
+    if _contents_differ(inventory, pairing):
+        return True
+    signature_of = np.array(inventory.signature_of)
+    if any(len(set(signature_of[[n for n in column if n >= 0]].tolist())) > 1 for column in pairing.files):
+        return False
+    shapes = [_one_shape(inventory, column) for column in pairing.files]
+    return None not in shapes and len(set(shapes)) > 1
+
+
+def _one_shape(inventory: Inventory, files: list[int]) -> tuple[bytes, ...] | None:
+    """The shape that all these files have, or None."""
+    found = []
+    places = np.array([place for place in files if place >= 0])
+    places.sort()
+    for name, _, ndim in inventory.signatures[inventory.signature_of[int(places[0])]]:
+        table = inventory.tables[name, ndim]
+        dims = table.column("dims")[np.searchsorted(table.column("file"), places)]
+        if (dims != dims[0]).any():
+            return None
+        found.append(dims[0].tobytes())
+    return tuple(found)
+
+
+def _choose_many(inventory: Inventory, files: npt.NDArray[np.int64], wanted: Wanted) -> Choice:
+    signature_of = np.array(inventory.signature_of)[files]
+    if (signature_of != signature_of[0]).any():
+        _refuse_columns(inventory, files)
+        return Choice("files", f"{len(files):,} files, one sample each.{class_hint(inventory.scan, files)}")
+    picks = _picks(inventory, int(signature_of[0]), wanted)
+    axes = first_axes(inventory, picks, files) if picks else None
+    if axes is None or axes.min() < 1 or axes.max() < 2 or (axes != axes[:, :1]).any():
+        return Choice("files", f"{len(files):,} files, one sample each.{class_hint(inventory.scan, files)}")
+    shapes = [dims_of(inventory, pick, files) for pick in picks]
+    rows_alike = all((dims[:, 1:] == dims[0, 1:]).all() for dims in shapes)
+    one_shape = rows_alike and (axes == axes[0]).all()
+    flat = all(dims.shape[1] < 2 for dims in shapes)
+    if rows_alike and not flat and (not one_shape or len(picks) > 1):
+        total = int(axes[:, 0].sum())
+        same = "the same" if one_shape else "a varying"
+        raise IngestError(
+            f"--layout auto: two readings fit, since all {len(files):,} files have rows of one shape and {same} "
+            "number of them. "
+            f"Say --layout files ({len(files):,} samples, one per file{'' if one_shape else ', ragged'}) or "
+            f"--layout rows ({total:,} samples, one per index of the first axis)."
+        )
+    how = "of one shape" if one_shape else "of varying shape"
+    return Choice("files", f"{len(files):,} files {how}, one sample each.{class_hint(inventory.scan, files)}")
+
+
+def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
+    """Say that no layout reads `X.npy` and `y.npy`, arrays of one first axis and of different dimensions.
+
+    Raises:
+        IngestError: such are the files.
+    """
+    if len(files) > _MAX_COLUMNS or inventory.skips:
+        return
+    arrays = [inventory.signatures[inventory.signature_of[place]] for place in files.tolist()]
+    if any(name is not None or ndim < 1 for found in arrays for name, _, ndim in found):
+        return
+    axes, ndims = set(), set()
+    for place, ((name, _, ndim),) in zip(files.tolist(), arrays, strict=True):
+        table = inventory.tables[name, ndim]
+        axes.add(int(table.column("dims")[np.searchsorted(table.column("file"), place), 0]))
+        ndims.add(ndim)
+    if len(axes) == 1 and len(ndims) > 1 and min(axes) > 1:
+        names = [inventory.scan.paths[place] for place in files.tolist()]
+        raise IngestError(
+            f"--layout auto: {', '.join(map(repr, names))} have one first axis of {min(axes):,} and different "
+            "dimensions, so they look like the fields of one data set. No layout reads fields from files like these: "
+            "save them as one .npz (np.savez) and convert it with --layout rows, or convert one of them alone."
+        )
+
+
+def class_hint(scan: Scan, files: npt.NDArray[np.int64]) -> str:
+    """A word about folders that could be classes."""
+    names: dict[str, None] = {}
+    for place in files.tolist():
+        head, slash, _ = scan.paths[place].partition("/")
+        if not slash:
+            return ""
+        names[head] = None
+        if len(names) > 1000:
+            break
+    if len(names) < 2:
+        return ""
+    shown = ", ".join(repr(name) for name in list(names)[:3])
+    return (
+        " --layout classes adds a field 'label' with the number of the folder "
+        f"({shown}{', ...' if len(names) > 3 else ''})."
+    )
+
+
+def may_be_roles(path: str) -> bool:
+    """Whether one path has a word in it that could name a role: a cheap test before the names are not looked at."""
+    parts = path.rpartition(".")[0].lower().replace("-", "_").replace(".", "_").split("/")
+    words = parts[-1].split("_")
+    return any(part in ROLE_WORDS for part in parts[:-1]) or words[0] in ROLE_WORDS or words[-1] in ROLE_WORDS
+
+
+def class_of(scan: Scan, place: int) -> str:
+    """Name of the class folder of a file.
+
+    Raises:
+        IngestError: the file lies in no folder.
+    """
+    head, slash, _ = scan.paths[place].partition("/")
+    if slash:
+        return head
+    if len(scan.sources) > 1:
+        return scan.root(place).rstrip("/").rpartition("/")[2]
+    raise IngestError(
+        f"{scan.file_path(place)}: --layout classes takes the first folder as class, and this file lies in none. "
+        "Leave it out with --exclude."
+    )

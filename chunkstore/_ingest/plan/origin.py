@@ -1,0 +1,156 @@
+"""What `export` needs to write the files again: names, suffixes, array names, how members were grouped. JSON, small.
+
+    {"version": 1, "layout": "files",
+     "fields": {"image": {"array": null | name in the .npz, "member": null | "a.b", "dtype": "<f4" | null,
+                          "order": "C" | "F" | null, "cast": true (only where --dtype changed it)}},
+     "structs": {array name or "": descr of the structured dtype},
+     "suffix": ".npy", "names": {key: relative path, where it is not key + suffix}}
+
+`dtype` and `order` are null where the files differ; then `"reordered": N` says how many files are not in C order and
+little-endian, and so do not come back as they were. `paired` adds `"pattern"`, `"position"` and per field `"role"`;
+`rows` has `"files": [[path, rows], ...]` in place of keys; `classes` has `"label": field`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from chunkstore._format import dtypes
+from chunkstore._ingest.npy.casts import native
+from chunkstore._ingest.plan.columns import Column
+from chunkstore._ingest.plan.inventory import Inventory
+from chunkstore._ingest.plan.pairing import Pairing, stem
+from chunkstore._ingest.plan.samples import Plan
+from chunkstore._ingest.plan.scan import Scan
+from chunkstore._ingest.plan.specs import leaf_of
+
+
+def describe_origin(
+    plan: Plan, inventory: Inventory, roles: dict[str, str], pairing: Pairing | None, scan: Scan
+) -> dict[str, Any]:
+    """Origin of a plan whose fields are known."""
+    origin: dict[str, Any] = {"version": 1, "layout": plan.layout, "fields": {}, "structs": {}}
+    for field, column in zip(plan.fields, plan.columns, strict=True):
+        if column.values is not None:
+            origin["label"] = field.name
+            continue
+        origin["fields"][field.name] = _field(plan, inventory, column)
+        if field.name in roles:
+            origin["fields"][field.name]["role"] = roles[field.name]
+        if column.member and (column.array or "") not in origin["structs"]:
+            kind = int(column.kind[0])
+            origin["structs"][column.array or ""] = _json(inventory.descrs[inventory.dtype_of_kind(kind)])
+    paths = _file_names(plan, scan)
+    if pairing is not None:
+        origin.update(pattern=pairing.pattern, position=pairing.position)
+        origin.update(_pair_names(plan, paths, roles))
+    elif plan.keys is None:
+        origin["files"] = _row_files(plan, paths)
+        objects = [
+            field.name
+            for field, column in zip(plan.fields, plan.columns, strict=True)
+            if column.shapes is not None and column.target != "string"
+        ]
+        origin.update({"objects": objects} if objects else {})
+    else:
+        origin.update(_names(plan, paths))
+    reordered = _reordered(plan, origin)
+    origin.update({"reordered": len(reordered)} if reordered else {})
+    return origin
+
+
+def order_notes(origin: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a user should know of files whose memory order or byte order `export` will not restore."""
+    count = origin.get("reordered")
+    if type(count) is not int or count < 1:
+        return ()
+    files = "1 file" if count == 1 else f"{count:,} files"
+    text = (
+        f"values are equal, but the memory order or byte order of {files} is not kept, because the files differ in "
+        "it: `export` writes them in C order, little-endian"
+    )
+    return (text,)
+
+
+def _reordered(plan: Plan, origin: Mapping[str, Any]) -> set[int]:
+    """Numbers of the files that had an order which the record does not hold."""
+    found: set[int] = set()
+    for field, column in zip(plan.fields, plan.columns, strict=True):
+        entry = origin["fields"].get(field.name)
+        if entry is None or (entry["order"] is not None and entry["dtype"] is not None):
+            continue
+        kinds = [kind for kind in np.unique(column.kind).tolist() if _is_reordered(plan, column, kind, entry)]
+        found.update(column.file[np.isin(column.kind, kinds)].tolist())
+    return found
+
+
+def _is_reordered(plan: Plan, column: Column, kind: int, entry: Mapping[str, Any]) -> bool:
+    leaf = leaf_of(None, plan.kinds[kind].dtype, 0, column.member)
+    swapped = leaf is not None and leaf.dtype != leaf.dtype.newbyteorder("<")
+    return (entry["order"] is None and plan.kinds[kind].fortran) or (entry["dtype"] is None and swapped)
+
+
+def _field(plan: Plan, inventory: Inventory, column: Column) -> dict[str, Any]:
+    kinds = np.unique(column.kind).tolist()
+    found_in = [leaf_of(None, plan.kinds[kind].dtype, 0, column.member) for kind in kinds]
+    leaf = [item for item in found_in if item is not None]
+    texts = {item.dtype.str for item in leaf}
+    orders = {plan.kinds[kind].fortran for kind in kinds}
+    found: dict[str, Any] = {
+        "array": column.array,
+        "member": ".".join(column.member) or None,
+        "dtype": texts.pop() if len(texts) == 1 else None,
+        "order": ("F" if orders.pop() else "C") if len(orders) == 1 else None,
+    }
+    if any(dtypes.from_numpy(native(item.dtype)) != column.target for item in leaf):
+        found["cast"] = True
+    return found
+
+
+def _json(descr: Any) -> Any:
+    """Tuples as lists: JSON has no others."""
+    return [_json(item) for item in descr] if isinstance(descr, (list, tuple)) else descr
+
+
+def _file_names(plan: Plan, scan: Scan) -> list[str]:
+    """Relative paths of the plan's files, with the prefixes of their sources."""
+    if plan.source_of is None:
+        return list(plan.paths)
+    return [scan.prefixes[source] + path for source, path in zip(plan.source_of.tolist(), plan.paths, strict=True)]
+
+
+def _suffix(paths: list[str]) -> str:
+    """The most frequent suffix."""
+    counts = Counter(path[len(stem(path)) :] for path in paths)
+    return counts.most_common(1)[0][0]
+
+
+def _names(plan: Plan, paths: list[str]) -> dict[str, Any]:
+    """The most frequent suffix, and the paths that are not key + suffix."""
+    assert plan.keys is not None
+    suffix = _suffix(paths)
+    files = plan.columns[0].file.tolist()
+    names = {key: paths[file] for key, file in zip(plan.keys, files, strict=True) if not paths[file].endswith(suffix)}
+    return {"suffix": suffix, "names": names}
+
+
+def _pair_names(plan: Plan, paths: list[str], roles: dict[str, str]) -> dict[str, Any]:
+    """The same for pairs: exceptions as `role key` -> path."""
+    assert plan.keys is not None
+    suffix, names = _suffix(paths), {}
+    for field, column in zip(plan.fields, plan.columns, strict=True):
+        for key, file in zip(plan.keys, column.file.tolist(), strict=True):
+            if not paths[file].endswith(suffix):
+                names[f"{roles[field.name]} {key}"] = paths[file]
+    return {"suffix": suffix, "names": names}
+
+
+def _row_files(plan: Plan, paths: list[str]) -> list[list[Any]]:
+    first = plan.columns[0]
+    assert first.start is not None
+    counts = np.diff(first.start).tolist()
+    return [[paths[file], count] for file, count in zip(first.file.tolist(), counts, strict=True)]

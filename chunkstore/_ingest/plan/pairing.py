@@ -1,0 +1,136 @@
+"""Names that pair: `images/0001.npy` + `labels/0001.npy`, `0001_image.npy` + `0001_label.npy`, `image_0001.npy` +
+`label_0001.npy`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from chunkstore._ingest.plan.scan import natural_sort
+
+Pattern = Literal["folder", "suffix", "prefix"]
+MAX_ROLES: Final = 16
+ROLE_WORDS: Final = frozenset({
+    "image", "images", "img", "imgs", "mask", "masks", "label", "labels", "lbl", "target", "targets", "input",
+    "inputs", "output", "outputs", "x", "y", "feature", "features", "feat", "feats", "seg", "segs", "segmentation",
+    "gt", "truth", "depth", "depths", "rgb", "left", "right", "audio", "text", "texts", "video", "pose", "poses",
+    "keypoints", "lr", "hr", "low", "high", "noisy", "clean", "source", "src", "tgt", "data", "annotation",
+    "annotations", "boxes", "bbox", "bboxes", "class", "classes", "flow", "normal", "normals", "caption",
+    "captions",
+})  # fmt: skip
+_TAIL: Final = re.compile(r"(.+)([_.-])([^_./-]+)$", re.DOTALL)
+_HEAD: Final = re.compile(r"((?:.*/)?)([^_./-]+)([_.-])([^/]+)$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """One way to read the names.
+
+    Attributes:
+        pattern: where the role stands.
+        position: number of the path component, for `folder`.
+        roles: in natural order; as in the name, separator included (`_image`).
+        keys: in the order of the files.
+        files: per role, per key the number of the file, -1 where there is none.
+    """
+
+    pattern: Pattern
+    position: int
+    roles: list[str]
+    keys: list[str]
+    files: list[list[int]]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every key has every role."""
+        return all(-1 not in column for column in self.files)
+
+    @property
+    def names(self) -> list[str]:
+        """The roles as field names."""
+        return [role.strip("_.-") for role in self.roles]
+
+    @property
+    def spoken(self) -> bool:
+        """Whether the roles are words that people give to the parts of a sample."""
+        return all(name.lower() in ROLE_WORDS for name in self.names)
+
+
+def stem(path: str) -> str:
+    """Path without its suffix."""
+    return path[:-4] if path[-4:].lower() in (".npy", ".npz") else path.rpartition(".")[0] or path
+
+
+def find_pairings(paths: Sequence[str], numbers: Sequence[int], *, complete: bool) -> list[Pairing]:
+    """Ways to pair the files `numbers` of `paths`: most plausible first (spoken roles, then folders from the left).
+
+    Args:
+        complete: only those in which every key has every role.
+    """
+    found: list[Pairing] = []
+    depth = min(paths[number].count("/") for number in numbers)
+    for position in range(min(depth, 4)):
+        found += _pair(paths, numbers, _folder(position), "folder", position, complete)
+    found += _pair(paths, numbers, _suffix, "suffix", 0, complete)
+    found += _pair(paths, numbers, _prefix, "prefix", 0, complete)
+    return sorted(found, key=lambda pairing: (not pairing.spoken, not pairing.complete))
+
+
+def _folder(position: int) -> Callable[[str], tuple[str, str] | None]:
+    def split(name: str) -> tuple[str, str] | None:
+        parts = name.split("/")
+        role = parts.pop(position)
+        return role, "/".join(parts)
+
+    return split
+
+
+def _suffix(name: str) -> tuple[str, str] | None:
+    match = _TAIL.fullmatch(name)
+    return (match[2] + match[3], match[1]) if match and not match[1].endswith("/") else None
+
+
+def _prefix(name: str) -> tuple[str, str] | None:
+    match = _HEAD.fullmatch(name)
+    return (match[2] + match[3], match[1] + match[4]) if match else None
+
+
+def _pair(
+    paths: Sequence[str],
+    numbers: Sequence[int],
+    split: Callable[[str], tuple[str, str] | None],
+    pattern: Pattern,
+    position: int,
+    complete: bool,
+) -> Iterator[Pairing]:
+    """The pairing that `split` gives, if it is one."""
+    parts = []
+    seen: set[str] = set()
+    for number in numbers:
+        part = split(stem(paths[number]))
+        if part is None:
+            return
+        seen.add(part[0])
+        if len(seen) > MAX_ROLES:
+            return
+        parts.append(part)
+    counts = Counter(role for role, key in parts)
+    if len(counts) < 2 or (complete and len(set(counts.values())) > 1):
+        return
+    roles = natural_sort(list(counts))
+    column = {role: place for place, role in enumerate(roles)}
+    row: dict[str, int] = {}
+    for _, key in parts:
+        row.setdefault(key, len(row))
+    if complete and len(row) * len(roles) != len(parts):
+        return
+    files = [[-1] * len(row) for _ in roles]
+    for number, (role, key) in zip(numbers, parts, strict=True):
+        if files[column[role]][row[key]] != -1:
+            return
+        files[column[role]][row[key]] = number
+    yield Pairing(pattern, position, roles, list(row), files)

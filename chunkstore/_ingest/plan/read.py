@@ -1,0 +1,328 @@
+"""The bytes of a plan's samples, as they belong into the container."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from chunkstore._format import dtypes
+from chunkstore._ingest.npy.arrays import TILE_NBYTES, ArraySource, Place
+from chunkstore._ingest.npy.casts import convert, resolve_cast
+from chunkstore._ingest.npy.files import check_unchanged, read_exactly
+from chunkstore._ingest.npy.pickled import load_rows
+from chunkstore._ingest.plan.columns import Column, cast_of
+from chunkstore._ingest.plan.elements import iter_texts
+from chunkstore._ingest.plan.inventory import NPY
+from chunkstore._ingest.plan.samples import Plan
+from chunkstore.errors import IngestError
+
+Bytes = npt.NDArray[np.uint8]
+_FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+_CLOCK_TICK_NS: Final = 20_000_000  # file systems stamp with a clock that moves every 1 to 10 ms
+
+
+def _as_bytes(buffer: Any) -> Bytes:
+    view = memoryview(buffer).cast("B")
+    if view.readonly:
+        raise ValueError("the buffer is read-only")
+    return np.frombuffer(view, np.uint8)
+
+
+class PlanReader:
+    """Reads rows of a plan. One per thread: it keeps one open source per field, so that reading on is cheap.
+
+    Args:
+        plan: made by `make_plan`, or a slice of one.
+        tile_nbytes: largest temporary; a Fortran or deflated array may need more, see `arrays`.
+    """
+
+    def __init__(self, plan: Plan, *, tile_nbytes: int = TILE_NBYTES) -> None:
+        if plan.uniform:
+            raise ValueError("a uniform plan is read by read_uniform")
+        self._plan, self._tile_nbytes = plan, tile_nbytes
+        self._sources: dict[int, tuple[int, ArraySource]] = {}
+        self._rows: dict[int, tuple[int, list[npt.NDArray[Any]]]] = {}
+        self._items: dict[int, npt.NDArray[np.int64]] = {}
+        self._casts: dict[tuple[int, int], Any] = {}
+
+    def read(self, number: int, start: int, stop: int, out: Any) -> None:
+        """Rows `[start, stop)` of field `number`, back to back, as stored bytes into the writable buffer `out`, which
+        they fill exactly.
+
+        Raises:
+            IngestError: damage, a file that changed since the plan, a value that the field's dtype does not hold.
+            OSError: a file cannot be read.
+        """
+        view = _as_bytes(out) if memoryview(out).nbytes else np.zeros(0, np.uint8)
+        column = self._plan.columns[number]
+        wanted = int(self._row_ends(number, start, stop)[-1]) if stop > start else 0
+        if len(view) != wanted:
+            raise ValueError(f"out has {len(view)} bytes, rows [{start}, {stop}) need {wanted}")
+        if column.values is not None:
+            view[:] = column.values[start:stop].astype("<i8").view(np.uint8)
+        elif column.target == dtypes.STRING or column.shapes is not None:
+            self._read_listed(number, start, stop, view)
+        elif column.start is None:
+            self._read_whole(number, start, stop, view)
+        else:
+            self._read_runs(number, start, stop, view)
+
+    def stream(self, number: int, start: int, stop: int, buffer: Any) -> Iterator[tuple[int, int, memoryview]]:
+        """The same bytes in pieces that fit `buffer`: (first row, last row + 1, bytes), bytes valid until the next
+        step.
+
+        As many whole rows as fit; a row that does not fit alone comes in several pieces, each with that row's number.
+        Text rows and rows of object arrays are in
+        memory anyway and need a buffer that holds the longest.
+        """
+        view = _as_bytes(buffer)
+        row = start
+        ends = self._row_ends(number, start, stop)
+        done = 0
+        while row < stop:
+            fit = start + int(np.searchsorted(ends, done + len(view), "right"))
+            if fit > row:
+                nbytes = int(ends[fit - 1 - start]) - done
+                self.read(number, row, fit, view[:nbytes])
+                yield row, fit, view[:nbytes].data
+                done += nbytes
+                row = fit
+                continue
+            for piece in self._stream_row(number, row, view):
+                yield row, row + 1, piece
+            done = int(ends[row - start])
+            row += 1
+
+    def _row_ends(self, number: int, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Where each of the rows ends, in bytes from the start of the first: int64 [stop - start]."""
+        field = self._plan.fields[number]
+        if field.row_nbytes is not None:
+            return np.arange(1, stop - start + 1, dtype=np.int64) * field.row_nbytes
+        if number not in self._items:
+            self._items[number] = self._plan.row_items(number)
+        ends: npt.NDArray[np.int64] = np.cumsum(self._items[number][start:stop]) * field.item_nbytes
+        return ends
+
+    def _stream_row(self, number: int, row: int, view: Bytes) -> Iterator[memoryview]:
+        """One long row, as many elements at a time as fit."""
+        column = self._plan.columns[number]
+        if column.values is not None or column.shapes is not None:
+            raise ValueError("the buffer is smaller than a text or a row of an object array")
+        piece = row if column.start is None else int(np.searchsorted(column.start, row, "right")) - 1
+        source = self._source(number, piece)
+        num = source.num_elements
+        first = 0
+        if column.start is not None:
+            num = source.num_elements // source.shape[0]
+            first = (row - int(column.start[piece])) * num
+        step = len(view) // source.element_nbytes
+        if step == 0:
+            raise ValueError(f"the buffer has {len(view)} bytes, one element {source.element_nbytes}")
+        for low in range(first, first + num, step):
+            high = min(first + num, low + step)
+            part = view[: (high - low) * source.element_nbytes]
+            source.read_elements(low, high, part)
+            yield part.data
+
+    def _source(self, number: int, piece: int) -> ArraySource:
+        """Open source of a piece; the one before is closed."""
+        kept = self._sources.get(number)
+        if kept is not None and kept[0] == piece:
+            return kept[1]
+        if kept is not None:
+            self._sources.pop(number)[1].close()
+        place = self._plan.place(number, piece)
+        source = ArraySource(
+            place, self._plan.columns[number].member, self._cast(number, piece, place), tile_nbytes=self._tile_nbytes
+        )
+        self._sources[number] = piece, source
+        return source
+
+    def _cast(self, number: int, piece: int, place: Place) -> Any:
+        column = self._plan.columns[number]
+        key = number, int(column.kind[piece])
+        if key not in self._casts:
+            self._casts[key] = cast_of(column, place.kind, self._plan.fields[number].name)
+        return self._casts[key]
+
+    def _read_whole(self, number: int, start: int, stop: int, view: Bytes) -> None:
+        """Rows that are whole arrays."""
+        ends = self._row_ends(number, start, stop).tolist()
+        column = self._plan.columns[number]
+        plain = self._plain_kinds(number)
+        begin = 0
+        for row, end in zip(range(start, stop), ends, strict=True):
+            part = view[begin:end]
+            begin = end
+            if column.method[row] == NPY and plain[int(column.kind[row])]:
+                self._read_plain(number, row, part)
+            else:
+                source = self._source(number, row)
+                source.read_elements(0, source.num_elements, part)
+
+    def _plain_kinds(self, number: int) -> dict[int, bool]:
+        """Per kind whether the bytes in the file are those in the container (Fortran order of one dimension is left to
+        the general way).
+        """
+        column = self._plan.columns[number]
+        found = {}
+        for kind in np.unique(column.kind).tolist():
+            value = self._plan.kinds[kind]
+            cast = cast_of(column, value, self._plan.fields[number].name)
+            found[kind] = (
+                not value.fortran and value.dtype.isnative and not column.member and cast is not None and cast.plain
+            )
+        return found
+
+    def _read_plain(self, number: int, row: int, part: Bytes) -> None:
+        """One `.npy` file with one `preadv`, between two looks at its size and time."""
+        plan, column = self._plan, self._plan.columns[number]
+        file = int(column.file[row])
+        path = plan.file_path(file)
+        size, mtime_ns = int(plan.size[file]), int(plan.mtime_ns[file])
+        fd = os.open(path, _FLAGS)
+        try:
+            check_unchanged(os.fstat(fd), size, mtime_ns, path)
+            read_exactly(fd, plan.kinds[int(column.kind[row])].data_offset, part.data, path)
+            check_unchanged(os.fstat(fd), size, mtime_ns, path)
+        finally:
+            os.close(fd)
+
+    def _read_runs(self, number: int, start: int, stop: int, view: Bytes) -> None:
+        """Rows that are indices of the first axis."""
+        for piece, first, last, part in self._runs(number, start, stop, view):
+            source = self._source(number, piece)
+            per_row = source.num_elements // source.shape[0]
+            source.read_elements(first * per_row, last * per_row, part)
+
+    def _runs(self, number: int, start: int, stop: int, view: Bytes) -> Iterator[tuple[int, int, int, Bytes]]:
+        """Pieces that `[start, stop)` touches: (piece, first index in it, last + 1, its part of `view`)."""
+        column = self._plan.columns[number]
+        assert column.start is not None
+        ends = self._row_ends(number, start, stop)
+        piece = int(np.searchsorted(column.start, start, "right")) - 1
+        row, begin = start, 0
+        while row < stop:
+            low, high = int(column.start[piece]), int(column.start[piece + 1])
+            last = min(stop, high)
+            if last > row:
+                end = int(ends[last - 1 - start])
+                yield piece, row - low, last - low, view[begin:end]
+                row, begin = last, end
+            piece += 1
+
+    def _read_listed(self, number: int, start: int, stop: int, view: Bytes) -> None:
+        """Texts, and rows of object arrays."""
+        column = self._plan.columns[number]
+        if column.start is not None:
+            for piece, first, last, part in self._runs(number, start, stop, view):
+                self._read_piece(number, piece, first, last, part)
+            return
+        ends = [0, *self._row_ends(number, start, stop).tolist()]
+        for row in range(start, stop):
+            self._read_piece(number, row, 0, 1, view[ends[row - start] : ends[row - start + 1]])
+
+    def _read_piece(self, number: int, piece: int, first: int, last: int, part: Bytes) -> None:
+        column, place = self._plan.columns[number], self._plan.place(number, piece)
+        if column.target == dtypes.STRING:
+            cast = self._cast(number, piece, place)
+            texts = b"".join(
+                text for group in iter_texts(self._source(number, piece), cast, place, first, last) for text in group
+            )
+            _fill(part, texts, place.where)
+            return
+        self._read_objects(number, column, place, piece, first, last, part)
+
+    def _read_objects(
+        self, number: int, column: Column, place: Place, piece: int, first: int, last: int, part: Bytes
+    ) -> None:
+        kept = self._rows.get(number)
+        if kept is None or kept[0] != piece:
+            kept = self._rows[number] = piece, load_rows(place)
+        name = self._plan.fields[number].name
+        done = 0
+        for row in kept[1][first:last]:
+            flat = np.ascontiguousarray(row, row.dtype.newbyteorder("<")).reshape(-1)
+            cast = resolve_cast(flat.dtype, column.target, name)
+            nbytes = flat.size * dtypes.element_nbytes(column.target)
+            if done + nbytes > len(part):
+                break
+            convert(cast, flat, part[done : done + nbytes], place.where)
+            done += nbytes
+        if done != len(part):
+            raise IngestError(
+                f"{place.where}: the object array is not the one that was planned. Convert again when nothing "
+                "writes to the file."
+            )
+
+    def close(self) -> None:
+        """Close all files; the reader may be used again."""
+        while self._sources:
+            self._sources.popitem()[1][1].close()
+        self._rows.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _fill(part: Bytes, data: bytes, where: str) -> None:
+    if len(part) != len(data):
+        raise IngestError(
+            f"{where}: its texts are not those that were planned. Convert again when nothing writes to the file."
+        )
+    part[:] = np.frombuffer(data, np.uint8)
+
+
+def read_uniform(plan: Plan, start: int, stop: int, out: Any) -> bool:
+    """Rows `[start, stop)` of a uniform plan into `out`: per file one open, one `readv` of [header, row, one byte
+    more], one `fstat`, one close.
+
+    A file that still is, after it was read, as it was when the plan was begun was so while it was read: what comes out
+    are the files of that moment. (On a network file system whose clock is behind, a change may be missed.)
+
+    Returns:
+        False at the first file that is not there, not readable, not as long as the first, has another header, or was
+        written, replaced or moved since the plan was begun. `out` is then undefined, and so is what was read before:
+        make the full plan, which says what is wrong, or that nothing is.
+    """
+    header, nbytes = plan.header, plan.fields[0].row_nbytes or 0
+    view = memoryview(out).cast("B")
+    if len(view) != (stop - start) * nbytes:
+        raise ValueError(f"out has {len(view)} bytes, rows [{start}, {stop}) need {(stop - start) * nbytes}")
+    head, probe = bytearray(len(header)), bytearray(1)
+    wanted = len(header) + nbytes
+    latest = plan.began_ns - _CLOCK_TICK_NS
+    names = plan.paths.slice(start, stop)
+    roots = (
+        plan.roots if plan.source_of is None else [plan.roots[place] for place in plan.source_of[start:stop].tolist()]
+    )
+    root = roots[0]
+    begin = 0
+    for number, name in enumerate(names):
+        if plan.source_of is not None:
+            root = roots[number]
+        end = begin + nbytes
+        try:
+            fd = os.open(root + name, _FLAGS)
+            try:
+                got = os.readv(fd, (head, view[begin:end], probe))
+                status = os.fstat(fd)
+            finally:
+                os.close(fd)
+        except OSError:
+            return False
+        if got != wanted or head != header or status.st_mtime_ns >= latest or status.st_ctime_ns >= latest:
+            return False
+        begin = end
+    return True

@@ -1,0 +1,179 @@
+"""The plan as a value: every sample, its fields, and where each of its rows is now."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chunkstore._format.schema import Field
+from chunkstore._ingest.npy.arrays import Kind, Place
+from chunkstore._ingest.npy.files import check_unchanged
+from chunkstore._ingest.npy.npz import Member
+from chunkstore._ingest.plan.columns import Column, count_items, row_shapes
+from chunkstore._ingest.plan.inventory import DEFLATED, NPY
+from chunkstore._ingest.plan.scan import Skipped
+from chunkstore._ingest.plan.texts import Texts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Samples of a container to be, and where each of their rows is now. Read-only; pickles as plain columns.
+
+    Attributes:
+        layout: `files`, `rows`, `paired` or `classes`.
+        explanation: what was found and chosen, and why; for the user.
+        notes: what the user should look at.
+        fields: schema.
+        num_samples: N.
+        keys: N texts, or None (`rows`).
+        skipped: files left out (`on_error="skip"`).
+        attrs: for the user's attrs: class names.
+        origin: JSON from which `export` writes the files again.
+        columns: per field.
+        kinds: see `Column.kind`.
+        paths, roots, source_of: relative paths of the files, and what stands before them.
+        size, mtime_ns: int64 per file, as planned; empty in a uniform plan.
+        began_ns: wall clock before the first file was opened, in a uniform plan: a file that was written, replaced or
+            moved since is not read by it; 0 in others.
+        rounded: names of fields whose values `--dtype` may round.
+        header: the header that every file must have; empty but in a uniform plan.
+    """
+
+    layout: str
+    explanation: str
+    notes: tuple[str, ...]
+    fields: tuple[Field, ...]
+    num_samples: int
+    keys: Texts | None
+    skipped: tuple[Skipped, ...]
+    attrs: dict[str, Any]
+    origin: dict[str, Any]
+    columns: tuple[Column, ...] = field(repr=False)
+    kinds: tuple[Kind, ...] = field(repr=False)
+    paths: Texts = field(repr=False)
+    roots: tuple[str, ...] = field(repr=False)
+    source_of: npt.NDArray[np.int32] | None = field(repr=False)
+    size: npt.NDArray[np.int64] = field(repr=False)
+    mtime_ns: npt.NDArray[np.int64] = field(repr=False)
+    header: bytes = field(default=b"", repr=False)
+    began_ns: int = 0
+    rounded: tuple[str, ...] = ()
+
+    @property
+    def uniform(self) -> bool:
+        """Whether only the first file was looked at."""
+        return bool(self.header)
+
+    @property
+    def num_files(self) -> int:
+        """Files that samples come from."""
+        return len(self.paths)
+
+    @property
+    def source_nbytes(self) -> int:
+        """Bytes of those files, -1 where they were not asked."""
+        return -1 if self.uniform else int(self.size.sum())
+
+    def row_shapes(self, number: int) -> npt.NDArray[np.int64]:
+        """Leading dimensions of each row of a field up to the last that varies: int64 [N, v]; [N, 0] where all rows are
+        alike.
+        """
+        return row_shapes(self.columns[number], self.fields[number], self.num_samples)
+
+    def row_items(self, number: int) -> npt.NDArray[np.int64]:
+        """Items of each row, int64 [N]; 1 where all rows are alike."""
+        return count_items(self.row_shapes(number))
+
+    def nbytes(self, number: int) -> int:
+        """Stored bytes of a field."""
+        row = self.fields[number].row_nbytes
+        if row is not None:
+            return row * self.num_samples
+        return int(self.row_items(number).sum()) * self.fields[number].item_nbytes
+
+    @property
+    def total_nbytes(self) -> int:
+        """Stored bytes of all fields."""
+        return sum(map(self.nbytes, range(len(self.fields))))
+
+    def forward_only(self, number: int) -> bool:
+        """Whether one worker should read the whole field in order: going back in a deflated member starts over."""
+        return self.columns[number].forward_only()
+
+    def slice(self, start: int, stop: int) -> Plan:
+        """Samples `[start, stop)`, numbered from 0, with nothing but what they need."""
+        columns = [column.slice(start, stop) for column in self.columns]
+        used = np.unique(np.concatenate([column.file for column in columns])) if columns else np.zeros(0, np.int64)
+        columns = [
+            column if column.values is not None else replace(column, file=np.searchsorted(used, column.file))
+            for column in columns
+        ]
+        paths = _take_texts(self.paths, used)
+        return replace(
+            self,
+            explanation="",
+            notes=(),
+            skipped=(),
+            attrs={},
+            origin={},
+            num_samples=stop - start,
+            keys=None if self.keys is None else self.keys.slice(start, stop),
+            columns=tuple(columns),
+            paths=paths,
+            source_of=None if self.source_of is None else self.source_of[used],
+            size=self.size if self.uniform else self.size[used],
+            mtime_ns=self.mtime_ns if self.uniform else self.mtime_ns[used],
+        )
+
+    def file_path(self, number: int) -> str:
+        """Path to open a file by."""
+        return self.roots[0 if self.source_of is None else int(self.source_of[number])] + self.paths[number]
+
+    def place(self, number: int, piece: int) -> Place:
+        """Where one piece of a field lies."""
+        column = self.columns[number]
+        file = int(column.file[piece])
+        path = self.file_path(file)
+        member = None
+        where = path
+        if column.method[piece] != NPY:
+            where = f"{path}: array {column.array!r}"
+            offset, stored, nbytes, crc = (
+                int(part[piece]) for part in (column.offset, column.stored, column.nbytes, column.crc)
+            )
+            member = Member(column.array or "", offset, stored, nbytes, crc, bool(column.method[piece] == DEFLATED))
+        shape = tuple(column.dims[piece].tolist())
+        return Place(
+            path,
+            where,
+            int(self.size[file]),
+            int(self.mtime_ns[file]),
+            member,
+            self.kinds[int(column.kind[piece])],
+            shape,
+        )
+
+    def where(self, number: int, sample: int) -> str:
+        """File and array of a row, for messages."""
+        column = self.columns[number]
+        if column.values is not None:
+            return f"class number of sample {sample}"
+        piece = sample if column.start is None else int(np.searchsorted(column.start, sample, "right")) - 1
+        path = self.file_path(int(column.file[piece]))
+        return path if column.array is None else f"{path}: array {column.array!r}"
+
+    def check_sources(self) -> None:
+        """Raise IngestError if a file no longer is as it was planned, where it is known. One `stat` per file."""
+        for number in range(0 if self.uniform else self.num_files):
+            path = self.file_path(number)
+            check_unchanged(os.stat(path), int(self.size[number]), int(self.mtime_ns[number]), path)
+
+
+def _take_texts(texts: Texts, places: npt.NDArray[Any]) -> Texts:
+    if len(places) and int(places[-1]) - int(places[0]) == len(places) - 1:
+        return texts.slice(int(places[0]), int(places[-1]) + 1)
+    return Texts.pack(texts[place] for place in places.tolist())

@@ -1,0 +1,1 @@
+"""Positions or keys in, arrays out."""

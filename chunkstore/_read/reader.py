@@ -1,0 +1,596 @@
+"""`open` and `Reader`: positions or keys in, arrays out.
+
+    Reader -- path, options, superblock          what it is made again from, in another process
+      `-- _Opened -- Source, Index               one generation; immutable, swapped whole by refresh()
+            `-- Rows per field -- Checker        how its rows are read, and which of them are proven
+
+Nothing is held at rest but the file: no thread, no lock.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from time import perf_counter_ns
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format import superblock as superblocks
+from chunkstore._format.index import FieldIndex, Index, read_generation, read_index
+from chunkstore._format.schema import Field
+from chunkstore._format.superblock import Superblock
+from chunkstore._read.batch import Indices, Positions, as_position, as_positions, is_run
+from chunkstore._read.checked import VERIFY, Checker, Verify
+from chunkstore._read.gather import FixedRows, Hints, RaggedRows, Rows, rows_of
+from chunkstore._read.keys import Keys, find_all, find_one
+from chunkstore._read.ragged import Ragged
+from chunkstore._read.select import Selection
+from chunkstore._storage.source import Backend, Source, open_source
+from chunkstore.errors import ChunkstoreError, ClosedError, ReplacedError, TruncatedError
+
+_ITERATE_NBYTES: Final = 4 << 20
+_ITERATE_SAMPLES: Final = 4096
+_SHOWN_FIELDS: Final = 8
+_PROBED_ROWS: Final = 8
+
+
+class _Opened:
+    """One generation of a container, opened: everything that a read needs."""
+
+    __slots__ = ("check_size", "getters", "hints", "index", "keys", "num_samples", "prefetches", "rows", "source")
+
+    def __init__(self, source: Source, index: Index, verify: Verify, fields: Sequence[str] | None) -> None:
+        self.source = source
+        self.index = index
+        self.num_samples = index.num_samples
+        self.keys = None if index.keys is None else Keys(index.keys, index.num_samples)
+        self.rows: dict[str, Rows] = {}
+        for number, field in enumerate(index.fields):
+            if fields is None or field.name in fields:
+                self.rows[field.name] = self._rows(number, verify)
+        self.getters = [(name, rows.getter()) for name, rows in self.rows.items()]
+        self.hints = Hints()
+        self.prefetches = Hints()
+        self.check_size: Callable[[], None] = source.check_size if source.backend == "mmap" else _nothing
+
+    def _rows(self, number: int, verify: Verify) -> Rows:
+        field_index = FieldIndex(self.index, number)
+        # Nothing below may refer to this object: a cycle would keep the map until the garbage collector runs.
+        checker = Checker(field_index, self.source, verify, partial(_key_at, self.keys))
+        index = self.index
+        return rows_of(field_index, self.source, checker, lambda: index.dictionary(number))
+
+
+def _key_at(keys: Keys | None, position: int) -> str | None:
+    """For messages: None also where the key itself is damaged."""
+    try:
+        return None if keys is None else keys[position]
+    except ChunkstoreError:
+        return None
+
+
+def _nothing() -> None:
+    """Reads that cannot go beyond the file need no look at its size."""
+
+
+class Reader:
+    """A container, open for reading; what `open` returns.
+
+    `len(ds)`, `ds[7]`, `ds[-1]`, `ds["cat/0007"]` for one sample; `ds[10:20]`, `ds[[5, 3, 3]]` and `batch` for many.
+
+    One sample is a dict of read-only arrays (views of the map where there is one; a field of shape () gives an array of
+    no dimensions) and of `str` for fields of texts. Many samples are a dict of fresh arrays of shape (B, *row_shape),
+    or `Ragged` where rows differ.
+
+    Safe from many threads; works after fork; pickles as path, options and generation (under 1 kB) and reopens at first
+    use. Holds no thread and no lock.
+    """
+
+    # `_opened` is absent until the first use of an unpickled reader, and again after `close`: then `__getattr__` is
+    # asked for it. So the usual case costs nothing.
+    __slots__ = ("__weakref__", "_backend", "_closed", "_names", "_opened", "_superblock", "_verify", "path")
+
+    path: str
+    _opened: _Opened
+
+    def __init__(
+        self,
+        path: str,
+        backend: Backend,
+        verify: Verify,
+        names: tuple[str, ...] | None,
+        superblock: Superblock | None = None,
+    ) -> None:
+        self.path = path
+        self._backend: Backend = backend
+        self._verify: Verify = verify
+        self._names = names
+        self._superblock = superblock
+        self._closed = False
+
+    # --- opening and closing ---
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_opened":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if self._closed:
+            raise ClosedError(f"{self.path}: the reader was closed; open it again")
+        # Two threads may both open here; the second takes the place of the first, which is let go.
+        opened = self._opened = self._open()
+        return opened
+
+    def _open(self) -> _Opened:
+        source, newest = open_newest(self.path, self._backend)
+        try:
+            index = newest if self._superblock is None else self._read_same(source, newest, self._superblock)
+            self._check_names(index)
+            opened = _Opened(source, index, self._verify, self._names)
+        except BaseException:
+            source.close()
+            raise
+        self._superblock = index.superblock
+        return opened
+
+    def _read_same(self, source: Source, newest: Index, wanted: Superblock) -> Index:
+        """The index of the generation that this reader had, whatever was appended meanwhile."""
+        _check_lineage(self.path, wanted, newest.superblock)
+        if newest.superblock.generation == wanted.generation:
+            return newest
+        return read_generation(source, wanted)
+
+    def _check_names(self, index: Index) -> None:
+        if self._names is not None:
+            _check_known(self._names, [field.name for field in index.fields], self.path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._closed:
+            raise ClosedError(f"{self.path}: the reader was closed and cannot be pickled; open it again")
+        if self._superblock is None:  # pragma: no cover - only while `open` has not returned
+            self._opened  # noqa: B018 - opens
+        assert self._superblock is not None
+        # The directory's sum says which bytes these are; the absolute path, because a child may run elsewhere.
+        state = (os.path.abspath(self.path), self._backend, self._verify, self._names)
+        return _reopen, (*state, superblocks.encode(self._superblock)[: superblocks.RECORD_NBYTES])
+
+    def close(self) -> None:
+        """Let the file go. Arrays that were handed out stay valid; any other use is then a `ClosedError`."""
+        self._closed = True
+        try:
+            opened = object.__getattribute__(self, "_opened")
+        except AttributeError:
+            return
+        try:
+            del self._opened
+        except AttributeError:  # another thread closed it as well
+            return
+        opened.source.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def refresh(self) -> bool:
+        """Move to the newest generation, if there is a newer one. Never moves back.
+
+        What was proven stays proven; arrays and selections that were made before keep their meaning.
+
+        Returns:
+            Whether it moved.
+        Raises:
+            ReplacedError: the path now names another file or another container.
+        """
+        opened = self._opened
+        source, index = open_newest(self.path, self._backend)
+        try:
+            _check_lineage(self.path, opened.index.superblock, index.superblock)
+            if source.identity[:2] != opened.source.identity[:2]:
+                raise ReplacedError(f"{self.path}: another file has taken the place of the one that is open; reopen it")
+            if index.superblock.generation == opened.index.superblock.generation:
+                source.close()
+                return False
+            newer = _Opened(source, index, self._verify, self._names)
+        except BaseException:
+            source.close()
+            raise
+        for name, rows in newer.rows.items():
+            rows.checker.resume(opened.rows[name].checker)
+        self._superblock = index.superblock
+        self._opened = newer  # the old one goes with the last read that is under way
+        if self._closed:  # another thread closed it meanwhile, and has missed this one
+            self.close()
+        return True
+
+    # --- what it is ---
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self._opened.num_samples
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return f"<chunkstore.Reader {self.path!r}, closed>"
+        opened = self._opened
+        keys = "" if opened.keys is None else ", with keys"
+        samples = "1 sample" if len(self) == 1 else f"{len(self):,} samples"
+        lines = [f"<chunkstore.Reader {self.path!r}: {samples}{keys}, {opened.source.backend}, verify={self._verify!r}"]
+        for name, field in list(self.fields.items())[:_SHOWN_FIELDS]:
+            dims = ", ".join("?" if dim is None else str(dim) for dim in field.shape)
+            stored = "" if field.codec == "raw" else f", {field.codec}"
+            lines.append(f"  {name}: {field.dtype} ({dims}{',' if len(field.shape) == 1 else ''}){stored}")
+        if len(self.fields) > _SHOWN_FIELDS:
+            lines.append(f"  and {len(self.fields) - _SHOWN_FIELDS} more fields")
+        return "\n".join(lines) + ">"
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """Name -> field, in the order of the container; read-only. Only those of `open(fields=...)`."""
+        return MappingProxyType({name: rows.field for name, rows in self._opened.rows.items()})
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What was stored beside the samples: a fresh dict each time, parsed when asked for."""
+        return self._opened.index.attrs()
+
+    @property
+    def keys(self) -> Keys | None:
+        """The keys as a sequence that reads from the file; None where samples have no keys."""
+        return self._opened.keys
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits: a root hash over schema, keys, index and data of this generation."""
+        return self._opened.index.fingerprint
+
+    @property
+    def generation(self) -> int:
+        """Number of commits that this reader sees, from 1."""
+        return self._opened.index.superblock.generation
+
+    @property
+    def backend(self) -> str:
+        """How it reads: "mmap" or "pread"."""
+        return self._opened.source.backend
+
+    @property
+    def verify(self) -> Verify:
+        """When chunks are checked: "once", "always" or "off"."""
+        return self._verify
+
+    # --- reading ---
+
+    @overload
+    def __getitem__(self, index: int | str) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice | Indices) -> dict[str, NDArray[Any] | Ragged]: ...
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        """One sample by position or key, or many by a slice, integers or a mask.
+
+        Raises:
+            IndexError: a position is outside [-N, N).
+            SampleNotFoundError: no sample has this key.
+            CorruptError: a chunk is not what was written.
+        """
+        opened = self._opened
+        # The usual case, without a call of ours: 0.5 µs for one field.
+        if type(index) is int and 0 <= index < opened.num_samples:
+            return {name: get(index) for name, get in opened.getters}
+        if isinstance(index, str):
+            return self.sample(find_one(self.path, opened.keys, index))
+        if isinstance(index, slice):
+            return self._slice(index)
+        if hasattr(index, "__index__") and getattr(index, "ndim", 0) == 0:
+            return self.sample(as_position(index, opened.num_samples))
+        if isinstance(index, tuple):
+            raise TypeError(f"a sample has one position, found {len(index)}: for many samples use ds[[1, 2, 3]]")
+        return self.batch(index)
+
+    def sample(self, position: int) -> dict[str, Any]:
+        """One sample at a position in `[0, N)`, as `ds[position]`."""
+        opened = self._opened
+        if not 0 <= position < opened.num_samples:
+            as_position(position, 0 if position < 0 else opened.num_samples)
+        return {name: get(position) for name, get in opened.getters}
+
+    def _slice(self, index: slice) -> dict[str, NDArray[Any] | Ragged]:
+        opened = self._opened
+        start, stop, step = index.indices(opened.num_samples)
+        if step != 1:
+            return self.batch(np.arange(start, stop, step))
+        stop = max(start, stop)
+        opened.check_size()
+        targets = [(name, rows, rows.target(stop - start, None)) for name, rows in opened.rows.items()]
+        return {name: rows.run(start, stop, target) for name, rows, target in targets}
+
+    def batch(
+        self,
+        indices: Indices,
+        *,
+        fields: Sequence[str] | None = None,
+        out: Mapping[str, NDArray[Any]] | None = None,
+    ) -> dict[str, NDArray[Any] | Ragged]:
+        """Read many samples, one gather per field.
+
+        Args:
+            indices: shape (B,), any integer dtype; wanted order, repeats allowed, negative counts from the end. Or a
+                mask of N booleans.
+            fields: which fields, default all.
+            out: per field a C-contiguous array of shape (B, *row_shape) to fill, e.g. a pinned one; 1.3 to 2 times
+                faster than a fresh one. For bfloat16 and float8 also void or unsigned of the same width. For a ragged
+                field an array (items or more, *item_shape), whose first part the values become. Fields that are
+                not in it get fresh arrays.
+        Returns:
+            Per field shape (B, *row_shape), or `Ragged` where rows differ. Owns its memory: valid after close().
+        Raises:
+            IndexError: an index is outside [-N, N); nothing was read.
+            TypeError, ValueError: an argument is not as above; nothing was read.
+            CorruptError: a chunk is not what was written; `out` is then undefined. Other samples stay readable.
+            TruncatedError: the file was cut off meanwhile.
+        Safe from many threads. One GIL transaction per field, whatever B is. Neighbours in order are read as a slice.
+        """
+        opened = self._opened
+        positions = as_positions(indices, opened.num_samples)
+        rows = opened.rows if fields is None else self._chosen(opened, fields)
+        targets = self._targets(rows, len(positions), out)
+        if out is not None and len(targets) > 1 and any(np.may_share_memory(positions, each) for each in out.values()):
+            positions = positions.copy()  # the first field would write over the positions of the second
+        opened.check_size()
+        if is_run(positions):
+            start = positions.item(0)
+            stop = start + len(positions)
+            return {name: each.run(start, stop, target) for name, each, target in targets}
+        hints = opened.hints
+        before = hints.begin()
+        if before < 0:
+            began = perf_counter_ns()
+            found = {name: each.batch(positions, target) for name, each, target in targets}
+            hints.took(perf_counter_ns() - began, len(positions))
+            return found
+        try:
+            if hints.cold:
+                for each in rows.values():
+                    each.hint(positions)
+            return {name: each.batch(positions, target) for name, each, target in targets}
+        finally:
+            hints.end(before)
+
+    def _targets(self, rows: Mapping[str, Rows], num_rows: int, out: Any) -> list[tuple[str, Rows, Any]]:
+        if out is None:
+            return [(name, each, each.target(num_rows, None)) for name, each in rows.items()]
+        if type(out) is not dict and not isinstance(out, Mapping):
+            raise TypeError(f"out: expected a mapping of field names to arrays, found {type(out).__name__}")
+        for name in out:
+            if name not in rows:
+                _check_known([name], list(rows), self.path, "out")
+        return [(name, each, each.target(num_rows, out.get(name))) for name, each in rows.items()]
+
+    def _chosen(self, opened: _Opened, fields: Sequence[str]) -> dict[str, Rows]:
+        if not isinstance(fields, str):
+            fields = tuple(fields)
+        _check_known(fields, list(opened.rows), self.path)
+        return {name: opened.rows[name] for name in fields}
+
+    def column(self, name: str) -> NDArray[Any] | Ragged:
+        """A whole field, read-only.
+
+        Where it is raw and one extent (any converted container) and there is a map, this is a view of a map with normal
+        read-ahead: no copy, whatever its size. Otherwise a copy, of as much memory as the field has. With
+        `verify="once"` what is not proven yet is proven now, in one pass over it (20 GB/s in memory, otherwise as
+        fast as the disk); with `verify="off"` a view costs nothing.
+
+        Returns:
+            Shape (N, *row_shape), or `Ragged` where rows differ. A view stays valid after close().
+        Raises:
+            CorruptError: a chunk of the field is not what was written.
+        """
+        opened = self._opened
+        _check_known([name], list(opened.rows), self.path)
+        opened.check_size()
+        return opened.rows[name].column()
+
+    def prefetch(self, indices: Indices, *, fields: Sequence[str] | None = None) -> None:
+        """Ask the system to start reading the next batch now; returns at once and reads nothing itself.
+
+        Does nothing while the data turn out to be in memory already (it looks now and then).
+
+        Raises:
+            IndexError, TypeError, ValueError: as `batch`.
+        """
+        opened = self._opened
+        positions = as_positions(indices, opened.num_samples)
+        rows = opened.rows if fields is None else self._chosen(opened, fields)
+        before = opened.prefetches.begin()
+        if before < 0:
+            return
+        # A look at warm data costs hints, too, six times the gather: a few rows tell as much as all.
+        looked = positions if opened.prefetches.cold else positions[:_PROBED_ROWS]
+        for each in rows.values():
+            each.hint(looked)
+        opened.prefetches.end(before)
+
+    def find(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """Positions of keys; int64, shape (len(keys),). About 10 µs a key, whatever N is.
+
+        Raises:
+            SampleNotFoundError: names the keys that no sample has.
+            CorruptError: a part of the index that is needed is damaged.
+        """
+        return find_all(self.path, self._opened.keys, keys)
+
+    def select(self, indices: Indices) -> Selection:
+        """Some samples as a data set of their own, in this order; nothing is read.
+
+        Raises:
+            IndexError, TypeError, ValueError: as `batch`.
+        """
+        return Selection(self, as_positions(indices, len(self)))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Samples in order, read ahead in large pieces: each row is a read-only view of a piece of 4 MiB."""
+        step = self._samples_a_piece()
+        for start in range(0, len(self), step):
+            yield from _split(self[start : start + step])
+
+    def _samples_a_piece(self) -> int:
+        stored = sum(int(rows.checker.index.block_nbytes.sum()) for rows in self._opened.rows.values())
+        mean = stored / max(len(self), 1)
+        return int(min(max(1, _ITERATE_NBYTES // max(mean, 1)), _ITERATE_SAMPLES))
+
+    # --- for the adapters of this package ---
+
+    @property
+    def _source(self) -> Source:
+        return self._opened.source
+
+    @property
+    def _index(self) -> Index:
+        return self._opened.index
+
+    def _typed(self, name: str) -> NDArray[Any] | None:
+        """The field as one read-only array over the random map; None unless fixed, raw, one extent, mapped."""
+        rows = self._opened.rows[name]
+        return rows.typed if isinstance(rows, FixedRows) else None
+
+    def _extent(self, name: str) -> tuple[int, int] | None:
+        """(offset, nbytes) of a raw field that is one extent."""
+        rows = self._opened.rows[name]
+        if not isinstance(rows, (FixedRows, RaggedRows)) or len(rows.extents) != 1:
+            return None
+        return rows.extents[0].offset, rows.extents[0].nbytes
+
+    def _exportable(self, name: str) -> NDArray[Any] | None:
+        """As `_typed`, over the private map, whose memory is writable: to be exported, never written to."""
+        typed, extent = self._typed(name), self._extent(name)
+        view = None if typed is None or extent is None else self._source.writable_view(*extent)
+        return None if typed is None or view is None else np.ndarray(typed.shape, typed.dtype, view)
+
+    def _exportable_ragged(self, name: str) -> tuple[NDArray[Any], NDArray[np.int64]] | None:
+        """(values over the private map, offsets) of a raw ragged field of one extent."""
+        rows, extent = self._opened.rows[name], self._extent(name)
+        view = None if extent is None or not extent[1] else self._source.writable_view(*extent)
+        if view is None or not isinstance(rows, RaggedRows):
+            return None
+        return rows.mapped(np.frombuffer(view, np.uint8))
+
+    def _prove(self, name: str, positions: Positions | None = None) -> None:
+        """Prove the chunks of these rows, or of all, unless they are proven; for those who gather by themselves."""
+        opened = self._opened
+        opened.check_size()
+        checker = opened.rows[name].checker
+        if positions is None:
+            checker.prove_all()
+        else:
+            checker.prove(positions)
+
+
+def open_newest(path: str, backend: Backend) -> tuple[Source, Index]:
+    """The file and its newest generation."""
+    while True:
+        source = open_source(path, backend)
+        try:
+            return source, read_index(source)
+        except TruncatedError:
+            # A commit between the look at the size and that at the head: the file has grown, and is opened again.
+            grown = os.stat(path).st_size > source.size
+            source.close()
+            if not grown:
+                raise
+        except BaseException:
+            source.close()
+            raise
+
+
+def _split(batch: Mapping[str, NDArray[Any] | Ragged]) -> Iterator[dict[str, Any]]:
+    """Samples of a batch, one by one."""
+    columns = []
+    for values in batch.values():
+        array = values.values if isinstance(values, Ragged) else values
+        array.flags.writeable = False
+        columns.append(iter(values) if isinstance(values, Ragged) or values.ndim > 1 else _scalars(values))
+    names = tuple(batch)
+    for rows in zip(*columns, strict=True):
+        yield dict(zip(names, rows, strict=True))
+
+
+def _scalars(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Arrays of no dimensions, where iteration would give NumPy scalars."""
+    return (values[place, ...] for place in range(len(values)))
+
+
+def _check_known(names: Sequence[str], known: Sequence[str], path: str, what: str = "fields") -> None:
+    if isinstance(names, str):
+        raise TypeError(f"{what}: expected a sequence of names, found one text; use [{names!r}]")
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            shown = ", ".join(map(repr, known[:_SHOWN_FIELDS])) + (", ..." if len(known) > _SHOWN_FIELDS else "")
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {shown}"
+            raise ValueError(f"{what}: {path} has no field {name!r}{hint}")
+
+
+def _check_lineage(path: str, mine: Superblock, found: Superblock) -> None:
+    """The container at the path must be the one that was open, at its generation or a later one."""
+    if found.uuid != mine.uuid:
+        raise ReplacedError(
+            f"{path}: expected the container {mine.uuid.hex()}, found {found.uuid.hex()}: it was replaced; reopen it"
+        )
+    same = found.generation == mine.generation
+    if found.generation < mine.generation or (same and found.directory_sum != mine.directory_sum):
+        raise ReplacedError(
+            f"{path}: expected generation {mine.generation} ({mine.directory_sum.hex()}) or a later one, found "
+            f"{found.generation} ({found.directory_sum.hex()}): an older copy was put in its place. Open it again"
+        )
+
+
+def _reopen(path: str, backend: Backend, verify: Verify, names: tuple[str, ...] | None, superblock: bytes) -> Reader:
+    return Reader(path, backend, verify, names, superblocks.decode_record(superblock))
+
+
+def open(  # noqa: A001 - the public name
+    path: str | os.PathLike[str],
+    *,
+    backend: Backend = "auto",
+    verify: Verify = "once",
+    fields: Sequence[str] | None = None,
+) -> Reader:
+    """Open a container for reading. Costs the same for any number of samples.
+
+    Args:
+        path: of the container.
+        backend: "mmap" (fastest; if somebody truncates the file meanwhile, the process may die by SIGBUS), "pread"
+            (copies; such a file is a clean `TruncatedError`), "auto": mmap on local file systems, else pread.
+        verify: "once" checks each chunk the first time that it is read and remembers it; "always" each time; "off"
+            never. The index is checked in any case.
+        fields: read only these; default all.
+    Raises:
+        NotAContainerError, UnsupportedVersionError, UnsupportedFeatureError, LimitError, CorruptError: the file cannot
+            be read as a container.
+        TruncatedError: it is shorter than its last commit.
+        FileNotFoundError, PermissionError, IsADirectoryError: as the built-in `open`.
+        ValueError: an unknown backend, verify or field.
+    """
+    if verify not in VERIFY:
+        raise ValueError(f"verify: expected one of {', '.join(VERIFY)}, found {verify!r}")
+    if isinstance(fields, str):
+        raise TypeError(f"fields: expected a sequence of names, found one text; use [{fields!r}]")
+    reader = Reader(os.fsdecode(path), backend, verify, None if fields is None else tuple(fields))
+    reader._opened  # noqa: B018 - opens now, so that errors come here
+    return reader

@@ -1,0 +1,1 @@
+"""Containers out of containers: merged, repacked, recovered."""

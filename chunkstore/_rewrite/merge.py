@@ -1,0 +1,226 @@
+"""Several containers into one: blocks are copied as they are, their index is put together anew."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format import superblock as superblocks
+from chunkstore._format.constants import HEAD_NBYTES, PART_ALIGNMENT, Kind
+from chunkstore._format.index import FieldIndex, Index
+from chunkstore._format.schema import Field
+from chunkstore._format.segment import Directory, pad
+from chunkstore._read.reader import open_newest
+from chunkstore._storage.commit import NewFile, write_superblocks
+from chunkstore._storage.replace import check_replaceable
+from chunkstore._storage.source import Source
+from chunkstore._verify.verify import verify
+from chunkstore._write.index_writer import IndexWriter, planned_segment_nbytes
+from chunkstore.errors import CorruptError, ReplacedError, SchemaError
+
+_PIECE_NBYTES: Final = 64 << 20
+type_progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What is known of an input without holding it open: there may be thousands."""
+
+    path: str
+    fingerprint: str
+    fields: tuple[Field, ...]
+    attrs: dict[str, Any]
+    dictionaries: dict[int, bytes]
+    has_keys: bool
+    num_samples: int
+    num_shards: int
+    num_groups: list[int]
+    nbytes: int
+    key_nbytes: int
+
+    @classmethod
+    def look(cls, path: str | os.PathLike[str]) -> _Input:
+        """Open it, note all this, and close it."""
+        source, index = open_newest(os.fspath(path), "pread")
+        with source:
+            return cls(
+                source.path,
+                index.fingerprint,
+                index.fields,
+                index.attrs(),
+                {number: data for number in range(len(index.fields)) if (data := index.dictionary(number))},
+                index.has_keys,
+                index.num_samples,
+                len(index.blocks),
+                [FieldIndex(index, number).num_groups for number in range(len(index.fields))],
+                int(index.blocks["nbytes"].sum()),
+                sum(_key_nbytes(index, directory) for directory in index.directories),
+            )
+
+    @contextmanager
+    def opened(self) -> Iterator[tuple[Source, Index]]:
+        """The same input again."""
+        source, index = open_newest(self.path, "pread")
+        with source:
+            if index.fingerprint != self.fingerprint:
+                raise ReplacedError(f"{self.path}: the container was changed while it was merged; start again")
+            yield source, index
+
+
+def _key_nbytes(index: Index, directory: Directory) -> int:
+    return index.section(directory, Kind.KEY_BYTES).nbytes if index.has_keys and directory.num_samples else 0
+
+
+def merge(
+    paths: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    mode: Literal["x", "w"] = "x",
+    attrs: Mapping[str, Any] | None = None,
+    progress: type_progress | None = None,
+) -> None:
+    """Put the samples of several containers into one new container, in the order given.
+
+    Each field is one extent again. Shards and their checksums stay as they are: blocks are copied by the kernel
+    (`copy_file_range`, which shares blocks on file systems that can), and nothing is decoded. The new file is verified
+    as a whole before it gets its name. The same inputs give the same bytes.
+
+    Args:
+        paths: at least one container; all have the same fields, and all have keys or none has.
+        out: the new container.
+        mode: `"x"` refuses a path that exists, `"w"` replaces a container that is none of these.
+        attrs: ATTRS of the new container. Default: the members that are equal in all inputs.
+        progress: called with (bytes done, bytes in all), now and then; verification counts as well.
+    Raises:
+        SchemaError: fields differ, a key is there twice, or there is nothing to merge.
+        FormatError: an input cannot be read, or one of its blocks is damaged.
+        FileExistsError, WriteError, CommitUnknownError: as with `Writer`. After any error `out` is as before.
+    """
+    inputs = [_Input.look(path) for path in paths]
+    if not inputs:
+        raise SchemaError("merge: no container was given")
+    check_replaceable(out, paths, mode=mode)
+    _check_alike(inputs)
+    merged = _common_attrs(inputs) if attrs is None else dict(attrs)
+    with_keys = any(entry.has_keys for entry in inputs if entry.num_samples)
+    total = sum(entry.nbytes for entry in inputs)
+    with NewFile.create(out, mode) as file:
+        folder = os.path.dirname(file.temporary)
+        with IndexWriter(inputs[0].fields, merged, with_keys=with_keys, folder=folder) as index:
+            index.dictionaries = inputs[0].dictionaries
+            _write(file, index, inputs, merged, _counted(progress, total, 2 * total))
+        _verify(file, _counted(progress, total, 2 * total, before=total))
+        file.publish()
+
+
+def _check_alike(inputs: Sequence[_Input]) -> None:
+    first = inputs[0]
+    for other in inputs[1:]:
+        if other.fields != first.fields:
+            differing = [
+                f"{a} in the one, {b} in the other" for a, b in zip(other.fields, first.fields, strict=False) if a != b
+            ]
+            detail = differing[0] if differing else f"{len(other.fields)} against {len(first.fields)} fields"
+            raise SchemaError(f"{other.path} and {first.path} have different fields: {detail}")
+        if other.dictionaries != first.dictionaries:
+            raise SchemaError(f"{other.path} and {first.path} have different codec dictionaries")
+    filled = [entry for entry in inputs if entry.num_samples]
+    for other in filled[1:]:
+        if other.has_keys != filled[0].has_keys:
+            named = other.path if other.has_keys else filled[0].path
+            raise SchemaError(f"{other.path} and {filled[0].path}: only {named} has keys; all have them or none has")
+
+
+def _common_attrs(inputs: Sequence[_Input]) -> dict[str, Any]:
+    """The members of ATTRS that are equal everywhere. What is noted of the sources of one file is not true of all."""
+    text = [{name: json.dumps(value, sort_keys=True) for name, value in entry.attrs.items()} for entry in inputs]
+    return {name: value for name, value in inputs[0].attrs.items() if all(t.get(name) == text[0][name] for t in text)}
+
+
+def _write(
+    file: NewFile, index: IndexWriter, inputs: Sequence[_Input], attrs: Mapping[str, Any], copied: Callable[[int], None]
+) -> None:
+    """Copy all blocks and write index and superblocks."""
+    numbers = range(len(index.fields))
+    tail = HEAD_NBYTES + planned_segment_nbytes(
+        index.fields,
+        attrs,
+        num_samples=sum(entry.num_samples for entry in inputs),
+        num_shards=sum(entry.num_shards for entry in inputs),
+        num_groups=[sum(entry.num_groups[number] for entry in inputs) for number in numbers],
+        key_nbytes=sum(entry.key_nbytes for entry in inputs) if index.with_keys else None,
+        dictionaries=index.dictionaries,
+    )
+    file.sink.preallocate(tail + sum(entry.nbytes for entry in inputs))
+    offsets: list[list[NDArray[np.int64]]] = [[] for _ in inputs]
+    for number in numbers:
+        tail = pad(tail, PART_ALIGNMENT)
+        for place, entry in enumerate(inputs):
+            with entry.opened() as (source, old):
+                column = FieldIndex(old, number)
+                offsets[place].append(tail + np.cumsum(column.block_nbytes) - column.block_nbytes)
+                tail = _copy_field(file, source, column, tail, copied)
+    for entry, moved in zip(inputs, offsets, strict=True):
+        with entry.opened() as (_, old):
+            _add_to_index(index, old, np.stack(moved, axis=1))
+    superblock = index.write(file.sink, HEAD_NBYTES, data_end=tail)
+    file.sink.truncate(superblock.committed_end)
+    write_superblocks(file.sink, superblocks.encode(superblock))
+
+
+def _copy_field(file: NewFile, source: Source, column: FieldIndex, tail: int, copied: Callable[[int], None]) -> int:
+    """All blocks of a field, extent by extent; where they end."""
+    for extent in column.extents():
+        for start in range(0, extent.nbytes, _PIECE_NBYTES):
+            nbytes = min(_PIECE_NBYTES, extent.nbytes - start)
+            file.sink.copy_from(source, extent.offset + start, tail + start, nbytes)
+            copied(nbytes)
+        tail += extent.nbytes
+    return tail
+
+
+def _add_to_index(index: IndexWriter, old: Index, offsets: NDArray[np.int64]) -> None:
+    """Take over what the input's segments say; its blocks now lie at `offsets`, shape (shards, fields)."""
+    for directory in old.directories:
+        mine = slice(directory.first_shard, directory.first_shard + directory.num_shards)
+        try:
+            index.absorb(old, directory, offsets[mine])
+        except SchemaError as error:
+            raise SchemaError(f"{old.path}: {error}") from None
+
+
+def _counted(progress: type_progress | None, part: int, total: int, before: int = 0) -> Callable[[int], None]:
+    """A function that takes the number of bytes just done, of `part`, and tells the caller of the whole."""
+    done = before
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done = min(done + nbytes, before + part)
+        if progress is not None:
+            progress(done, total)
+
+    return count
+
+
+def _verify(file: NewFile, counted: Callable[[int], None]) -> None:
+    """The whole file, read back, before it gets its name."""
+    last = 0
+
+    def tell(done: int, _total: int) -> None:
+        nonlocal last
+        counted(done - last)
+        last = done
+
+    report = verify(file.temporary, progress=tell)
+    if not report.ok:
+        raise CorruptError(
+            f"{file.path}: the copy is not right, so nothing was published. An input is damaged (run `chunkstore "
+            f"verify` on each), or the copy was not stored as it was written. First: {report.damage[0]}"
+        )

@@ -1,0 +1,398 @@
+"""What can still be proven good of a damaged container, saved into a new one."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format import superblock as superblocks
+from chunkstore._format.checksum import sum64, sum128
+from chunkstore._format.codec import decode
+from chunkstore._format.constants import (
+    DIRECTORY_HEADER_NBYTES,
+    DIRECTORY_MAGIC,
+    HEAD_NBYTES,
+    MAX_DIRECTORY_NBYTES,
+    MAX_FILE_NBYTES,
+    PART_ALIGNMENT,
+    SUPERBLOCK_NBYTES,
+    SUPERBLOCK_OFFSETS,
+)
+from chunkstore._format.dtypes import element_nbytes
+from chunkstore._format.index import FieldIndex, Groups, Index, read_generation
+from chunkstore._format.schema import Field, known_codec
+from chunkstore._format.segment import Directory, decode_directory, nbytes_of_directory
+from chunkstore._format.superblock import Head, Superblock
+from chunkstore._storage.replace import check_replaceable
+from chunkstore._storage.source import Source, open_source
+from chunkstore._write.writer import Writer
+from chunkstore.errors import CorruptError, FormatError, UnsupportedFeatureError, UnsupportedVersionError
+
+_PIECE_NBYTES: Final = 8 << 20
+_BATCH_NBYTES: Final = 16 << 20
+_BATCH_SAMPLES: Final = 1024
+_MOST_LOST: Final = 10_000
+type_progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A run of samples that could not be proven good.
+
+    Attributes:
+        start, stop: positions in the damaged container, half-open.
+        key: of the first, where it can be read.
+        reason: what is wrong with it, in one sentence.
+    """
+
+    start: int
+    stop: int
+    key: str | None
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"start": self.start, "stop": self.stop, "key": self.key, "reason": self.reason}
+
+
+@dataclass
+class Recovery:
+    """What was saved and what was lost.
+
+    Attributes:
+        path, out: the damaged container and the new one.
+        num_saved: samples in the new one, in their old order.
+        num_lost: samples that are known to be lost.
+        lost: which ones, in runs; the first 10,000 runs.
+        notes: how they were found, and what is not certain.
+    """
+
+    path: str
+    out: str
+    num_saved: int = 0
+    num_lost: int = 0
+    lost: list[Lost] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is known to be lost."""
+        return not self.num_lost
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        lost = [one.as_dict() for one in self.lost]
+        counts = {"num_saved": self.num_saved, "num_lost": self.num_lost}
+        return {"path": self.path, "out": self.out, **counts, "lost": lost, "notes": self.notes}
+
+
+def recover(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    mode: Literal["x", "w"] = "x",
+    progress: type_progress | None = None,
+) -> Recovery:
+    """Save every sample whose bytes can be proven good.
+
+    A sample is saved when its index entries, its key and the chunks of all its fields have the checksums that were
+    written with them. Nothing is guessed. Where the superblocks or a directory are damaged, the file is searched for
+    index segments, and each is taken that agrees with itself in all its parts; then samples may be missing at the end
+    without anybody knowing of them, and a note says so. A file that was cut off gives what lies before the cut.
+
+    Args:
+        path: the container; it is only read.
+        out: the new container; it has the fields, attributes and keys of the old one.
+        mode: `"x"` refuses a path that exists, `"w"` replaces a container other than `path`.
+        progress: called with (samples done, samples in all).
+    Raises:
+        FormatError: nothing in the file could be proven.
+        UnsupportedVersionError, UnsupportedFeatureError: it is of a kind that this release does not know.
+        FileExistsError, WriteError, CommitUnknownError: as with `Writer`.
+    """
+    path = os.fspath(path)
+    check_replaceable(out, [path], mode=mode)
+    report = Recovery(path, os.fspath(out))
+    with open_source(path, "pread") as source:
+        indexes = _find_indexes(source, report)
+        if not indexes:
+            raise CorruptError(f"{path}: no index segment could be proven good, so no sample can be found")
+        newest = indexes[-1]
+        _check_codecs(path, newest)
+        writer = Writer(out, fields=_raw_fields(newest), mode=mode)
+        with writer:
+            writer.attrs.update(_attrs(newest, report))
+            _note_gaps(indexes, report)
+            for index in indexes:
+                _save(index, source, writer, report, progress, newest.num_samples)
+            report.num_saved = len(writer)
+    report.lost.sort(key=lambda lost: lost.start)
+    return report
+
+
+def _check_codecs(path: str, index: Index) -> None:
+    unknown = [field for field in index.fields if not known_codec(field)]
+    if unknown:
+        raise UnsupportedFeatureError(
+            f"{path}: field {unknown[0].name!r} has the codec {unknown[0].codec!r}, which this release does not know: "
+            "its rows cannot be proven to decode. Install a newer one"
+        )
+
+
+def _raw_fields(index: Index) -> list[Field]:
+    return [replace(one, codec="raw") for one in index.fields]
+
+
+def _attrs(index: Index, report: Recovery) -> dict[str, Any]:
+    try:
+        return index.attrs()
+    except FormatError as error:
+        report.notes.append(f"the attributes are lost: {error}")
+        return {}
+
+
+# -- finding segments --------------------------------------------------------------------------------------------------
+
+
+def _find_indexes(source: Source, report: Recovery) -> list[Index]:
+    """An index for each segment that can be used, in the order of samples, without overlap."""
+    newest = 0
+    for name, superblock in _superblocks(source, report):
+        newest = max(newest, superblock.generation)
+        try:
+            # Not `read_index`: a file that was cut off still has the samples before the cut.
+            index = read_generation(source, superblock, cut_off=True)
+        except FormatError as error:
+            report.notes.append(f"the index of superblock {name} cannot be read: {error}")
+            continue
+        _note_later(source, superblock, newest, report)
+        return [index]
+    report.notes.append("the file was searched for index segments")
+    found = [usable for directory in _search(source) if (usable := _usable(source, directory)) is not None]
+    chosen = _without_overlap(found)
+    if chosen:
+        report.notes.append(
+            f"{len(chosen)} index segments agree with themselves and describe samples up to "
+            f"{chosen[-1].num_samples}; if there were later ones, they are lost without a trace"
+        )
+    return chosen
+
+
+def _note_later(source: Source, superblock: Superblock, newest: int, report: Recovery) -> None:
+    """Say so if there may have been a later generation than the one that is saved."""
+    behind = source.size - superblock.committed_end
+    if newest > superblock.generation:
+        report.notes.append(
+            f"generation {superblock.generation} is saved, and there was {newest}: what was added since is lost "
+            "without a trace"
+        )
+    elif behind > 0 and report.notes:  # the other superblock is damaged, and may have been newer
+        report.notes.append(
+            f"there are {behind} bytes behind generation {superblock.generation}: what was added after it, if it was "
+            "committed, is lost without a trace"
+        )
+
+
+def _superblocks(source: Source, report: Recovery) -> list[tuple[str, Superblock]]:
+    """The superblocks that are valid, the newest first."""
+    found = []
+    for name, offset in zip("AB", SUPERBLOCK_OFFSETS, strict=True):
+        try:
+            superblock = superblocks.decode(source.read(offset, SUPERBLOCK_NBYTES))
+            superblocks.check_flags(superblock)
+            found.append((name, superblock))
+        except (UnsupportedVersionError, UnsupportedFeatureError):
+            raise  # what its bytes mean is not known, so nothing of it can be proven
+        except FormatError as error:
+            report.notes.append(f"superblock {name}: {error}")
+    return sorted(found, key=lambda item: -item[1].generation)
+
+
+def _search(source: Source) -> Iterator[Directory]:
+    """Everything at a multiple of 4096 that decodes as a directory; the whole file is read, once."""
+    magic = np.frombuffer(DIRECTORY_MAGIC, np.uint64)[0]
+    buffer = np.empty(_PIECE_NBYTES, np.uint8)
+    for start in range(HEAD_NBYTES, source.size, _PIECE_NBYTES):
+        piece = buffer[: min(_PIECE_NBYTES, source.size - start)]
+        source.read_into(start, piece)
+        heads = piece[: len(piece) // PART_ALIGNMENT * PART_ALIGNMENT].view(np.uint64)[:: PART_ALIGNMENT // 8]
+        for place in np.flatnonzero(heads == magic).tolist():
+            directory = _read_directory(source, start + place * PART_ALIGNMENT)
+            if directory is not None:
+                yield directory
+
+
+def _read_directory(source: Source, offset: int) -> Directory | None:
+    nbytes = nbytes_of_directory(source.read(offset, DIRECTORY_HEADER_NBYTES))
+    if nbytes > min(MAX_DIRECTORY_NBYTES, source.size - offset):
+        return None
+    try:
+        return decode_directory(source.read(offset, nbytes), offset, MAX_FILE_NBYTES)
+    except FormatError:
+        return None
+
+
+def _usable(source: Source, directory: Directory) -> Index | None:
+    """An index over one segment, if schema, shard starts and blocks are proven.
+
+    The sums in a directory prove its sections, and its counts must agree with them; so a directory that was damaged
+    does not pass, although its own sum is not known.
+    """
+    data = directory.encode()
+    superblock = Superblock(bytes(16), 1, MAX_FILE_NBYTES, directory.offset, len(data), sum128(data))
+    try:
+        return Index(source, Head(superblock, ()), (directory,))
+    except FormatError:
+        return None
+
+
+def _without_overlap(found: list[Index]) -> list[Index]:
+    """From the first sample on, always the segment that reaches furthest; those of the newest schema only."""
+    if not found:
+        return []
+    schema = max(found, key=lambda index: (index.num_samples, index.directories[0].offset)).fields
+    rest = [index for index in found if index.fields == schema and index.directories[0].num_samples]
+    chosen: list[Index] = []
+    position = 0
+    while rest := [index for index in rest if index.directories[0].first_sample >= position]:
+        first = min(index.directories[0].first_sample for index in rest)
+        best = max((i for i in rest if i.directories[0].first_sample == first), key=lambda index: index.num_samples)
+        chosen.append(best)
+        position = best.num_samples
+    return chosen or [max(found, key=lambda index: index.directories[0].offset)]
+
+
+def _note_gaps(indexes: list[Index], report: Recovery) -> None:
+    position = 0
+    for index in indexes:
+        first = index.directories[0].first_sample
+        if first > position:
+            report.num_lost += first - position
+            report.lost.append(Lost(position, first, None, "no index segment that describes them could be proven good"))
+        position = index.num_samples
+
+
+# -- saving samples ----------------------------------------------------------------------------------------------------
+
+
+class _Samples:
+    """The samples of one index, read the plain way: every group that a row lies in is summed, every time."""
+
+    def __init__(self, index: Index, source: Source) -> None:
+        self.index = index
+        self._source = source
+        self._fields = [FieldIndex(index, number) for number in range(len(index.fields))]
+        self._dictionaries = [index.dictionary(number) for number in range(len(index.fields))]
+
+    def read(self, positions: NDArray[np.int64]) -> Iterator[tuple[dict[str, Any], str | None]]:
+        """Sample and key of each position; FormatError where anything of them is not proven."""
+        columns = [self._rows(number, positions) for number in range(len(self._fields))]
+        keys = self.index.keys
+        names = [column.field.name for column in self._fields]
+        for place, position in enumerate(positions.tolist()):
+            sample = {name: column[place] for name, column in zip(names, columns, strict=True)}
+            yield sample, None if keys is None else keys.text(position)
+
+    def _rows(self, number: int, positions: NDArray[np.int64]) -> list[Any]:
+        column = self._fields[number]
+        ids = column.group_ids(positions)
+        first, last = int(ids.min()), int(ids.max())
+        groups = column.groups(np.arange(first, last + 1))
+        data = [self._group(column, groups, place, first + place) for place in range(last - first + 1)]
+        offsets, nbytes = column.rows(positions)
+        starts = offsets - groups.offset[ids - first]
+        chunks = [
+            data[g][a : a + n] for g, a, n in zip((ids - first).tolist(), starts.tolist(), nbytes.tolist(), strict=True)
+        ]
+        return [
+            _as_row(column.field, c, s, self._dictionaries[number])
+            for c, s in zip(chunks, self._shapes(column, positions), strict=True)
+        ]
+
+    def _group(self, column: FieldIndex, groups: Groups, place: int, number: int) -> memoryview:
+        offset, nbytes = int(groups.offset[place]), int(groups.nbytes[place])
+        data = self._source.read(offset, nbytes)
+        stored = int(column.group_sums(np.array([number]))[0])
+        computed = sum64(data)
+        if stored != computed:
+            # Without the sums and the place, which `verify` tells: neighbours are then lost for one reason.
+            raise CorruptError(f"field {column.field.name!r} does not have the bytes that were written")
+        return memoryview(data)
+
+    @staticmethod
+    def _shapes(column: FieldIndex, positions: NDArray[np.int64]) -> list[tuple[int, ...]]:
+        if not column.field.ragged:
+            return [column.field.item_shape] * len(positions)
+        leading = column.shapes(positions, column.counts(positions))
+        return [(*dims, *column.field.item_shape) for dims in leading.tolist()]
+
+    def key(self, position: int) -> str | None:
+        """Its key, if that can be read."""
+        try:
+            return None if self.index.keys is None else self.index.keys.text(position)
+        except FormatError:
+            return None
+
+
+def _as_row(field: Field, chunk: memoryview, shape: tuple[int, ...], dictionary: bytes) -> Any:
+    if field.codec != "raw":
+        chunk = memoryview(decode(field.codec, chunk, element_nbytes(field.dtype) * math.prod(shape), dictionary))
+    if field.is_string:
+        try:
+            return bytes(chunk).decode()
+        except UnicodeDecodeError as error:
+            raise CorruptError(f"field {field.name!r}: not UTF-8: {error}") from None
+    return np.frombuffer(chunk, np.uint8).view(field.numpy_dtype).reshape(shape)
+
+
+def _save(
+    index: Index, source: Source, writer: Writer, report: Recovery, progress: type_progress | None, total: int
+) -> None:
+    samples = _Samples(index, source)
+    start, step = index.directories[0].first_sample, _batch_size(index)
+    for first in range(start, index.num_samples, step):
+        positions = np.arange(first, min(first + step, index.num_samples))
+        _save_run(samples, positions, writer, report)
+        if progress is not None:
+            progress(int(positions[-1]) + 1, total)
+
+
+def _batch_size(index: Index) -> int:
+    """Samples that are about 16 MiB together, going by the largest shard."""
+    if not len(index.blocks):
+        return 1
+    rows = np.diff(index.shard_starts)
+    largest = int((index.blocks["nbytes"].sum(axis=1) // rows.astype(np.uint64)).max())
+    return max(1, min(_BATCH_SAMPLES, _BATCH_NBYTES // max(largest, 1)))
+
+
+def _save_run(samples: _Samples, positions: NDArray[np.int64], writer: Writer, report: Recovery) -> None:
+    """Save a run, or each half of it where it cannot be read as a whole."""
+    try:
+        batch = list(samples.read(positions))
+    except FormatError as error:
+        if len(positions) == 1:
+            _lose(report, int(positions[0]), samples.key(int(positions[0])), str(error))
+            return
+        half = len(positions) // 2
+        _save_run(samples, positions[:half], writer, report)
+        _save_run(samples, positions[half:], writer, report)
+        return
+    for sample, key in batch:
+        writer.add(sample, key)
+
+
+def _lose(report: Recovery, position: int, key: str | None, reason: str) -> None:
+    """Note a sample; neighbours with the same reason make one run."""
+    report.num_lost += 1
+    last = report.lost[-1] if report.lost else None
+    if last is not None and last.stop == position and last.reason == reason:
+        report.lost[-1] = Lost(last.start, position + 1, last.key, reason)
+    elif len(report.lost) < _MOST_LOST:
+        report.lost.append(Lost(position, position + 1, key, reason))

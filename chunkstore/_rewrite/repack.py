@@ -1,0 +1,157 @@
+"""One container anew: each field in one extent, full shards, one segment; all samples, or some in another order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format.constants import SHARD_NBYTES
+from chunkstore._format.index import FieldIndex
+from chunkstore._format.schema import Field
+from chunkstore._read.batch import Indices
+from chunkstore._read.reader import Reader
+from chunkstore._read.reader import open as open_reader
+from chunkstore._storage.replace import check_replaceable
+from chunkstore._verify.verify import verify
+from chunkstore._write.target import NewTarget
+from chunkstore._write.writer import Writer, type_fields
+from chunkstore.errors import CorruptError, SchemaError
+
+_BATCH_NBYTES: Final = 16 << 20
+_BATCH_SAMPLES: Final = 1 << 16
+type_progress = Callable[[int, int], None]
+type_ints = NDArray[np.int64]
+
+
+def repack(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    positions: Indices | None = None,
+    keys: Sequence[str] | None = None,
+    mode: Literal["x", "w"] = "x",
+    shard_nbytes: int = SHARD_NBYTES,
+    progress: type_progress | None = None,
+) -> None:
+    """Write the samples of a container into a new one in which each field is in one piece (the index lies behind).
+
+    What a stream or many appends left in pieces is in one piece per field again, and superseded index segments are
+    gone. Every row is proven as it is read, and the new file is verified as a whole before it gets its name.
+
+    Args:
+        path: the container; it stays as it is.
+        out: the new one.
+        positions: int, shape (M,): which samples, in which order; repeats only without keys. Default: all, in order.
+        keys: the same by keys; not both.
+        mode: `"x"` refuses a path that exists, `"w"` replaces a container (which may be `path` itself).
+        shard_nbytes: as in `Writer`.
+        progress: called with (samples done, samples in all); verification follows.
+    Raises:
+        IndexError, SampleNotFoundError: there is no such sample.
+        SchemaError: a sample with a key is asked for twice.
+        CorruptError: a row is damaged; nothing is published. `recover` saves the others.
+        FileExistsError, WriteError, CommitUnknownError: as with `Writer`.
+    """
+    if positions is not None and keys is not None:
+        raise ValueError("repack: give positions= or keys=, not both")
+    check_replaceable(out, mode=mode)
+    with open_reader(path, backend="pread") as reader:
+        order = _order(reader, positions, keys)
+        # This release writes raw chunks only; what a codec packed is unpacked.
+        fields = tuple(replace(field, codec="raw") for field in reader.fields.values())
+        total = len(reader) if order is None else len(order)
+        totals = {field.name: _total_nbytes(reader, field.name, order) for field in fields if field.ragged}
+        writer = _RepackWriter(out, totals, total, fields=fields, mode=mode, shard_nbytes=shard_nbytes)
+        with writer:
+            writer.attrs.update(reader.attrs)
+            done = 0
+            for batch in _batches(reader, order):
+                writer.add_batch(reader.batch(batch), _keys(reader, batch))
+                done += len(batch)
+                if progress is not None:
+                    progress(done, total)
+
+
+class _RepackWriter(Writer):
+    """A writer that knows the size of every field beforehand, and verifies the file before it is published."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        ragged_nbytes: dict[str, int],
+        num_samples: int,
+        *,
+        fields: type_fields,
+        mode: Literal["x", "w"],
+        shard_nbytes: int,
+    ) -> None:
+        self._ragged_nbytes = ragged_nbytes
+        super().__init__(path, fields=fields, mode=mode, num_samples=num_samples, shard_nbytes=shard_nbytes)
+        assert isinstance(self._target, NewTarget)
+        self._target.before_publish = _check_whole
+
+    def _known_nbytes(self, field: Field, num_samples: int) -> int | None:
+        known = super()._known_nbytes(field, num_samples)
+        return self._ragged_nbytes[field.name] if known is None else known
+
+
+def _check_whole(path: str) -> None:
+    report = verify(path)
+    if not report.ok:
+        raise CorruptError(f"the new file was not stored as it was written; nothing is published: {report.damage[0]}")
+
+
+def _order(reader: Reader, positions: Indices | None, keys: Sequence[str] | None) -> type_ints | None:
+    """Positions of the samples that are wanted; None for all in order."""
+    if keys is not None:
+        return reader.find(keys)
+    if positions is None:
+        return None
+    order = np.asarray(reader.select(positions).positions, np.int64)
+    if reader.keys is not None and len(np.unique(order)) != len(order):
+        raise SchemaError("repack: positions has a sample twice, and its key must be unique")
+    return order
+
+
+def _runs(reader: Reader, order: type_ints | None) -> Iterator[type_ints]:
+    """The order in pieces, so that N numbers are never in memory."""
+    total = len(reader) if order is None else len(order)
+    for start in range(0, total, _BATCH_SAMPLES):
+        stop = min(start + _BATCH_SAMPLES, total)
+        yield np.arange(start, stop) if order is None else order[start:stop]
+
+
+def _row_nbytes(reader: Reader, name: str, order: type_ints) -> type_ints:
+    """Bytes of rows as they will be stored; shape of `order`."""
+    field = reader.fields[name]
+    if not field.ragged:
+        return np.full(len(order), field.item_nbytes)
+    index = reader._index
+    number = [f.name for f in index.fields].index(name)
+    return FieldIndex(index, number).counts(order) * field.item_nbytes
+
+
+def _total_nbytes(reader: Reader, name: str, order: type_ints | None) -> int:
+    return sum(int(_row_nbytes(reader, name, run).sum()) for run in _runs(reader, order))
+
+
+def _batches(reader: Reader, order: type_ints | None) -> Iterator[type_ints]:
+    """Pieces of the order of about 16 MiB each, or a single larger sample."""
+    for run in _runs(reader, order):
+        sizes: Any = sum(_row_nbytes(reader, name, run) for name in reader.fields)
+        ends = np.cumsum(sizes)
+        first = 0
+        while first < len(run):
+            filled = int(ends[first - 1]) if first else 0
+            stop = max(int(np.searchsorted(ends, filled + _BATCH_NBYTES, "right")), first + 1)
+            yield run[first:stop]
+            first = stop
+
+
+def _keys(reader: Reader, batch: type_ints) -> list[str] | None:
+    return None if reader.keys is None else [reader.keys[position] for position in batch.tolist()]

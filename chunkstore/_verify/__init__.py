@@ -1,0 +1,1 @@
+"""Every byte of a container, proven without the reader: a second opinion."""

@@ -1,0 +1,385 @@
+"""One block in detail: its groups against CHUNK_SUMS, and with `deep` its rows against the schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format.checksum import Stream64, sum64
+from chunkstore._format.codec import decode
+from chunkstore._format.constants import MAX_DICTIONARY_NBYTES, Kind
+from chunkstore._format.schema import Field
+from chunkstore._verify.keys import starts_whole_texts
+from chunkstore._verify.segment import Segment
+from chunkstore.errors import CorruptError
+
+_ROWS: Final = 1 << 16  # rows whose numbers are in memory at the same time
+type_ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BlockPlace:
+    """Where a block stands in the index: `shard` counts from the first of the segment."""
+
+    segment: Segment
+    shard: int
+    number: int
+
+    @property
+    def samples(self) -> tuple[int, int] | None:
+        """The samples `[start, stop)` of its shard, if they are known."""
+        starts = self.segment.starts
+        return None if starts is None else (int(starts[self.shard]), int(starts[self.shard + 1]))
+
+    def where(self, start: int | None = None, stop: int | None = None) -> dict[str, Any]:
+        """Shard, field, samples and keys for a damage; of the whole shard unless told which samples."""
+        found: dict[str, Any] = {
+            "shard": self.segment.directory.first_shard + self.shard,
+            "field": self.segment.field_name(self.number),
+        }
+        if start is None or stop is None:
+            if self.samples is None:
+                return found
+            start, stop = self.samples
+        return {**found, "start": start, "stop": stop, "keys": self.segment.keys_of(start, stop)}
+
+    def name(self) -> str:
+        """The block in words."""
+        samples = self.samples
+        span = "" if samples is None else f", samples [{samples[0]}, {samples[1]})"
+        shard = self.segment.directory.first_shard + self.shard
+        return f"block of shard {shard}, field {self.segment.field_name(self.number)!r}{span}"
+
+
+class BlockCheck:
+    """Holds a block against its own sum and those of its groups.
+
+    Args:
+        place: which block.
+        buffer: to read through; also how much is read at once.
+        first_sum: what was computed before and did not fit, if this is about a damaged block.
+        deep: look into the rows, too.
+    """
+
+    def __init__(
+        self, place: BlockPlace, buffer: memoryview, *, first_sum: int | None = None, deep: bool = False
+    ) -> None:
+        self._place = place
+        self._segment = segment = place.segment
+        self._tape = segment.tape
+        self._buffer = buffer
+        self._first_sum = first_sum
+        self._deep = deep
+        entry = segment.blocks[place.shard, place.number]
+        self._offset, self._nbytes, self._stored = int(entry["offset"]), int(entry["nbytes"]), int(entry["sum"])
+        self._rows_per_group, self._first_group = int(entry["rows_per_group"]), int(entry["first_group"])
+        self._field = segment.fields[place.number] if segment.fields is not None else None
+        self._block_sum = Stream64()
+        self._num_bad = 0
+        self._unchecked = ""
+
+    def run(self) -> None:
+        """Check, and write every damage down.
+
+        Raises:
+            TruncatedError, OSError: the block cannot be read.
+        """
+        done = self._check_groups()
+        self._update_rest(done)
+        if self._tape.ledger.stopped:
+            return
+        computed = self._block_sum.intdigest()
+        if computed == self._stored:
+            if self._first_sum is not None:
+                self._report(f"read twice, its xxh3 was {self._first_sum:016x} and {computed:016x}: the disk or the "
+                             "memory is not reliable", self._first_sum)  # fmt: skip
+        elif self._unchecked:
+            self._report(f"which chunks are damaged cannot be said: {self._unchecked}", computed)
+        elif not self._num_bad:
+            self._report("all of its groups are as written: this sum itself was wrong when it was written", computed)
+
+    def check_head(self, head: memoryview) -> None:
+        """Hold the groups that lie in the first bytes of a block, whose own sum is right, against their sums."""
+        if self._field is None or self._place.samples is None:
+            return
+        first, bounds = next(self._bounds(self._field), (0, None))
+        if bounds is None or bounds[0] != 0 or np.any(np.diff(bounds) < 0):
+            return  # damage that was written down where the offsets are checked
+        last = int(np.searchsorted(bounds, len(head), "right")) - 1
+        group = self._first_group + first
+        stored = self._segment.values(Kind.CHUNK_SUMS, self._place.number, "<u8", group, group + last)
+        places = bounds[: last + 1].tolist()
+        for number, expected in enumerate([] if stored is None else stored.tolist()):
+            start, stop = places[number], places[number + 1]
+            computed = sum64(head[start:stop])
+            if computed != expected:
+                self._bad_group(first + number, start, stop, expected, computed, " (the block is as it was written)")
+        self._tape.ledger.count(groups=0 if stored is None else last)
+
+    def _report(self, problem: str, computed: int) -> None:
+        self._tape.ledger.add(
+            "block",
+            f"{self._place.name()}, bytes [{self._offset}, {self._offset + self._nbytes}): stored xxh3 "
+            f"{self._stored:016x}, computed {computed:016x}; {problem}",
+            offset=self._offset,
+            nbytes=self._nbytes,
+            stored_sum=self._stored,
+            computed_sum=computed,
+            **self._place.where(),
+        )
+
+    def _update_rest(self, start: int) -> None:
+        """The block's own sum over what no group has covered."""
+        size = len(self._buffer)
+        for at in range(start, self._nbytes, size):
+            piece = self._buffer[: min(size, self._nbytes - at)]
+            self._read(at, piece)
+
+    def _read(self, start: int, piece: memoryview) -> None:
+        """Read the next bytes of the block."""
+        self._tape.read_into(self._offset + start, piece)
+        self._block_sum.update(piece)
+        if self._deep:  # otherwise they were counted before
+            self._tape.ledger.count(nbytes=len(piece))
+            self._tape.ledger.tick()
+
+    def _check_groups(self) -> int:
+        """Check group after group as long as their places are known; how many bytes that were."""
+        at = 0
+        if self._field is None or self._place.samples is None:
+            self._unchecked = "SCHEMA or SHARD_STARTS is damaged"
+            return at
+        for first, bounds in self._bounds(self._field):
+            if bounds is None or bounds[0] != at or np.any(np.diff(bounds) < 0) or bounds[-1] > self._nbytes:
+                self._unchecked = "the offsets of its rows are damaged"
+                return at
+            group = self._first_group + first
+            stored = self._segment.values(Kind.CHUNK_SUMS, self._place.number, "<u8", group, group + len(bounds) - 1)
+            if stored is None:
+                self._unchecked = "its chunk sums are damaged"
+                return at
+            self._check_runs(first, bounds, stored.tolist())
+            at = int(bounds[-1])
+            if self._tape.ledger.stopped:
+                return at
+        if at != self._nbytes:
+            self._unchecked = "its groups do not fill it"
+        return at
+
+    def _bounds(self, field: Field) -> Iterator[tuple[int, type_ints | None]]:
+        """Where groups begin and end in the block, some at a time: (first group, bounds); None if unknown."""
+        samples = self._place.samples
+        assert samples is not None
+        rows = samples[1] - samples[0]
+        size = min(self._rows_per_group, rows)
+        step = max(_ROWS // size, 1) if size else 1
+        groups = -(-rows // size) if size else 0
+        for first in range(0, groups, step):
+            last = min(first + step, groups)
+            edges = np.minimum(np.arange(first, last + 1) * size, rows)
+            yield first, self._row_bounds(field, edges)
+
+    def _row_bounds(self, field: Field, edges: type_ints) -> type_ints | None:
+        """Where rows begin, counted from the start of the block; `edges` are rows of the shard, ascending."""
+        unit = field.item_nbytes
+        if not field.ragged and field.codec == "raw":
+            fixed: type_ints = edges * unit
+            return fixed
+        kind, unit = (Kind.OFFSETS, unit) if field.codec == "raw" else (Kind.STORED_OFFSETS, 1)
+        base = self._local(0)
+        first = self._segment.values(kind, self._place.number, "<i8", base, base + 1)
+        items = self._entries(kind, edges + base)
+        if first is None or items is None:
+            return None
+        counts = items - first[0]
+        if counts.min() < 0 or (unit and counts.max() > self._nbytes // unit):
+            return None
+        bounds: type_ints = counts * unit
+        return bounds
+
+    def _entries(self, kind: Kind, places: type_ints) -> type_ints | None:
+        start, stop = int(places[0]), int(places[-1]) + 1
+        if stop - start <= 2 * _ROWS:
+            run = self._segment.values(kind, self._place.number, "<i8", start, stop)
+            return None if run is None else np.asarray(run[places - start])
+        single = [self._segment.values(kind, self._place.number, "<i8", p, p + 1) for p in places.tolist()]
+        found = [one for one in single if one is not None]
+        return np.concatenate(found) if len(found) == len(single) else None
+
+    def _local(self, row: int) -> int:
+        """A row of the shard, counted from the first sample of the segment."""
+        samples = self._place.samples
+        assert samples is not None
+        return samples[0] - self._segment.directory.first_sample + row
+
+    def _check_runs(self, first: int, bounds: type_ints, stored: list[int]) -> None:
+        """Read groups, as many as fit the buffer, and compare their sums."""
+        low, last, size = 0, len(bounds) - 1, len(self._buffer)
+        while low < last and not self._tape.ledger.stopped:
+            high = min(int(np.searchsorted(bounds, bounds[low] + size, "right")) - 1, last)
+            if high <= low:
+                self._check_big_group(first + low, int(bounds[low]), int(bounds[low + 1]), stored[low])
+                low += 1
+                continue
+            start, stop = int(bounds[low]), int(bounds[high])
+            piece = self._buffer[: stop - start]
+            self._read(start, piece)
+            places = (bounds[low : high + 1] - start).tolist()
+            for group in range(high - low):
+                computed = sum64(piece[places[group] : places[group + 1]])
+                if computed != stored[low + group]:
+                    begin, end = start + places[group], start + places[group + 1]
+                    self._bad_group(first + low + group, begin, end, stored[low + group], computed)
+            self._tape.ledger.count(groups=high - low)
+            if self._deep:
+                self._check_rows(first + low, first + high, start, piece)
+            low = high
+
+    def _check_big_group(self, group: int, start: int, stop: int, stored: int) -> None:
+        """A group that is larger than the buffer."""
+        stream, size = Stream64(), len(self._buffer)
+        raw_bool = self._field is not None and self._field.dtype == "bool" and self._field.codec == "raw"
+        suspect = not raw_bool  # other rows are read again, one by one; raw booleans only if there is a wrong one
+        for at in range(start, stop, size):
+            piece = self._buffer[: min(size, stop - at)]
+            self._read(at, piece)
+            stream.update(piece)
+            if self._deep and raw_bool:
+                suspect = suspect or bool((np.frombuffer(piece, np.uint8) > 1).any())
+            if self._tape.ledger.stopped:
+                return
+        self._tape.ledger.count(groups=1)
+        if stream.intdigest() != stored:
+            self._bad_group(group, start, stop, stored, stream.intdigest())
+        elif self._deep and suspect:
+            self._check_rows(group, group + 1, start, None)
+
+    def _group_samples(self, group: int) -> tuple[int, int]:
+        samples = self._place.samples
+        assert samples is not None
+        first = samples[0] + group * self._rows_per_group
+        return first, min(first + self._rows_per_group, samples[1])
+
+    def _bad_group(self, group: int, start: int, stop: int, stored: int, computed: int, more: str = "") -> None:
+        self._num_bad += 1
+        begin, end = self._offset + start, self._offset + stop
+        first, last = self._group_samples(group)
+        where = self._place.where(first, last)
+        keys = ", ".join(repr(key) for key in where["keys"][:3]) + (", ..." if len(where["keys"]) > 3 else "")
+        which = f"sample {first}" if last - first == 1 else f"samples [{first}, {last})"
+        self._tape.ledger.add(
+            "chunk",
+            f"{which}{' ' * bool(keys)}{keys}, field {where['field']!r}, shard {where['shard']}, "
+            f"bytes [{begin}, {end}): stored xxh3 {stored:016x}, computed {computed:016x}{more}",
+            offset=begin,
+            nbytes=stop - start,
+            stored_sum=stored,
+            computed_sum=computed,
+            **where,
+        )
+
+    def _check_rows(self, first: int, last: int, start: int, data: memoryview | None) -> None:
+        """Look into the rows of groups `[first, last)`, which begin `start` bytes into the block.
+
+        Args:
+            data: their bytes; None: they are many, and read again row by row.
+        """
+        field = self._field
+        if field is None or (field.codec == "raw" and field.dtype != "bool" and not field.is_string):
+            return
+        samples = self._place.samples
+        assert samples is not None
+        begin = first * self._rows_per_group
+        end = min(last * self._rows_per_group, samples[1] - samples[0])
+        for row in range(begin, end, _ROWS):
+            edges = np.arange(row, min(row + _ROWS, end) + 1)
+            bounds = self._row_bounds(field, edges)
+            if bounds is None or bounds[0] < start or np.any(np.diff(bounds) < 0) or bounds[-1] > self._nbytes:
+                return  # the numbers were written down as damaged before
+            _Rows(self, field, edges, bounds, start, data).check()
+
+    def row_nbytes(self, field: Field, edges: type_ints) -> list[int] | None:
+        """Bytes of decoded rows."""
+        if not field.ragged:
+            return [field.item_nbytes] * (len(edges) - 1)
+        items = self._entries(Kind.OFFSETS, edges + self._local(0))
+        return None if items is None else [count * field.item_nbytes for count in np.diff(items).tolist()]
+
+    def dictionary(self) -> bytes:
+        """DICTIONARY of the field, or empty."""
+        entry = self._segment.directory.find(Kind.DICTIONARY, self._place.number)
+        if entry is None or entry.nbytes > MAX_DICTIONARY_NBYTES:
+            return b""
+        return self._segment.section_bytes(Kind.DICTIONARY, self._place.number) or b""
+
+    def read(self, start: int, stop: int) -> memoryview:
+        """Bytes of the block again."""
+        return memoryview(self._tape.read(self._offset + start, stop - start))
+
+    def bad_row(self, row: int, start: int, stop: int, problem: str) -> None:
+        """Write down a row of the shard whose chunk is right and whose content is not."""
+        samples = self._place.samples
+        assert samples is not None
+        sample = samples[0] + row
+        where = self._place.where(sample, sample + 1)
+        self._tape.ledger.add(
+            "row",
+            f"sample {sample}, field {where['field']!r}, shard {where['shard']}, bytes "
+            f"[{self._offset + start}, {self._offset + stop}): {problem}: whoever wrote it was wrong",
+            offset=self._offset + start,
+            nbytes=stop - start,
+            **where,
+        )
+
+
+class _Rows:
+    """Some rows of a block, and where they begin in it."""
+
+    def __init__(
+        self, block: BlockCheck, field: Field, edges: type_ints, bounds: type_ints, start: int, data: memoryview | None
+    ) -> None:
+        self._block = block
+        self._field = field
+        self._edges = edges
+        self._bounds = bounds
+        self._start = start
+        self._data = data
+
+    def check(self) -> None:
+        """All at once where that proves them; else one by one."""
+        low, high = int(self._bounds[0]), int(self._bounds[-1])
+        if self._field.codec == "raw" and self._data is not None:
+            piece = self._data[low - self._start : high - self._start]
+            if self._field.is_string:
+                if starts_whole_texts(piece, self._bounds[:-1] - low):
+                    return
+            elif not (np.frombuffer(piece, np.uint8) > 1).any():
+                return
+        sizes = self._block.row_nbytes(self._field, self._edges)
+        dictionary = self._block.dictionary()
+        places = self._bounds.tolist()
+        for number, row in enumerate(self._edges[:-1].tolist() if sizes is not None else []):
+            start, stop = places[number], places[number + 1]
+            problem = self._problem(start, stop, 0 if sizes is None else sizes[number], dictionary)
+            if problem:
+                self._block.bad_row(row, start, stop, problem)
+
+    def _problem(self, start: int, stop: int, nbytes: int, dictionary: bytes) -> str:
+        """What is wrong with a row, or nothing."""
+        data = self._data
+        chunk = self._block.read(start, stop) if data is None else data[start - self._start : stop - self._start]
+        if nbytes == 0 and len(chunk):
+            return f"a row of 0 bytes has a chunk of {len(chunk)} bytes"
+        try:
+            row = decode(self._field.codec, chunk, nbytes, dictionary)
+            if self._field.is_string:
+                row.decode()
+        except (CorruptError, UnicodeDecodeError) as error:
+            return str(error)
+        if self._field.dtype == "bool" and (np.frombuffer(row, np.uint8) > 1).any():
+            return "a boolean is neither 0 nor 1"
+        return ""

@@ -1,0 +1,1 @@
+"""Samples in: staged, summed, written shard by shard, and committed."""

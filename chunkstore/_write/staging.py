@@ -1,0 +1,281 @@
+"""Rows of the shard that is being filled, and what a value must be to become a row.
+
+A value is taken as it is or refused: the writer never changes numbers. It only brings them to little-endian C order,
+fills shorter fixed-width texts, and turns Python numbers into the dtype of the field where that is exact.
+"""
+
+from __future__ import annotations
+
+from array import array as packed
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format import dtypes
+from chunkstore._format.schema import Field
+from chunkstore._storage.buffers import byte_view
+from chunkstore._write.index_writer import Keys, encode_key
+from chunkstore._write.shards import Rows
+from chunkstore.errors import SchemaError
+
+type_array = NDArray[Any]
+
+
+def infer_field(name: str, value: object) -> Field:
+    """The field that a first value calls for: its dtype and its shape, fixed.
+
+    Raises:
+        SchemaError: the container has no such dtype.
+    """
+    if isinstance(value, str):
+        return Field(name, dtypes.STRING)
+    array = np.asarray(value)
+    dtype = dtypes.from_numpy(array.dtype)
+    if dtype is None:
+        raise SchemaError(f"field {name!r}: {_refusal(array)}")
+    return Field(name, dtype, array.shape)
+
+
+def _refusal(array: type_array) -> str:
+    if array.dtype == object:
+        return (
+            "an object array cannot be stored; give rows of one dtype (rows of different length: "
+            "one array per sample, and a field with None in its shape)"
+        )
+    if array.dtype.names is not None:
+        return f"a structured array cannot be stored; give each of {array.dtype.names} as a field"
+    if array.dtype.kind == "V":
+        return f"{array.dtype} does not say what it is; give fields=[Field(name, 'bfloat16', shape)] or the like"
+    return f"a container cannot hold the dtype {array.dtype}; cast it"
+
+
+def as_rows(field: Field, value: object, varying: int, where: str) -> type_array:
+    """A value as an array of the field's dtype, little-endian and in C order; a copy only where needed.
+
+    Args:
+        field: what it must fit.
+        value: array, number, text or nested list.
+        varying: leading axes that are not compared with the shape (0 for one row, 1 for a batch of rows).
+        where: for the message.
+    Raises:
+        SchemaError: another dtype or shape.
+    """
+    wanted = field.numpy_dtype
+    array = value if isinstance(value, np.ndarray) else _from_python(field, value, where)
+    if array.dtype != wanted:
+        array = _convert(field, array, where)
+    shape = array.shape[varying:]
+    if len(shape) != len(field.shape) or any(
+        dim is not None and dim != n for dim, n in zip(field.shape, shape, strict=True)
+    ):
+        raise SchemaError(
+            f"{where}, field {field.name!r}: expected the shape {_shape_text(field.shape)}, found {shape}. "
+            "If rows differ in size, give the field with None for each dimension that varies."
+        )
+    return np.ascontiguousarray(array, wanted).reshape(array.shape)
+
+
+def _shape_text(shape: tuple[int | None, ...]) -> str:
+    return (
+        "(" + ", ".join("None" if dim is None else str(dim) for dim in shape) + ("," if len(shape) == 1 else "") + ")"
+    )
+
+
+def _from_python(field: Field, value: object, where: str) -> type_array:
+    """Python numbers and lists: to the field's dtype where every value stays equal."""
+    if hasattr(value, "__array__") or isinstance(value, np.generic):
+        return np.asarray(value)
+    try:
+        found = np.asarray(value)
+    except ValueError as error:
+        raise SchemaError(f"{where}, field {field.name!r}: {error}") from None
+    wanted = field.numpy_dtype
+    if found.dtype == wanted or found.dtype.kind not in "biufcO" or wanted.kind not in "biufc":
+        return found
+    if found.dtype.kind == "c" and wanted.kind != "c":
+        raise SchemaError(f"{where}, field {field.name!r}: {value!r:.60} is complex, the field is {field.dtype}")
+    with np.errstate(all="ignore"):
+        try:
+            array = found.astype(wanted)
+        except (OverflowError, TypeError, ValueError):
+            return found  # integers beyond 64 bits and other objects: refused for their dtype
+    if not _is_exact(found, array):
+        raise SchemaError(f"{where}, field {field.name!r}: {value!r:.60} is not exact as {field.dtype}")
+    return array
+
+
+def _is_exact(found: type_array, array: type_array) -> bool:
+    """Whether a cast kept the numbers.
+
+    A Python float is meant as a number, not as 53 bits: it may be rounded to a narrower float, but not to infinity.
+    """
+    if found.dtype.kind in "fc" and array.dtype.kind in "fc":
+        return bool(np.all(np.isfinite(array) | ~np.isfinite(found)))
+    # As Python numbers, which compare integers with floats exactly; NaN is equal to nothing.
+    return bool(np.all(found.astype(object) == array.astype(object)))
+
+
+def _convert(field: Field, array: type_array, where: str) -> type_array:
+    """Another spelling of the same values: byte order, narrower fixed width, void for an extended type."""
+    wanted = field.numpy_dtype
+    if array.dtype.newbyteorder("<") == wanted:
+        return array.astype(wanted)
+    if array.dtype.kind == wanted.kind and wanted.kind in "SU" and array.dtype.itemsize <= wanted.itemsize:
+        return array.astype(wanted)
+    if field.dtype in dtypes.EXTENDED and array.dtype == np.dtype(f"V{wanted.itemsize}"):
+        return array.view(wanted)
+    if array.size == 0 and array.dtype == np.float64:  # what NumPy makes of an empty list
+        return array.astype(wanted)
+    found = dtypes.from_numpy(array.dtype)
+    detail = _refusal(array) if found is None else f"expected {field.dtype}, found {found}; cast it with .astype()"
+    raise SchemaError(f"{where}, field {field.name!r}: {detail}")
+
+
+class FixedStage:
+    """Rows of a fixed shape, in one of two arrays that take turns: one is filled while the other is written."""
+
+    def __init__(self, field: Field, capacity: int) -> None:
+        self.field = field
+        self.shape = cast("tuple[int, ...]", field.shape)
+        # All of it at once: memory that was never touched costs nothing.
+        try:
+            self.rows, self._other = (np.empty((capacity, *self.shape), field.numpy_dtype) for _ in range(2))
+        except ValueError as error:  # NumPy does not leave dimensions of 0 out when it looks for an overflow
+            raise SchemaError(f"field {field.name!r}: NumPy cannot hold rows of shape {self.shape}: {error}") from None
+
+    def put(self, place: int, value: object, where: str) -> int:
+        """Take one row; 0, for what the rows have is known beforehand."""
+        self.rows[place] = as_rows(self.field, value, 0, where)
+        return 0
+
+    def take(self, count: int) -> Rows:
+        """The first `count` rows; the next ones go elsewhere, until the next `take`."""
+        taken = self.rows[:count]
+        self.rows, self._other = self._other, self.rows
+        return fixed_rows(self.field, taken)
+
+    def drop(self, count: int) -> None:
+        """Forget what comes from row `count` on: the next row goes there."""
+
+
+def fixed_rows(field: Field, rows: type_array) -> Rows:
+    """Rows of a fixed shape as they are in memory."""
+    return Rows(byte_view(rows), np.arange(1, len(rows) + 1, dtype=np.int64) * field.item_nbytes)
+
+
+class RaggedStage:
+    """Rows that differ in size, back to back; no Python object for a row."""
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self._begin()
+
+    def _begin(self) -> None:
+        self._bytes = bytearray()
+        self._ends = packed("q")
+        self._dims = packed("q")  # the first `varying` dimensions of each row; none for texts
+
+    def put(self, place: int, value: object, where: str) -> int:
+        """Take one row; its nbytes."""
+        if self.field.is_string:
+            data: bytes | memoryview = encode_text(self.field, value, where)
+        else:
+            row = as_rows(self.field, value, 0, where)
+            data = byte_view(row)
+            self._dims.extend(row.shape[: self.field.varying])
+        self._bytes += data
+        self._ends.append(len(self._bytes))
+        return len(data)
+
+    def take(self, count: int) -> Rows:
+        """The first `count` rows, which are all; the next ones are collected anew."""
+        self.drop(count)
+        ends = np.frombuffer(self._ends, np.int64)
+        leading = np.frombuffer(self._dims, np.int64).reshape(count, -1)
+        counts = np.diff(ends, prepend=0) if self.field.is_string else leading.prod(axis=1)
+        taken = Rows(memoryview(self._bytes), ends, counts, leading if self.field.varying > 1 else None)
+        self._begin()
+        return taken
+
+    def drop(self, count: int) -> None:
+        """Forget what comes from row `count` on."""
+        del self._ends[count:]
+        del self._dims[count * self.field.varying :]
+        del self._bytes[self._ends[-1] if self._ends else 0 :]
+
+
+class KeyStage:
+    """Keys of the shard that is being filled."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._ends = packed("q", [0])
+
+    def add(self, key: str) -> None:
+        """Take one key.
+
+        Raises:
+            SchemaError: the format cannot hold it.
+        """
+        self._bytes += encode_key(key)
+        self._ends.append(len(self._bytes))
+
+    def take(self) -> Keys:
+        """All of them; the next ones are collected anew."""
+        taken = Keys(bytes(self._bytes), np.frombuffer(self._ends, np.int64))
+        self._bytes, self._ends = bytearray(), packed("q", [0])
+        return taken
+
+    def drop(self, count: int) -> None:
+        """Forget what comes from key `count` on."""
+        del self._ends[count + 1 :]
+        del self._bytes[self._ends[-1] :]
+
+
+def encode_text(field: Field, value: object, where: str) -> bytes:
+    if isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "UT":
+        value = value.item()
+    if not isinstance(value, str):
+        raise SchemaError(f"{where}, field {field.name!r}: expected a text (str), found {type(value).__name__}")
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise SchemaError(f"{where}, field {field.name!r}: {error}") from None
+
+
+Stage = FixedStage | RaggedStage
+
+
+def batch_rows(field: Field, value: object, where: str) -> type_array | Sequence[object]:
+    """The rows of a batch: one array for a fixed shape, otherwise a sequence of rows.
+
+    Raises:
+        SchemaError: it does not fit the field.
+    """
+    if not field.ragged:
+        return as_rows(field, value, 1, where)
+    if isinstance(value, np.ndarray) and field.is_string:
+        return cast("Sequence[object]", value.tolist())
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | bytes | Mapping):
+        return cast("Sequence[object]", value)
+    raise SchemaError(f"{where}, field {field.name!r}: expected a sequence of rows, found {type(value).__name__}")
+
+
+def batch_length(batch: Mapping[str, Any], keys: Sequence[str] | None) -> int:
+    """Number of samples of a batch.
+
+    Raises:
+        SchemaError: its parts differ in length, or one has no first axis.
+    """
+    lengths: dict[str, int] = {}
+    count: Callable[[Any], int] = len
+    for name, value in [*batch.items(), *([("keys", keys)] if keys is not None else [])]:
+        try:
+            lengths[name] = count(value)
+        except TypeError:
+            raise SchemaError(f"add_batch: {name!r} has no first axis; give one row per sample") from None
+    if len(set(lengths.values())) > 1:
+        raise SchemaError(f"add_batch: lengths differ: {lengths}")
+    return next(iter(lengths.values()), 0)

@@ -1,0 +1,312 @@
+"""Where the shards of a writer go, and how they become part of a container: a new file, or the end of an old one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Final, Literal, Protocol
+
+from chunkstore._format import superblock as superblocks
+from chunkstore._format.checksum import sum64_large
+from chunkstore._format.constants import (
+    HEAD_NBYTES,
+    KNOWN_READ_ONLY_COMPATIBLE,
+    MAX_INT,
+    MAX_SEGMENTS,
+    PART_ALIGNMENT,
+    SUPERBLOCK_NBYTES,
+    SUPERBLOCK_OFFSETS,
+    Kind,
+)
+from chunkstore._format.index import read_index
+from chunkstore._format.schema import Field
+from chunkstore._format.segment import Directory, Earlier, pad
+from chunkstore._format.superblock import Superblock
+from chunkstore._storage.commit import NewFile, commit_append, write_superblocks
+from chunkstore._storage.lock import WriterLock
+from chunkstore._storage.sink import Sink
+from chunkstore._storage.source import open_source
+from chunkstore._write.index_writer import IndexWriter, Keys, Position
+from chunkstore.errors import LimitError, ReplacedError, SchemaError, UnsupportedFeatureError
+
+_PIECE_NBYTES: Final = 8 << 20
+
+
+class Target(Protocol):
+    """What a writer needs of the place that it writes to."""
+
+    path: str
+    sink: Sink
+    tail: int
+    """Offset at which the first new block may go."""
+    fields: tuple[Field, ...] | None
+    """The schema, if there is one already."""
+    with_keys: bool | None
+    """Whether samples have keys, if that is known."""
+    num_samples: int
+    """Samples that are there already."""
+
+    def begin(self, fields: Sequence[Field], *, with_keys: bool) -> IndexWriter:
+        """The index of the shards to come."""
+
+    def check_keys(self, keys: Keys) -> None:
+        """Refuse keys that the container has already."""
+
+    def commit(self, index: IndexWriter, tail: int) -> None:
+        """Make what was written part of the container; `tail` is where the blocks end."""
+
+    def following(self) -> Target:
+        """Where what comes next goes."""
+
+    def close(self) -> None:
+        """Let go; what was not committed is removed."""
+
+
+class NewTarget:
+    """A container that does not exist yet."""
+
+    def __init__(self, path: str | os.PathLike[str], mode: Literal["x", "w"]) -> None:
+        self._file = NewFile.create(path, mode)
+        self.path = self._file.path
+        self.sink = self._file.sink
+        self.tail = HEAD_NBYTES
+        self.fields: tuple[Field, ...] | None = None
+        self.with_keys: bool | None = None
+        self.num_samples = 0
+        self.before_publish: Callable[[str], None] | None = None
+        """Called with the path of the complete, unpublished file; what it raises stops the commit."""
+
+    def begin(self, fields: Sequence[Field], *, with_keys: bool) -> IndexWriter:
+        """The index of the shards to come."""
+        return IndexWriter(fields, {}, with_keys=with_keys, folder=os.path.dirname(self._file.temporary) or os.curdir)
+
+    def check_keys(self, keys: Keys) -> None:
+        """All keys are in the index writer, which refuses duplicates itself."""
+
+    def commit(self, index: IndexWriter, tail: int) -> None:
+        """Write the index behind the blocks, sync, and give the file its name."""
+        superblock = index.write(self.sink, pad(tail, PART_ALIGNMENT), data_end=tail)
+        self.sink.truncate(superblock.committed_end)
+        write_superblocks(self.sink, superblocks.encode(superblock))
+        if self.before_publish is not None:
+            self.before_publish(self._file.temporary)
+        self._file.publish()
+        self.num_samples = index.num_samples
+        self._superblock = superblock
+
+    def following(self) -> Target:
+        """Itself until it is published, then the end of what it became."""
+        return AppendTarget(self.path, self._superblock) if self._file.finished else self
+
+    def close(self) -> None:
+        """Remove the file unless it was published."""
+        self._file.discard()
+
+
+class AppendTarget:
+    """The end of an existing container, under its lock.
+
+    Raises:
+        FileNotFoundError, PermissionError: it cannot be opened for writing.
+        LockedError: another writer has it.
+        FormatError: it cannot be read.
+        UnsupportedFeatureError: it has a feature with which this release must not append.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], expected: Superblock | None = None) -> None:
+        """Open and lock.
+
+        Args:
+            path: the container.
+            expected: its superblock as this writer left it; ReplacedError if something else is there now.
+        """
+        self.path = os.path.abspath(path)  # whoever changes directories goes on with the same file
+        self._owner_pid = os.getpid()
+        self._unsynced = False  # whether a superblock was written that no sync has seen
+        with ExitStack() as stack:
+            self._lock = WriterLock.acquire(path)
+            stack.callback(self._lock.release)
+            self.sink = self._lock.open_sink()
+            stack.callback(self.sink.close)
+            self._read_index()
+            stack.callback(self._source.close)
+            self._check_flags()
+            if expected is not None and expected != self._index.superblock:
+                raise ReplacedError(
+                    f"{self.path}: this is not the container as this writer left it: another one took its place, or "
+                    "another writer appended to it. What was committed is committed; open it again to append more"
+                )
+            # What an append left behind that did not finish.
+            self.sink.truncate(self._index.superblock.committed_end)
+            self._mend_superblocks()
+            stack.pop_all()
+
+    def _read_index(self) -> None:
+        try:
+            self._source = open_source(self.path, "pread")
+        except FileNotFoundError as error:
+            raise ReplacedError(
+                f"{self.path}: the container was moved or removed while it was written to. What was committed is in "
+                "it, wherever it is now"
+            ) from error
+        try:
+            if not os.path.samestat(os.fstat(self._source.fileno()), os.fstat(self.sink.fileno())):
+                raise ReplacedError(
+                    f"{self.path}: another file was put in the place of the container while it was written to. What "
+                    f"was committed went into the old file, which has this name no more; open the new one"
+                )
+            self._index = read_index(self._source)
+        except BaseException:
+            self._source.close()
+            raise
+        self.tail = self._committed_end = self._index.superblock.committed_end
+        self.fields: tuple[Field, ...] | None = self._index.fields
+        # Without samples it is open whether they will have keys: the empty segment is replaced.
+        self.with_keys: bool | None = self._index.has_keys if self._index.num_samples else None
+        self.num_samples = self._index.num_samples
+
+    def _mend_superblocks(self) -> None:
+        """Write the superblock that counts over the other one, where a crash or damage left them different.
+
+        A commit writes A first, and B is the way back until A is whole. If B were still that of an earlier generation,
+        or damaged, a second crash would lose the last commit, or everything.
+        """
+        head = self._source.read(0, HEAD_NBYTES)
+        both = head[:SUPERBLOCK_NBYTES], head[SUPERBLOCK_NBYTES:]
+        if both[0] == both[1]:
+            return
+        bad = next((name for name, _ in self._index.head.damage), None)
+        if bad is None:
+            bad = "B" if superblocks.decode(both[0]) == self._index.superblock else "A"
+        # The good one may be in memory only, from a writer that was killed before its sync.
+        self.sink.sync()
+        self.sink.pwrite(SUPERBLOCK_OFFSETS["AB".index(bad)], both[1 - "AB".index(bad)])
+        self._unsynced = True
+
+    def _check_flags(self) -> None:
+        unknown = self._index.superblock.read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE
+        if unknown:
+            raise UnsupportedFeatureError(
+                f"{self.path}: read-only-compatible feature flags {unknown:#x} are not known to this release: "
+                "it can read the container, but must not append to it; install a newer one"
+            )
+
+    def attrs(self) -> dict[str, Any]:
+        """ATTRS as they are."""
+        return self._index.attrs()
+
+    def begin(self, fields: Sequence[Field], *, with_keys: bool) -> IndexWriter:
+        """The index of the shards to come, and of the small segments before them, which it will replace.
+
+        So the sizes of live segments fall by half from each to the next: there are few, and the index of a sample is
+        copied O(log N) times in the life of a container.
+        """
+        directories = self._index.directories
+        kept = min(_num_kept([directory.segment_nbytes for directory in directories]), MAX_SEGMENTS - 1)
+        kept = kept if self._index.num_samples else 0
+        self._earlier = [self._earlier_entry(directory) for directory in directories[:kept]]
+        folder = os.path.dirname(self.path) or os.curdir
+        position = self._position(directories[kept] if kept < len(directories) else None)
+        index = IndexWriter(fields, {}, with_keys=with_keys, folder=folder, position=position)
+        for directory in directories[kept:]:
+            index.absorb(self._index, directory)
+            index.superseded.append((directory.offset, directory.segment_nbytes, self._sum(directory)))
+        index.dictionaries = {n: d for n in range(len(fields)) if (d := self._index.dictionary(n))}
+        return index
+
+    def _position(self, first: Directory | None) -> Position:
+        """Where a segment goes on that begins like `first`, or behind all."""
+        sample = self._index.num_samples if first is None else first.first_sample
+        shard = len(self._index.shard_starts) - 1 if first is None else first.first_shard
+        numbers = range(len(self._index.fields))
+        items = {n: self._index.before(Kind.OFFSETS, n, sample) for n in numbers if self._index.fields[n].ragged}
+        stored = {
+            n: self._index.before(Kind.STORED_OFFSETS, n, sample)
+            for n in numbers
+            if self._index.fields[n].codec != "raw"
+        }
+        return Position(sample, shard, items, stored)
+
+    def _earlier_entry(self, directory: Directory) -> Earlier:
+        for entry in self._index.directories[-1].earlier:
+            if entry.offset == directory.offset:
+                return entry
+        superblock = self._index.superblock
+        counts = directory.first_sample, directory.num_samples
+        return Earlier(directory.offset, superblock.directory_nbytes, *counts, superblock.directory_sum)
+
+    def _sum(self, directory: Directory) -> int:
+        starts = range(directory.offset, directory.end, _PIECE_NBYTES)
+        return sum64_large(
+            memoryview(self._source.read(start, min(_PIECE_NBYTES, directory.end - start))) for start in starts
+        )
+
+    def check_keys(self, keys: Keys) -> None:
+        """Refuse keys that the container has already; about a microsecond a key.
+
+        Raises:
+            SchemaError: the first such key.
+        """
+        if self._index.keys is None:
+            return
+        texts = [keys[place] for place in range(len(keys))]
+        found = self._index.keys.find_texts(texts)
+        for place in (found >= 0).nonzero()[0].tolist():
+            raise SchemaError(
+                f"{self.path}: the container has a sample with the key {texts[place].decode()!r} already, "
+                f"at position {found[place]}; keys must be unique"
+            )
+
+    def commit(self, index: IndexWriter, tail: int) -> None:
+        """Write the index segment, then the superblocks in their order; afterwards go on from there."""
+        before = self._index.superblock
+        if before.generation >= MAX_INT:
+            raise LimitError(f"{self.path}: generation {before.generation}: no more can be appended; repack it")
+        superblock = index.write(
+            self.sink, pad(tail, PART_ALIGNMENT), data_end=tail, earlier=self._earlier, before=before
+        )
+        self.sink.truncate(superblock.committed_end)
+        # From here on the new end may be the committed one, whatever interrupts us: `close` must not cut it off.
+        self._committed_end = superblock.committed_end
+        commit_append(self.sink, (), superblocks.encode(superblock))
+        self._unsynced = True
+        self._source.close()
+        self._read_index()
+
+    def following(self) -> Target:
+        """Itself: its tail has moved on."""
+        return self
+
+    def close(self) -> None:
+        """Cut off what was not committed, and give the lock back.
+
+        Raises:
+            CommitUnknownError: superblock B of the last commit could not be synced; A is, so the commit stands.
+        """
+        try:
+            # Not in a forked child, whose copy this may be: the parent goes on writing.
+            if not self.sink.poisoned and not self.sink.closed and os.getpid() == self._owner_pid:
+                if self.sink.size > self._committed_end:
+                    self.sink.truncate(self._committed_end)
+                if self._unsynced:
+                    self.sink.sync()
+        finally:
+            self._source.close()
+            self.sink.close()
+            self._lock.release()
+
+
+def _num_kept(sizes: Sequence[int]) -> int:
+    """How many of the live segments stay as they are; those behind are taken into the new one.
+
+    Args:
+        sizes: nbytes of the live segments.
+    """
+    kept, behind = len(sizes) - 1, sizes[-1]
+    if len(sizes) < 2 or sizes[-2] > 2 * behind:
+        return len(sizes)
+    while kept and sizes[kept - 1] <= 2 * behind:
+        kept -= 1
+        behind += sizes[kept]
+    return kept

@@ -1,0 +1,495 @@
+"""Samples -> a container: new, or behind what an existing one has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format.constants import (
+    HEAD_NBYTES,
+    MAX_FILE_NBYTES,
+    PART_ALIGNMENT,
+    SHARD_NBYTES,
+    SHARD_SAMPLES,
+)
+from chunkstore._format.dtypes import parse
+from chunkstore._format.layout import samples_per_shard
+from chunkstore._format.schema import Field, check_fields, encode_attrs
+from chunkstore._format.segment import pad
+from chunkstore._write.index_writer import IndexWriter, Keys
+from chunkstore._write.shards import Rows, ShardWriter
+from chunkstore._write.staging import (
+    FixedStage,
+    KeyStage,
+    RaggedStage,
+    Stage,
+    as_rows,
+    batch_length,
+    batch_rows,
+    encode_text,
+    fixed_rows,
+    infer_field,
+)
+from chunkstore._write.target import AppendTarget, NewTarget, Target
+from chunkstore.errors import ClosedError, PoisonedError, SchemaError
+
+type_slot = tuple[str, Any, Any, Any, Stage]
+type_fields = Sequence[Field] | Mapping[str, "Field | str | tuple[str, tuple[int | None, ...]]"]
+
+
+class Writer:
+    """Writes a container.
+
+        with chunkstore.Writer("new.cks") as w:
+            w.add({"image": image, "label": 3}, key="cat/0007")
+
+    A new file appears under its name with the first commit, complete and synced; the end of the block commits, unless
+    there was an exception. Each later commit, and each of mode `"a"`, adds a generation: readers that are open keep
+    theirs. What was not committed is dropped. One writer at a time may append; readers do not mind it.
+
+    Args:
+        path: the container; its directory must exist.
+        fields: `Field`s, or a mapping from name to dtype, `(dtype, shape)` or `Field`; `None` in a shape for a size
+            that varies. Default: as the first sample has them, all shapes fixed.
+        mode: `"x"` refuses a path that exists, `"w"` replaces it when this one is complete, `"a"` appends to it.
+        attrs: JSON object for the container; `writer.attrs` can be changed until a commit. With mode `"a"` these
+            members are set, and the others stay.
+        num_samples: how many will be added, if that is known: each field of fixed shape then is one contiguous array in
+            the file. Otherwise the file has a piece of every field for every `shard_nbytes`. Not with mode `"a"`.
+        shard_nbytes: stored bytes of a shard. Memory use is about two of them and one sample: while one is summed and
+            written by two threads, the next one is filled.
+    Raises:
+        FileExistsError, FileNotFoundError, PermissionError, IsADirectoryError: now, before any work.
+        SchemaError: the fields cannot be those of a container, or are not those of the one to append to.
+        LockedError: mode "a", and another writer has the container.
+        FormatError: mode "a", and it cannot be read.
+    Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fields: type_fields | None = None,
+        mode: Literal["x", "w", "a"] = "x",
+        attrs: Mapping[str, Any] | None = None,
+        num_samples: int | None = None,
+        shard_nbytes: int = SHARD_NBYTES,
+    ) -> None:
+        if mode not in ("x", "w", "a"):
+            raise ValueError(f"mode: expected 'x' (new), 'w' (replace) or 'a' (append), found {mode!r}")
+        if shard_nbytes < 1:
+            raise ValueError(f"shard_nbytes: expected at least 1, found {shard_nbytes}")
+        if num_samples is not None and (num_samples < 0 or mode == "a"):
+            raise ValueError(f"num_samples: expected 0 or more and not with mode 'a', found {num_samples}")
+        known = None if fields is None else _as_fields(fields)
+        self._shard_nbytes = shard_nbytes
+        self._promised = num_samples
+        self._fields: tuple[Field, ...] | None = None
+        self._index: IndexWriter | None = None
+        self._closed = False
+        self._failure: BaseException | None = None
+        self._with_keys: bool | None = None
+        self._shards = ShardWriter()
+        self._stages: list[Stage] = []
+        self._slots: list[type_slot] = []
+        self._num_slots = -1  # what `add` compares first: no sample has this length while fields are unknown
+        self._keys = KeyStage()
+        self._count = 0  # samples, and their bytes, in the shard that is being filled
+        self._nbytes = 0
+        self._sample_nbytes = 0
+        self._num_written = 0
+        self._target: Target = AppendTarget(path) if mode == "a" else NewTarget(path, mode)
+        self._path = self._target.path
+        self._changed = mode != "a"  # a new container is worth a commit even when it is empty
+        self.attrs: dict[str, Any] = {}
+        try:
+            if isinstance(self._target, AppendTarget):
+                self.attrs.update(self._target.attrs())
+                self._continue(known)
+            elif known is not None:
+                self._begin(known)
+            self._committed_attrs = encode_attrs(self.attrs)
+            self.attrs.update(attrs or {})
+            encode_attrs(self.attrs)
+        except BaseException:
+            self._target.close()
+            raise
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and not self._closed and self._has_more():
+                self.commit()
+        finally:
+            self.close()
+
+    def _has_more(self) -> bool:
+        """Whether a commit would change anything."""
+        return self._changed or self._count > 0 or encode_attrs(self.attrs) != self._committed_attrs
+
+    def __len__(self) -> int:
+        """Number of samples of the container, with those added so far."""
+        return self._target.num_samples + self._num_written + self._count
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        """The fields, once they are known."""
+        return {field.name: field for field in self._fields or ()}
+
+    def close(self) -> None:
+        """Give up what was not committed. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._num_slots = -1
+            self._shards.close()
+            try:
+                self._target.close()
+            finally:
+                self._close_index()
+
+    def commit(self) -> None:
+        """Make all that was added part of the container, complete and synced. The writer can go on.
+
+        Costs two syncs and the index of what was added since the last commit (and now and then of some before).
+
+        Raises:
+            SchemaError: no sample and no fields were given, not as many samples as promised, attrs that are no JSON:
+                the writer can go on. A key that was used before: it cannot.
+            WriteError: the system refused; the container is as it was before (a new one: nothing is published).
+            CommitUnknownError: a sync failed: whether this commit outlives a power failure is unknown.
+            FileExistsError: mode "x", and somebody took the name meanwhile.
+        """
+        self._check_open()
+        if self._fields is None:
+            raise SchemaError(f"{self._path}: no sample was added and no fields= were given; nothing to write")
+        if self._promised is not None and len(self) != self._promised:
+            raise SchemaError(f"{self._path}: num_samples={self._promised} was promised, {len(self)} were added")
+        attrs = encode_attrs(self.attrs)  # what cannot be stored is refused before anything is written
+        try:
+            self._flush()
+            self._shards.wait()
+            index = self._ensure_index()
+            index.set_attrs(self.attrs)
+            self._target.commit(index, self._tail)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        self._committed_attrs = attrs
+        self._after_commit()
+
+    def _after_commit(self) -> None:
+        """What comes next goes behind what was committed."""
+        self._close_index()
+        self._promised = None  # it was for one region per field, and is kept
+        self._regions.clear()
+        self._ends.clear()
+        self._num_written = 0
+        self._changed = False
+
+    def _close_index(self) -> None:
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+
+    def _fail(self, error: BaseException) -> None:
+        """What is in the file is unknown: the writer takes nothing more, and lets go of it."""
+        self._failure = error
+        try:
+            self.close()
+        except OSError:
+            pass  # the first error is the one to tell
+
+    def _check_open(self) -> None:
+        if self._failure is not None:
+            raise PoisonedError(f"{self._path}: this writer failed before: {self._failure}; start again")
+        if self._closed:
+            raise ClosedError(f"{self._path}: this writer is closed")
+
+    # -- adding -------------------------------------------------------------------------------------------------------
+
+    def add(self, sample: Mapping[str, Any], key: str | None = None) -> None:
+        """Add one sample; it is copied. About a microsecond for small rows.
+
+        Args:
+            sample: an array, number or text for each field.
+            key: its name, unique; all samples have one or none has.
+        Raises:
+            SchemaError: it does not fit, or the key is not one; the writer is as before, and can go on. A key that was
+                used before is found later, when its shard is written.
+            WriteError: a shard could not be written, this one or the one before; the writer takes nothing more.
+        """
+        if len(sample) != self._num_slots:
+            self._prepare(sample)
+        count, nbytes = self._count, self._nbytes + self._sample_nbytes
+        try:
+            for name, rows, dtype, shape, stage in self._slots:
+                value = sample[name]
+                if type(value) is np.ndarray and value.dtype is dtype and value.shape == shape:
+                    rows[count] = value
+                else:
+                    nbytes += stage.put(count, value, f"sample {len(self)}")
+            if key is not None or self._with_keys:
+                self._take_key(key)
+        except BaseException as error:
+            self._undo(count)
+            if isinstance(error, KeyError):
+                raise self._wrong_names(sample) from None
+            raise
+        self._count = count + 1
+        self._nbytes = nbytes
+        if nbytes >= self._shard_nbytes or count + 1 >= SHARD_SAMPLES:
+            self._guarded_flush()
+
+    def add_batch(self, batch: Mapping[str, Any], keys: Sequence[str] | None = None) -> None:
+        """Add many samples; like `add` for each, at the speed of memory.
+
+        Args:
+            batch: for each field an array of shape (B, *row_shape); for a ragged one `Ragged` or a sequence of B rows.
+            keys: B names.
+        Raises:
+            SchemaError: it does not fit; nothing of it was added.
+            WriteError: as in `add`.
+        """
+        self._check_open()
+        size = batch_length(batch, keys)
+        if size == 0:
+            return
+        if self._fields is None:
+            self._prepare({name: value[0] for name, value in batch.items()})
+        assert self._fields is not None
+        if batch.keys() != self.fields.keys():
+            raise self._wrong_names(batch)
+        where = f"add_batch, samples {len(self)} to {len(self) + size - 1}"
+        rows = [batch_rows(field, batch[field.name], where) for field in self._fields]
+        named = self._take_batch_keys(keys)
+        if any(field.ragged for field in self._fields):
+            self._add_ragged_batch(rows, size, named)
+        else:
+            self._add_fixed_batch([np.asarray(array) for array in rows], size, named)
+
+    def _prepare(self, sample: Mapping[str, Any]) -> None:
+        """The slow start of `add`: the writer must be open, and the fields known and named as in the sample."""
+        self._check_open()
+        if self._fields is None:
+            fields = tuple(infer_field(name, value) for name, value in sample.items())
+            check_fields(fields)
+            self._begin(fields)
+        if len(sample) != self._num_slots:
+            raise self._wrong_names(sample)
+
+    def _wrong_names(self, sample: Mapping[str, Any]) -> SchemaError:
+        missing = [name for name in self.fields if name not in sample]
+        extra = [name for name in sample if name not in self.fields]
+        return SchemaError(f"sample {len(self)}: missing fields {missing}, unknown fields {extra}")
+
+    def _take_key(self, key: str | None) -> None:
+        with_keys = key is not None and len(self) == 0 if self._with_keys is None else self._with_keys
+        if key is None or not with_keys:
+            some = "a key" if key is not None else "no key"
+            raise SchemaError(f"sample {len(self)} has {some}, unlike those before: all samples have one or none has")
+        self._keys.add(key)
+        self._with_keys = True
+
+    def _take_batch_keys(self, keys: Sequence[str] | None) -> Sequence[str] | None:
+        with_keys = keys is not None and len(self) == 0 if self._with_keys is None else self._with_keys
+        if (keys is not None) != with_keys:
+            raise SchemaError("add_batch: all samples of a container have a key or none has; see keys=")
+        if keys is not None:
+            Keys.of(keys)  # refused before anything is added
+        self._with_keys = with_keys
+        return keys
+
+    def _undo(self, count: int) -> None:
+        """Forget a sample that was refused half way."""
+        for stage in self._stages:
+            stage.drop(count)
+        self._keys.drop(count)
+        if len(self) == 0:
+            self._with_keys = None
+
+    def _add_ragged_batch(self, rows: Sequence[Any], size: int, keys: Sequence[str] | None) -> None:
+        """Row by row, after all rows were checked."""
+        names = [stage.field.name for stage in self._stages]
+        checked: list[Sequence[Any]] = []
+        for stage, column in zip(self._stages, rows, strict=True):
+            if stage.field.is_string:
+                for place in range(size):
+                    encode_text(stage.field, column[place], f"add_batch, row {place}")
+                checked.append(column)
+            else:
+                checked.append([as_rows(stage.field, column[i], 0, f"add_batch, row {i}") for i in range(size)])
+        for place in range(size):
+            sample = {name: column[place] for name, column in zip(names, checked, strict=True)}
+            self.add(sample, None if keys is None else keys[place])
+
+    def _add_fixed_batch(self, rows: Sequence[NDArray[Any]], size: int, keys: Sequence[str] | None) -> None:
+        start = 0
+        while start < size:
+            stop = min(size, start + self._room())
+            if self._count == 0 and stop - start == self._room():
+                self._stage_keys(keys[start:stop] if keys is not None else ())
+                # A whole shard as it is: written from the caller's memory, so before we return.
+                self._guarded_flush([array[start:stop] for array in rows])
+            else:
+                self._stage_rows([array[start:stop] for array in rows], keys[start:stop] if keys is not None else [])
+            start = stop
+
+    def _room(self) -> int:
+        """Samples that the shard still takes, where all have one size."""
+        return samples_per_shard(self._sample_nbytes, self._shard_nbytes) - self._count
+
+    def _stage_rows(self, rows: Sequence[NDArray[Any]], keys: Sequence[str]) -> None:
+        for stage, array in zip(self._stages, rows, strict=True):
+            assert isinstance(stage, FixedStage)
+            stage.rows[self._count : self._count + len(array)] = array
+        self._stage_keys(keys)
+        self._count += len(rows[0])
+        self._nbytes = self._count * self._sample_nbytes
+        if self._nbytes >= self._shard_nbytes or self._count >= SHARD_SAMPLES:
+            self._guarded_flush()
+
+    def _stage_keys(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._keys.add(key)
+
+    # -- shards -------------------------------------------------------------------------------------------------------
+
+    def _begin(self, fields: tuple[Field, ...]) -> None:
+        """The fields are known: lay out what can be laid out."""
+        for field in fields:
+            if field.codec != "raw":
+                raise SchemaError(
+                    f"field {field.name!r}: this release writes the codec 'raw' only, not {field.codec!r}"
+                )
+        self._fields = fields
+        self._sample_nbytes = sum(field.row_nbytes or 0 for field in fields)
+        capacity = samples_per_shard(self._sample_nbytes, self._shard_nbytes)
+        self._stages = [RaggedStage(f) if f.ragged else FixedStage(f, capacity) for f in fields]
+        self._slots = [_slot(stage) for stage in self._stages]
+        self._num_slots = len(fields)
+        self._regions: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
+        self._tail = HEAD_NBYTES
+        if self._promised is not None:
+            self._plan_regions(fields, self._promised)
+
+    def _continue(self, fields: tuple[Field, ...] | None) -> None:
+        """Append: the fields are those of the container."""
+        assert self._target.fields is not None
+        if fields is not None and fields != self._target.fields:
+            raise SchemaError(f"{self._path}: fields: the container has {self._target.fields}, given were {fields}")
+        self._begin(self._target.fields)
+        self._with_keys = self._target.with_keys
+
+    def _plan_regions(self, fields: tuple[Field, ...], num_samples: int) -> None:
+        """Give each field whose size is known one region for all its rows; the others follow behind."""
+        for number, field in enumerate(fields):
+            nbytes = self._known_nbytes(field, num_samples)
+            if nbytes is not None:
+                self._regions[number] = self._tail
+                self._tail = pad(self._tail + nbytes, PART_ALIGNMENT)
+        if self._tail > MAX_FILE_NBYTES:
+            raise SchemaError(f"num_samples={num_samples}: such a container is longer than 2^63 bytes")
+
+    def _known_nbytes(self, field: Field, num_samples: int) -> int | None:
+        """Bytes of all rows of a field, if they follow from their number."""
+        return None if field.row_nbytes is None else num_samples * field.row_nbytes
+
+    def _guarded_flush(self, arrays: Sequence[NDArray[Any]] | None = None) -> None:
+        """Write a shard; if that fails, what is in the file is unknown and the writer takes nothing more."""
+        try:
+            self._flush(arrays)
+            if arrays is not None:
+                self._shards.wait()
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _flush(self, arrays: Sequence[NDArray[Any]] | None = None) -> None:
+        """Hand over the staged rows, or the given rows of fixed shape, as one shard."""
+        count = self._count if arrays is None else len(arrays[0])
+        if count == 0:
+            return
+        if self._promised is not None and self._num_written + count > self._promised:
+            raise SchemaError(f"{self._path}: num_samples={self._promised} was promised, and more were added")
+        index = self._ensure_index()
+        if self._with_keys:
+            keys = self._keys.take()
+            self._target.check_keys(keys)
+            index.add_keys(keys)
+        self._shards.wait()
+        rows = [stage.take(count) for stage in self._stages] if arrays is None else self._given(arrays)
+        offsets = [self._place(number, field.data.nbytes) for number, field in enumerate(rows)]
+        self._shards.submit(self._target.sink, index, rows, offsets)
+        self._slots = [_slot(stage) for stage in self._stages]
+        self._num_written += count
+        self._count = self._nbytes = 0
+        self._changed = True
+
+    def _given(self, arrays: Sequence[NDArray[Any]]) -> list[Rows]:
+        return [fixed_rows(stage.field, array) for stage, array in zip(self._stages, arrays, strict=True)]
+
+    def _ensure_index(self) -> IndexWriter:
+        if self._index is None:
+            assert self._fields is not None
+            following = self._target.following()
+            if following is not self._target or isinstance(following, AppendTarget):
+                self._target, self._tail = following, following.tail
+            self._index = self._target.begin(self._fields, with_keys=bool(self._with_keys))
+        return self._index
+
+    def _place(self, number: int, nbytes: int) -> int:
+        """Where the next block of a field goes: into its region, or behind the last one; adjacent where it can."""
+        if number in self._regions:
+            offset = self._regions[number]
+            self._regions[number] += nbytes
+            return offset
+        offset = self._tail if self._ends.get(number) == self._tail else pad(self._tail, PART_ALIGNMENT)
+        self._tail = self._ends[number] = offset + nbytes
+        return offset
+
+
+def _slot(stage: Stage) -> type_slot:
+    """What `add` looks at for each field: name, staged rows, their dtype and shape; only the stage where rows vary."""
+    if isinstance(stage, FixedStage):
+        return stage.field.name, stage.rows, stage.rows.dtype, stage.shape, stage
+    return stage.field.name, None, None, None, stage
+
+
+def _as_fields(fields: type_fields) -> tuple[Field, ...]:
+    if isinstance(fields, Mapping):
+        known = tuple(_as_field(name, value) for name, value in fields.items())
+    else:
+        given: tuple[Any, ...] = tuple(fields)
+        wrong = [type(field).__name__ for field in given if not isinstance(field, Field)]
+        if wrong:
+            raise SchemaError(f"fields: expected Field(...) objects or a mapping, found {wrong[0]}")
+        known = given
+    check_fields(known)
+    return known
+
+
+def _as_field(name: str, value: Any) -> Field:
+    if isinstance(value, Field):
+        if value.name != name:
+            raise SchemaError(f"fields: {name!r} is given the field {value.name!r}")
+        return value
+    dtype, shape = value if isinstance(value, tuple) else (value, ())
+    try:
+        return Field(name, parse(str(np.dtype(dtype)) if not isinstance(dtype, str) else dtype), tuple(shape))
+    except SchemaError:
+        raise
+    except ValueError as error:
+        raise SchemaError(f"field {name!r}: {error}") from None
