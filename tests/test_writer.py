@@ -19,8 +19,7 @@ from storage.faults import Failing
 from chunkstore._format.schema import Field
 from chunkstore._read.ragged import Ragged
 from chunkstore._storage import syscalls
-from chunkstore._write import index_writer
-from chunkstore._write import target
+from chunkstore._write import index_writer, target
 from chunkstore._write.writer import Writer
 from chunkstore.errors import (
     ClosedError,

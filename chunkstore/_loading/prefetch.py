@@ -87,14 +87,17 @@ class _Shared(Generic[Task, Result]):
         if self._room is not None:
             self._room.put(None)
 
+    def _over(self) -> bool:
+        return self.stopped or self._num_tasks is not None
+
     def take(self) -> tuple[int, Task] | None:
         """The next task and its number; waits for room; None at the end."""
         with self._task_lock:
-            if self.stopped or self._num_tasks is not None:
+            if self._over():
                 return None
             if self._room is not None:
                 self._room.get()
-            if self.stopped or self._num_tasks is not None:
+            if self._over():
                 return None
             number = self._next_task
             try:

@@ -58,6 +58,27 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextlib.contextmanager
+def _signals_later() -> Iterator[None]:
+    """What comes meanwhile is handled afterwards.
+
+    The queues of a pool are registered with a process that `multiprocessing` starts, and that unblocks these signals: a
+    mask does not help. An interrupt between the two would have it complain about names that it never heard of.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread gets them
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGINT, *_ENDING)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in came[:1]:
+        signal.raise_signal(number)
+
+
 class _Context(multiprocessing.context.SpawnContext):
     """Spawn: a fork would copy the locks of threads that do not exist in the child. Remembers its processes."""
 
@@ -93,7 +114,8 @@ class WorkerPool(ProcessPoolExecutor):
 
     def __init__(self, workers: int) -> None:
         self._context = _Context()
-        super().__init__(workers, mp_context=self._context, initializer=_start_worker)
+        with _signals_later():
+            super().__init__(workers, mp_context=self._context, initializer=_start_worker)
 
     def kill(self) -> None:
         """End the processes now, whatever they do."""
