@@ -75,8 +75,8 @@ def _signals_later() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in came[:1]:
-        signal.raise_signal(number)
+    if came:
+        signal.raise_signal(came[0])
 
 
 class _Context(multiprocessing.context.SpawnContext):
@@ -114,7 +114,8 @@ class WorkerPool(ProcessPoolExecutor):
 
     def __init__(self, workers: int) -> None:
         self._context = _Context()
-        with _signals_later():
+        # Masked, too: that process inherits the mask, and a closed terminal would end it.
+        with _signals_later(), _without_interrupts():
             super().__init__(workers, mp_context=self._context, initializer=_start_worker)
 
     def kill(self) -> None:
