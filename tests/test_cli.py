@@ -735,7 +735,7 @@ def test_interrupted_convert(slow_source: Path, tmp_path: Path, name: str, code:
     # A terminal signals all processes of the job, `kill` one.
     (os.killpg if group else os.kill)(process.pid, signal.Signals[name])
     out, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == code, err
     assert out == ""
     assert "Traceback" not in err
     assert "nothing is left behind" in err

@@ -118,6 +118,11 @@ class WorkerPool(ProcessPoolExecutor):
         with _signals_later(), _without_interrupts():
             super().__init__(workers, mp_context=self._context, initializer=_start_worker)
 
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As `Executor.submit`; a signal waits until the pool is in a state that `kill` can end."""
+        with _signals_later():
+            return super().submit(fn, *args, **kwargs)
+
     def kill(self) -> None:
         """End the processes now, whatever they do."""
         for worker in self._context.workers:
