@@ -294,3 +294,23 @@ def test_the_damaged_file_is_only_read(streamed: Path) -> None:
     data = streamed.read_bytes()
     saved(streamed)
     assert streamed.read_bytes() == data
+
+
+def test_what_is_cut_off_is_one_run_of_samples(tmp_path: Path) -> None:
+    """The reason names the field and not each row's place, so neighbours are told of together."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path, num_samples=40) as writer:
+        writer.add_batch({"x": np.zeros((40, 2500), np.float32)})
+    with path.open("r+b") as file:
+        data = file.read()
+        file.truncate(8192 + 15 * 10_000)
+    with pytest.raises(chunkstore.CorruptError):  # the index of a streamed container lies behind the cut
+        recover(path, tmp_path / "b.cks")
+    path.write_bytes(data)
+    chunkstore.merge([path], tmp_path / "front.cks")  # and here in front
+    whole = (tmp_path / "front.cks").read_bytes()
+    (tmp_path / "front.cks").write_bytes(whole[: len(whole) - 20 * 10_000])
+    found = recover(tmp_path / "front.cks", tmp_path / "c.cks")
+    assert len(found.lost) == 1
+    assert found.num_saved + found.num_lost == 40
+    assert found.lost[0].stop == 40

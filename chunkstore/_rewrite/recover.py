@@ -32,7 +32,13 @@ from chunkstore._format.superblock import Head, Superblock
 from chunkstore._storage.replace import check_replaceable
 from chunkstore._storage.source import Source, open_source
 from chunkstore._write.writer import Writer
-from chunkstore.errors import CorruptError, FormatError, UnsupportedFeatureError, UnsupportedVersionError
+from chunkstore.errors import (
+    CorruptError,
+    FormatError,
+    TruncatedError,
+    UnsupportedFeatureError,
+    UnsupportedVersionError,
+)
 
 _PIECE_NBYTES: Final = 8 << 20
 _BATCH_NBYTES: Final = 16 << 20
@@ -317,7 +323,10 @@ class _Samples:
 
     def _group(self, column: FieldIndex, groups: Groups, place: int, number: int) -> memoryview:
         offset, nbytes = int(groups.offset[place]), int(groups.nbytes[place])
-        data = self._source.read(offset, nbytes)
+        try:
+            data = self._source.read(offset, nbytes)
+        except TruncatedError:
+            raise TruncatedError(f"field {column.field.name!r}: the file ends before these bytes") from None
         stored = int(column.group_sums(np.array([number]))[0])
         computed = sum64(data)
         if stored != computed:

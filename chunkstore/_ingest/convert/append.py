@@ -16,7 +16,7 @@ from chunkstore._format.schema import Field
 from chunkstore._ingest.convert.progress import Progress, Tell
 from chunkstore._ingest.plan.plan import LABEL, OnError, Plan, make_plan
 from chunkstore._ingest.plan.read import PlanReader
-from chunkstore._ingest.plan.scan import Skipped, scan_sources
+from chunkstore._ingest.plan.scan import Skipped, count_text, scan_sources
 from chunkstore._ingest.plan.specs import DATA, DtypeArg, FieldArg
 from chunkstore._write.writer import Writer
 from chunkstore.errors import IngestError
@@ -56,11 +56,12 @@ class AppendReport:
         """Text for people, several lines."""
         lines = [self.explanation, *(f"note: {note}" for note in self.notes)]
         lines.append(
-            f"{self.path}: {self.num_added:,} samples of {self.num_files:,} files added in {self.seconds:.2f} s; "
+            f"{self.path}: {count_text(self.num_added, 'sample')} of {count_text(self.num_files, 'file')} added in "
+            f"{self.seconds:.2f} s; "
             f"it has {self.num_samples:,} now"
         )
         if self.skipped:
-            lines.append(f"{len(self.skipped):,} files were SKIPPED:")
+            lines.append(f"{count_text(len(self.skipped), 'file was', 'files were')} SKIPPED:")
             lines += [f"  {item.path}: {item.reason}" for item in self.skipped]
         return "\n".join(lines)
 
