@@ -77,8 +77,8 @@ def source_options(function: _F) -> _F:
             multiple=True,
             metavar="[NAME=]TYPE",
             callback=_checked("parse_dtypes"),
-            help="Store field NAME (or all) as TYPE: integers exactly or not at all, floats rounded, and the report says "
-            "so. float64 for longdouble, bfloat16 for files that hold it as raw bytes.",
+            help="Store field NAME (or all) as TYPE: integers exactly or not at all, floats rounded, and the report "
+            "says so. float64 for longdouble, bfloat16 for files that hold it as raw bytes.",
         ),
         click.option("--include", multiple=True, metavar="GLOB", help="Take only files that match, e.g. 'train/*'."),
         click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out what matches, e.g. '*_mask.npy'."),
