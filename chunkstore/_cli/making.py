@@ -29,6 +29,8 @@ How files become samples (--layout):
            are the fields. The key of a sample is its path without suffix.
   rows     the first axis is the sample axis: one huge .npy; an .npz with
            x_train and y_train; several files are strung together. No keys.
+  columns  X.npy and y.npy: each file is a field, its first axis the sample
+           axis. No keys.
   paired   files that share a stem make a sample: images/0001.npy with
            labels/0001.npy, or 0001_image.npy with 0001_label.npy.
   classes  as files, and the number of the first folder is the field 'label':
@@ -43,6 +45,7 @@ Examples:
   chunkstore convert data/ train.cks
   chunkstore convert photos/ photos.cks --layout classes --field image=data
   chunkstore convert mnist.npz mnist.cks --field image=x_train --field label=y_train
+  chunkstore convert X.npy y.npy xy.cks --layout columns --field image=X --field label=y
   chunkstore convert shots/ shots.cks --exclude 'old/*' --on-error skip
   chunkstore convert data/ train.cks --dry-run
 """

@@ -15,7 +15,7 @@ from chunkstore.errors import IngestError, NotAContainerError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?)(i?b?)", re.IGNORECASE)
-LAYOUTS = ("auto", "files", "rows", "paired", "classes")
+LAYOUTS = ("auto", "files", "rows", "columns", "paired", "classes")
 
 
 def size_callback(ctx: click.Context, param: click.Parameter, value: str) -> int:

@@ -58,6 +58,13 @@ def rows(folder: Path, numbers: range) -> None:
         np.savez_compressed(folder / f"part{number}.npz", **arrays)
 
 
+def columns(folder: Path, numbers: range) -> None:
+    """Whole arrays in files of their own, one of them structured: those of the second folder are longer."""
+    np.save(folder / "X.npy", np.asfortranarray(np.array([[n, n + 1] for n in numbers], "<f4")))
+    np.save(folder / "y.npy", np.array(list(numbers), ">i2"))
+    np.save(folder / "p.npy", np.array([([n, 1.5], n) for n in numbers], POINT))
+
+
 def long_doubles(folder: Path, numbers: range) -> None:
     """A dtype that a container cannot hold."""
     for number in numbers:
@@ -71,6 +78,7 @@ CASES: list[tuple[Callable[[Path, range], None], dict[str, Any]]] = [
     (structured, {"layout": "files"}),
     (paired, {"layout": "paired"}),
     (rows, {"layout": "rows", "fields": ["a=x", "b=y"]}),
+    (columns, {"layout": "columns", "fields": ["image=X", "label=y.npy", "p.xy", "p.id"]}),
     (long_doubles, {"layout": "files", "dtype": ["data=float64"]}),
 ]
 

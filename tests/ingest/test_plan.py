@@ -573,6 +573,14 @@ def test_rounding_is_noted(tmp_path: Path, source: str, dtype: str, rounds: bool
     assert (made.notes, made.rounded) == (((text,), ("data",)) if rounds else ((), ()))
 
 
+def test_auto_misses_a_partner_of_arrays_that_are_alike(tmp_path: Path) -> None:
+    """Folders named after roles, all arrays of one shape, one file missing: not samples of one field, unasked."""
+    for role, count in (("images", 5), ("masks", 4)):
+        tree(tmp_path, {f"{role}/{number}.npy": f4(3, 3) for number in range(count)})
+    with pytest.raises(IngestError, match=r"'images/4\.npy' has no partner in 'masks'.*--layout files"):
+        plan(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arrays", "text"),
     [
@@ -585,7 +593,10 @@ def test_rounding_is_noted(tmp_path: Path, source: str, dtype: str, rounds: bool
             },
             "--dtype a=int64 --dtype b=int64 takes all of them",
         ),
-        ({"X.npy": f4(5, 3), "y.npy": np.arange(5)}, r"'X.npy', 'y.npy' have one first axis of 5 .* one \.npz"),
+        (
+            {"X.npy": f4(5, 3), "y.npy": np.arange(5)},
+            r"'X.npy', 'y.npy' have one first axis of 5 .* --layout columns \(5",
+        ),
     ],
 )
 def test_advice_fits_all_files(tmp_path: Path, arrays: dict[str, Any], text: str) -> None:
@@ -619,3 +630,64 @@ def test_long_headers_are_not_kept(tmp_path: Path) -> None:
     np.save(tmp_path / "9.npy", np.zeros(9))
     inventory = Inventory(scan_sources([tmp_path]), skip=False)
     assert [len(data) for data in inventory._headers] == [128]
+
+
+def test_columns(tmp_path: Path) -> None:
+    """`columns`: each `.npy` is a field, under its name or that of `--field`; members of a structured array too."""
+    images, labels = np.arange(60, dtype=np.float32).reshape(10, 3, 2), np.arange(10)
+    pair = np.zeros(10, [("a", "<i2"), ("b", "<f4", (2,))])
+    for name, array in {"X": images, "y": labels, "pair": pair}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    made = plan(tmp_path, layout="columns")
+    assert (made.num_samples, made.keys) == (10, None)
+    assert [(field.name, field.dtype, field.shape) for field in made.fields] == [
+        ("X", "float32", (3, 2)),
+        ("pair.a", "int16", ()),
+        ("pair.b", "float32", (2,)),
+        ("y", "int64", ()),
+    ]
+    picked = plan(tmp_path, layout="columns", fields=["image=X.npy", "label=y"], dtype=["label=int8"])
+    assert [(field.name, field.dtype) for field in picked.fields] == [("image", "float32"), ("label", "int8")]
+
+
+def test_auto_names_both_readings_of_whole_arrays(tmp_path: Path) -> None:
+    """Arrays of one first axis and different dimensions: fields, or files that do not fit; those that go together."""
+    np.save(tmp_path / "X_train.npy", np.zeros((10, 3)))
+    np.save(tmp_path / "y_train.npy", np.zeros(10))
+    with pytest.raises(IngestError, match=r"X_train.npy', 'y_train.npy'.*--layout columns \(10 samples\).*--exclude"):
+        plan(tmp_path)
+    np.save(tmp_path / "X_test.npy", np.zeros((4, 3)))
+    np.save(tmp_path / "y_test.npy", np.zeros(4))
+    with pytest.raises(IngestError, match="--layout columns --field X_train=X_train --field y_train=y_train "):
+        plan(tmp_path)
+
+
+def test_auto_finds_the_odd_file_of_one_first_axis(tmp_path: Path) -> None:
+    """Most files are alike: one of other dimensions is the odd one, and no field of its own."""
+    for place in range(5):
+        np.save(tmp_path / f"{place}.npy", np.zeros((4, 4, 1) if place == 3 else (4, 4)))
+    with pytest.raises(IngestError, match=r"3\.npy: array 'data' has 3 dimensions, the other 4 files have 2 dimen"):
+        plan(tmp_path)
+
+
+def test_columns_refused(tmp_path: Path) -> None:
+    """Rows of different number, no rows, an `.npz`, an unknown file, two files of one name."""
+    trees = {
+        "a": {"X.npy": f4(5, 2), "y.npy": f4(4)},
+        "b": {"X.npy": f4()},
+        "c": {"m.npz": {"x": f4(3)}},
+        "d": {"X.npy": f4(3), "Y.npy": f4(3)},
+    }
+    for name, arrays in trees.items():
+        (tmp_path / name).mkdir()
+        tree(tmp_path / name, arrays)
+    (tmp_path / "d" / "Y.npy").rename(tmp_path / "d" / "X.NPY")
+    for name, fields, text in [
+        ("a", [], r"X\.npy: --layout columns: it has 5 rows|y\.npy: --layout columns: it has 4 rows, .*X\.npy has 5"),
+        ("a", ["z=Z"], "--field z=Z: there is no such file; there are 'X', 'y'"),
+        ("b", [], "no dimension"),
+        ("c", [], "--layout rows"),
+        ("d", [], "would both be the field 'X'"),
+    ]:
+        with pytest.raises(IngestError, match=text):
+            plan(tmp_path / name, layout="columns", fields=fields)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from chunkstore._format.constants import ATTRS_RESERVED
 from chunkstore._format.schema import Field
 from chunkstore._ingest.convert.progress import Progress, Tell
+from chunkstore._ingest.plan.pairing import stem
 from chunkstore._ingest.plan.plan import LABEL, OnError, Plan, make_plan
 from chunkstore._ingest.plan.read import PlanReader
 from chunkstore._ingest.plan.scan import Skipped, count_text, scan_sources
@@ -21,6 +22,12 @@ from chunkstore._ingest.plan.specs import DATA, DtypeArg, FieldArg
 from chunkstore._write.writer import Writer
 from chunkstore.errors import IngestError
 
+_PARTS: Final = (
+    "array",
+    "member",
+    "file",
+    "role",
+)  # by which the record of an origin tells one field's source from another
 _PIECE_NBYTES: Final = 16 << 20  # of samples that are read and added at once, if one sample is not more
 
 
@@ -147,7 +154,8 @@ def _known_fields(origin: Mapping[str, Any]) -> dict[str, str]:
         return {}
     found = {}
     for name, source in origin["fields"].items():
-        parts = [part for part in (source.get("array"), source.get("member")) if part is not None]
+        home = source.get("array") if origin.get("layout") != "columns" else stem(source.get("file", ""))
+        parts = [part for part in (home, source.get("member")) if part is not None]
         found[name] = ".".join(parts) or DATA
     return found
 
@@ -313,7 +321,7 @@ def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 def _joined_field(source: Any, new: dict[str, Any]) -> Any:
     """dtype and order only where all files agree."""
     other: dict[str, Any] = next(
-        (found for found in new["fields"].values() if found.get("array") == source.get("array")), {}
+        (found for found in new["fields"].values() if all(found.get(part) == source.get(part) for part in _PARTS)), {}
     )
     return {
         name: (None if name in ("dtype", "order") and other.get(name) != value else value)

@@ -36,7 +36,7 @@ from chunkstore.errors import IngestError
 
 __all__ = ["ConvertReport", "convert"]  # the package exports both from here
 
-Layout = Literal["auto", "files", "rows", "paired", "classes"]
+Layout = Literal["auto", "files", "rows", "columns", "paired", "classes"]
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _POOL_SECONDS: Final = 1.5  # of work; two processes save half of it, and starting them takes 0.4 s
 _PIECE_SECONDS: Final = 40e-6  # measured: one file or member by the general way
@@ -72,7 +72,8 @@ def convert(
     Args:
         sources: a directory or file, or several.
         path: the container; its directory must exist.
-        layout: how files become samples: `"files"`, `"rows"`, `"paired"`, `"classes"`; `"auto"` says what it chose.
+        layout: how files become samples: `"files"`, `"rows"`, `"columns"`, `"paired"`, `"classes"`; `"auto"` says what
+            it chose.
         fields: `"NAME=SOURCE"` texts or a mapping: picks and renames arrays.
         dtype: `"NAME=TYPE"` texts, `"TYPE"` for all fields, or a mapping: stored as this type. An integer that it
             does not hold exactly is an error; floats may be rounded, which the report notes.

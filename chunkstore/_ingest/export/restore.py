@@ -33,6 +33,8 @@ class _Unusable(Exception):
 _MISFITS: Final = (
     _Unusable, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError
 )  # fmt: skip
+# What says to which of several files of a sample a field belongs.
+_HOMES: Final = {"files": None, "rows": None, "columns": "file", "paired": "role", "classes": None}
 _ZIP_NAME_NBYTES: Final = 0xFFFF
 _PATH_PARTS: Final = 1 << 12
 
@@ -89,6 +91,7 @@ class Restored:
     """How files are made again.
 
     Attributes:
+        arrays: of each file of a sample, by its role; of each file, in `columns`.
         notes: why not all is as it was.
         fields: that are needed.
     """
@@ -110,6 +113,10 @@ class Restored:
         """
         if self.layout == "rows":
             yield from self._row_files()
+            return
+        if self.layout == "columns":
+            for path, arrays in self.arrays:
+                yield OutFile(check_path(path), arrays, 0, num_samples, stacked=True)
             return
         width = len(str(max(num_samples - 1, 0)))
         names = self.record.get("names", {})
@@ -204,22 +211,23 @@ def _plain(fields: Sequence[Field], notes: tuple[str, ...]) -> Restored:
 def _from_record(fields: Sequence[Field], record: Mapping[str, Any], num_samples: int, has_keys: bool) -> Restored:
     layout = record["layout"]
     known = [field for field in fields if field.name != record.get("label")]
-    _require(layout in ("files", "rows", "paired", "classes") and record["version"] == 1 and len(known) > 0)
+    _require(layout in _HOMES and record["version"] == 1 and len(known) > 0)
     _require(all(field.name in record["fields"] for field in known))
     if layout == "rows":
         _require(all(isinstance(path, str) and type(count) is int and count >= 0 for path, count in record["files"]))
         _require(sum(count for _, count in record["files"]) == num_samples)
-    else:
+    elif layout != "columns":
         _require(has_keys and isinstance(record["suffix"], str) and isinstance(record["names"], dict))
         _require(all(isinstance(path, str) for path in record["names"].values()))
     if layout == "paired":
         _require(record["pattern"] in ("folder", "suffix", "prefix") and type(record["position"]) is int)
         _require(abs(record["position"]) < _PATH_PARTS)
-        _require(all(isinstance(record["fields"][field.name]["role"], str) for field in known))
-    roles: dict[str, list[Field]] = {}
+    homes: dict[str, list[Field]] = {}
     for field in known:
-        roles.setdefault(record["fields"][field.name]["role"] if layout == "paired" else "", []).append(field)
-    arrays = tuple((role, _arrays(group, record)) for role, group in roles.items())
+        home = record["fields"][field.name][_HOMES[layout]] if _HOMES[layout] else ""
+        _require(isinstance(home, str))
+        homes.setdefault(home, []).append(field)
+    arrays = tuple((home, _arrays(group, record, home)) for home, group in homes.items())
     return Restored(layout, arrays, record, order_notes(record))
 
 
@@ -228,16 +236,18 @@ def _require(condition: bool) -> None:
         raise _Unusable
 
 
-def _arrays(fields: Sequence[Field], record: Mapping[str, Any]) -> tuple[OutArray, ...]:
+def _arrays(fields: Sequence[Field], record: Mapping[str, Any], home: str) -> tuple[OutArray, ...]:
     """The arrays of one file, members of structured arrays together again."""
     by_array: dict[str | None, list[Field]] = {}
     for field in fields:
         by_array.setdefault(record["fields"][field.name]["array"], []).append(field)
     _require(None not in by_array or len(by_array) == 1)
-    return tuple(_array(name, group, record) for name, group in by_array.items())
+    _require(record["layout"] != "columns" or None in by_array)
+    struct = home if record["layout"] == "columns" else ""
+    return tuple(_array(name, group, record, name or struct) for name, group in by_array.items())
 
 
-def _array(name: Any, fields: Sequence[Field], record: Mapping[str, Any]) -> OutArray:
+def _array(name: Any, fields: Sequence[Field], record: Mapping[str, Any], struct_name: str) -> OutArray:
     entries = [record["fields"][field.name] for field in fields]
     _require(name is None or (isinstance(name, str) and "\0" not in name))
     _require(len(f"{name}.npy".encode()) <= _ZIP_NAME_NBYTES)
@@ -246,7 +256,7 @@ def _array(name: Any, fields: Sequence[Field], record: Mapping[str, Any]) -> Out
         _require(len(fields) == 1)
         objects = fields[0].name in record.get("objects", ())
         return OutArray(name, (_part(fields[0], entries[0]),), None, fortran, objects)
-    struct = descr_to_dtype(_tuples(record["structs"][name or ""]))
+    struct = descr_to_dtype(_tuples(record["structs"][struct_name]))
     found = {".".join(leaf.member): leaf for leaf in leaves(name, struct, 0)}
     chosen = {entry["member"]: field for field, entry in zip(fields, entries, strict=True)}
     _require(len(chosen) == len(fields))

@@ -6,6 +6,7 @@
 | `rows` | one index of the first axis of every array; several files are strung together | none |
 | `paired` | files of one stem (`images/1.npy` + `labels/1.npy`, `1_image.npy` + `1_label.npy`) | the stem |
 | `classes` | one file, and the number of its first folder as field `label` | relative path without suffix |
+| `columns` | one index of the first axis of every `.npy`; each file is a field (`X.npy`, `y.npy`) | none |
 
 What `auto` chooses, first line that fits:
 
@@ -15,11 +16,12 @@ What `auto` chooses, first line that fits:
 | one `.npz` whose arrays all have the same first axis of 2 and more | `rows` |
 | any other one file | `files` |
 | names pair completely, roles differ in dtype or dimensions (for words like `image`, `y`: or shape) | `paired` |
+| the same with the stems `train`, `test`, ..., and each file could be a field | refused: `columns` or `paired` |
 | names pair completely, role words, arrays alike | refused: `paired` or `files` |
-| role words as folders, some partners missing | refused: names the file |
+| role words as folders, some partners missing, roles differ or most stems are whole | refused: names the file |
 | one array per file, one dtype and ndim, all 1-d or all of one shape | `files` |
 | rows alike, one first axis per file: `.npz` of several arrays, or first axes that vary | refused: `files` or `rows` |
-| a few `.npy` of one first axis and different dimensions (`X.npy`, `y.npy`) | refused: make one `.npz` |
+| a few `.npy`, not most of them alike, some of one first axis (`X.npy`, `y.npy`) | refused: `columns` or `files` |
 | anything else | `files` |
 
 Folders as classes are a hint in the explanation, never a choice: nothing in the data says that folder names are
@@ -28,6 +30,7 @@ labels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -37,12 +40,13 @@ import numpy.typing as npt
 
 from chunkstore._ingest.plan.agree import Pick, Wanted, make_pick, pick_leaves
 from chunkstore._ingest.plan.inventory import Inventory
-from chunkstore._ingest.plan.pairing import ROLE_WORDS, Pairing, find_pairings
+from chunkstore._ingest.plan.pairing import ROLE_WORDS, Pairing, find_pairings, stem
 from chunkstore._ingest.plan.scan import Scan, count_text
 from chunkstore.errors import IngestError
 
+SPLIT_WORDS: Final = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
 _MAX_COLUMNS: Final = 20  # files that could be the fields of one data set
-LAYOUTS: Final = ("auto", "files", "rows", "paired", "classes")
+LAYOUTS: Final = ("auto", "files", "rows", "columns", "paired", "classes")
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,8 @@ def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice
     for pairing in find_pairings(paths, numbers, complete=True):
         roles = " + ".join(repr(name) for name in pairing.names)
         if _differ_enough(inventory, pairing):
+            if SPLIT_WORDS.issuperset(key.lower() for key in pairing.keys):
+                _refuse_columns(inventory, files)
             first = " + ".join(paths[column[0]] for column in pairing.files[:3])
             return Choice(
                 "paired",
@@ -155,7 +161,9 @@ def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice
                 f"files ({len(files):,} samples of one field)."
             )
     for pairing in find_pairings(paths, numbers, complete=False):
-        if pairing.spoken and pairing.pattern == "folder" and _roles_differ(inventory, pairing):
+        whole = sum(-1 not in row for row in zip(*pairing.files, strict=True))
+        likely = whole * 2 > len(pairing.keys) or _roles_differ(inventory, pairing)
+        if pairing.spoken and pairing.pattern == "folder" and likely:
             raise IngestError(
                 f"--layout auto: {missing_partner(pairing, paths)}. Add it, or say --layout paired --on-error "
                 "skip, or --layout files."
@@ -243,7 +251,7 @@ def _choose_many(inventory: Inventory, files: npt.NDArray[np.int64], wanted: Wan
 
 
 def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
-    """Say that no layout reads `X.npy` and `y.npy`, arrays of one first axis and of different dimensions.
+    """Name both readings of `X.npy` and `y.npy`: fields of one data set, or files of which one does not fit.
 
     Raises:
         IngestError: such are the files.
@@ -253,17 +261,22 @@ def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
     arrays = [inventory.signatures[inventory.signature_of[place]] for place in files.tolist()]
     if any(name is not None or ndim < 1 for found in arrays for name, _, ndim in found):
         return
-    axes, ndims = set(), set()
+    alike = Counter(found[0][1:] for found in arrays).most_common(1)[0][1]
+    if alike * 2 > len(files) or len({ndim for ((_, _, ndim),) in arrays}) < 2:
+        return  # most are alike: the others are the odd ones
+    by_axis: dict[int, list[str]] = {}
     for place, ((name, _, ndim),) in zip(files.tolist(), arrays, strict=True):
         table = inventory.tables[name, ndim]
-        axes.add(int(table.column("dims")[np.searchsorted(table.column("file"), place), 0]))
-        ndims.add(ndim)
-    if len(axes) == 1 and len(ndims) > 1 and min(axes) > 1:
-        names = [inventory.scan.paths[place] for place in files.tolist()]
+        axis = int(table.column("dims")[np.searchsorted(table.column("file"), place), 0])
+        by_axis.setdefault(axis, []).append(inventory.scan.names()[place])
+    length, paths = max(by_axis.items(), key=lambda item: (len(item[1]), item[0]))
+    if length > 1 and len(paths) > 1:
+        names = [stem(path) for path in paths]
+        picked = "" if len(by_axis) == 1 else "".join(f" --field {name}={name}" for name in names)
         raise IngestError(
-            f"--layout auto: {', '.join(map(repr, names))} have one first axis of {min(axes):,} and different "
-            "dimensions, so they look like the fields of one data set. No layout reads fields from files like these: "
-            "save them as one .npz (np.savez) and convert it with --layout rows, or convert one of them alone."
+            f"--layout auto: {', '.join(map(repr, paths))} have one first axis of {length:,} and different dimensions. "
+            f"If they are the fields of one data set, say --layout columns{picked} ({length:,} samples). If they are "
+            "samples, leave out those that do not fit with --exclude, or say --layout paired where the names pair."
         )
 
 

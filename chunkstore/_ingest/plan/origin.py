@@ -8,7 +8,8 @@
 
 `dtype` and `order` are null where the files differ; then `"reordered": N` says how many files are not in C order and
 little-endian, and so do not come back as they were. `paired` adds `"pattern"`, `"position"` and per field `"role"`;
-`rows` has `"files": [[path, rows], ...]` in place of keys; `classes` has `"label": field`.
+`rows` has `"files": [[path, rows], ...]` in place of keys; `columns` has per field its `"file"`, which is also its name
+in `structs`; `classes` has `"label": field`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def describe_origin(
 ) -> dict[str, Any]:
     """Origin of a plan whose fields are known."""
     origin: dict[str, Any] = {"version": 1, "layout": plan.layout, "fields": {}, "structs": {}}
+    paths = _file_names(plan, scan)
     for field, column in zip(plan.fields, plan.columns, strict=True):
         if column.values is not None:
             origin["label"] = field.name
@@ -41,15 +43,17 @@ def describe_origin(
         origin["fields"][field.name] = _field(plan, inventory, column)
         if field.name in roles:
             origin["fields"][field.name]["role"] = roles[field.name]
-        if column.member and (column.array or "") not in origin["structs"]:
+        home = column.array or ""
+        if plan.layout == "columns":
+            home = origin["fields"][field.name]["file"] = paths[int(column.file[0])]
+        if column.member and home not in origin["structs"]:
             kind = int(column.kind[0])
-            origin["structs"][column.array or ""] = _json(inventory.descrs[inventory.dtype_of_kind(kind)])
-    paths = _file_names(plan, scan)
+            origin["structs"][home] = _json(inventory.descrs[inventory.dtype_of_kind(kind)])
     if pairing is not None:
         origin.update(pattern=pairing.pattern, position=pairing.position)
         origin.update(_pair_names(plan, paths, roles))
     elif plan.keys is None:
-        origin["files"] = _row_files(plan, paths)
+        origin.update({"files": _row_files(plan, paths)} if plan.layout == "rows" else {})
         objects = [
             field.name
             for field, column in zip(plan.fields, plan.columns, strict=True)

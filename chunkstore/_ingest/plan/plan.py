@@ -27,6 +27,7 @@ from chunkstore._ingest.plan.samples import Plan
 from chunkstore._ingest.plan.scan import Scan, count_text, natural_sort
 from chunkstore._ingest.plan.specs import DtypeArg, DtypeSpec, FieldArg, parse_dtypes, parse_fields
 from chunkstore._ingest.plan.texts import Texts
+from chunkstore._ingest.plan.wholes import whole_columns
 from chunkstore.errors import IngestError, SchemaError
 
 __all__ = ["OnError", "Plan", "make_plan"]
@@ -91,6 +92,8 @@ class _Builder:
         if choice.layout == "paired":
             pairing = pairing or self.best_pairing(files)
             named, keys = self.paired(pairing, by_role)
+        elif choice.layout == "columns":
+            named, keys = whole_columns(self.inventory, files, self.wanted), None
         else:
             named, keys, files = self.by_file(choice.layout, files)
         self.wanted.dtypes.check_names(list(named))
