@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from chunkstore._read.ragged import Ragged
 
 tf = pytest.importorskip("tensorflow")
 
+from chunkstore._tf import records  # noqa: E402 - needs TensorFlow
+from chunkstore._tf.columns import Column  # noqa: E402
 from chunkstore.tf import dataset  # noqa: E402 - needs TensorFlow
 
 FIXED = ["image", "label", "time", "flag"]
@@ -118,6 +121,53 @@ def test_works_with_padded_batch_map_cache(path: str) -> None:
     first = next(iter(made))
     assert first[0].shape == (10, 3, 3)
     assert [len(list(made)) for _ in range(2)] == [21, 21]
+
+
+def slow(tensor: Any) -> Any:
+    """In the graph: the same tensor, a little later."""
+
+    def wait(array: Any) -> Any:
+        time.sleep(0.003)
+        return array
+
+    same = tf.numpy_function(wait, [tensor], tensor.dtype, stateful=False)
+    same.set_shape(tensor.shape)
+    return same
+
+
+@pytest.fixture
+def slow_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each engine takes some time for a batch, or for two single samples."""
+    sized, assembled, decoded = Column.sized, Column.assembled, records._decoded
+    monkeypatch.setattr(Column, "sized", lambda self, rows, num: slow(sized(self, rows, num)))
+    monkeypatch.setattr(Column, "assembled", lambda self, rows, num: slow(assembled(self, rows, num)))
+    monkeypatch.setattr(records, "_decoded", lambda columns, parts: decoded(columns, [slow(part) for part in parts]))
+    monkeypatch.setattr("chunkstore._tf.dataset._UNBATCHED_SAMPLES", 2)
+
+
+@pytest.mark.usefixtures("slow_rows")
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("engine", ["gather", "numpy", "fixed_length"])
+def test_cache_of_an_iterator_given_up_is_not_cut_short(tmp_path: Path, engine: str, batch_size: int | None) -> None:
+    """`next(iter(...))` over a cache: later epochs have every sample, whatever was on its way when it was given up."""
+    path = build_rows(tmp_path / "x.cks", np.arange(60))
+    made = dataset(path, batch_size, engine=engine)
+    for _ in range(6):
+        cached = made.cache().batch(5)
+        next(iter(cached))
+        seen = [np.ravel(batch["x"]) for batch in cached]
+        assert np.concatenate(seen).tolist() == list(range(60))
+
+
+@pytest.mark.parametrize("engine", ["gather", "numpy", "fixed_length"])
+def test_nothing_is_made_ahead_by_prefetch(path: str, engine: str) -> None:
+    """No PrefetchDataset is in the graph: it is what cuts a cache short."""
+    for batch_size in (None, 16):
+        made = dataset(path, batch_size, fields=["image", "label"], engine=engine, shuffle=engine != "fixed_length")
+        variant = tf.data.experimental.to_variant(made)
+        graph = tf.raw_ops.DatasetToGraphV2(input_dataset=variant, external_state_policy=1).numpy()
+        assert graph.count(b"ParallelMapDataset") > 0
+        assert graph.count(b"PrefetchDataset") == 0
 
 
 def test_element_spec_and_cardinality_are_static(path: str) -> None:

@@ -169,9 +169,7 @@ class Column:
         if isinstance(value, dict):
             shape = tf.concat([value["shape"], tf.constant(self.field.item_shape, tf.int64)], 0)
             value = tf.reshape(value["items"], shape)
-        if self.ragged:
-            value.set_shape(self.row_shape)
-        return value
+        return tf.ensure_shape(value, self.row_shape)  # an op, as `ahead` needs it
 
 
 def gather_ragged(values: Any, offsets: Any, ids: Any) -> Any:

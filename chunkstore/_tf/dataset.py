@@ -15,7 +15,7 @@ from chunkstore._read.reader import Reader
 from chunkstore._read.select import Selection
 from chunkstore._tf.batches import Batches, Engine
 from chunkstore._tf.columns import RAGGED_MODES, Column, RaggedMode
-from chunkstore._tf.graph import Host, as_written
+from chunkstore._tf.graph import Host, ahead, as_written
 from chunkstore._tf.order import Epochs, batches_of_ids, groups_of, pieces_of_ids
 from chunkstore._tf.records import records
 from chunkstore._tf.samples import Samples, columns_of
@@ -85,7 +85,7 @@ def dataset(
             the file; "numpy": one Python call a batch, for every container; "auto": gather each field that can be.
             "fixed_length": `tf.data.FixedLengthRecordDataset`, whose graph can be serialised; for fields of fixed shape
             in one extent, in order.
-        prefetch: batches made ahead, 0 for none.
+        prefetch: batches (or single samples) made ahead, 0 for none.
         device: e.g. "GPU:0": batches are copied there ahead. Such a dataset takes no further `.map`, and its iterators
             cannot be saved.
         backend, verify: as `chunkstore.open`; only with a path. Chunks are proven before their batch is handed out,
@@ -110,17 +110,15 @@ def dataset(
     epochs = _epochs(epoch, repeat, reshuffle_each_iteration)
     prefetch = checked_int("prefetch", prefetch, 0, 1 << 20)
     if engine == "fixed_length":
-        made = records(rows, columns, order, batch_size is None, epochs.num)
+        made = records(rows, columns, order, batch_size is None, epochs.num, prefetch)
     else:
-        made = _pipeline(rows, columns, order, batch_size is None, epochs, engine)
-    # A consumer in Python would otherwise wait for the buffer of the iterator, too.
-    made = made.prefetch(prefetch) if prefetch and device is None else made
+        made = _pipeline(rows, columns, order, batch_size is None, epochs, engine, prefetch)
     made = made.with_options(_options(shard))
     return made if device is None else _on_device(made, device, max(1, prefetch))
 
 
 def _pipeline(
-    rows: Samples, columns: Sequence[Column], order: Order, single: bool, epochs: Epochs, engine: Engine
+    rows: Samples, columns: Sequence[Column], order: Order, single: bool, epochs: Epochs, engine: Engine, prefetch: int
 ) -> Any:
     batches = Batches(rows, columns, engine)
     host = Host(batches, order, epochs)
@@ -147,7 +145,7 @@ def _pipeline(
             ids = ids if full else ids[:num]
             return ids, *batches.gather(host, tensors, ids, admitted)
 
-        return ids_of_batches().map(gather, num_parallel_calls=_PARALLEL_CALLS)
+        return ahead(ids_of_batches(), gather, min(prefetch, _PARALLEL_CALLS))
 
     @as_written
     def finish(ids: Any, gathered: Any, proven: Any) -> dict[str, Any]:
@@ -161,8 +159,10 @@ def _pipeline(
     known = tf.data.experimental.assert_cardinality(count if order.num_batches() else 0)
     made = tf.data.Dataset.range(1).flat_map(begin)
     # Counted before errors can come: a batch that fails is one of them.
-    made = (made if single else made.apply(known)).map(finish, num_parallel_calls=_PARALLEL_CALLS)
-    return made.unbatch().map(single_of).apply(known) if single else made
+    if not single:
+        return ahead(made.apply(known), finish, prefetch)
+    made = ahead(made, finish, min(prefetch, _PARALLEL_CALLS)).unbatch()
+    return ahead(made, single_of, prefetch).apply(known)
 
 
 def _epochs(first: int, repeat: bool | int, advance: bool) -> Epochs:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from chunkstore._loading.order import Order
 from chunkstore._loading.permutation import PURPOSE_FULL, Permutation
-from chunkstore._tf.graph import Host, as_written
+from chunkstore._tf.graph import Host, ahead, as_written
 
 _GROUP_IDS: Final = 8192  # ids per pass of the rounds, whose some sixty ops cost more than the ids of one batch
 _GOLDEN: Final = 0x9E37_79B9_7F4A_7C15
@@ -96,7 +96,7 @@ def batches_of_ids(order: Order, *, host: Host, epochs: Epochs, groups: Groups, 
         return ids, num, tf.repeat(admit(tf.reshape(ids, [-1])), tf.shape(ids)[0])
 
     # The next group is ordered, hinted at and proven while this one is gathered.
-    return batches.map(admitted).prefetch(1).unbatch()
+    return ahead(batches, admitted, 1).unbatch()
 
 
 def pieces_of_ids(order: Order, *, host: Host, epochs: Epochs, most: int, admit: Admit) -> Any:
@@ -112,7 +112,7 @@ def pieces_of_ids(order: Order, *, host: Host, epochs: Epochs, most: int, admit:
         return ids, tf.size(ids, tf.int64), admit(ids)
 
     pieces = _groups_of_batches(order, host, epochs, _GROUP_IDS).map(flat).unbatch().batch(most)
-    return pieces.map(admitted).prefetch(1)
+    return ahead(pieces, admitted, 1)
 
 
 def _groups_of_batches(order: Order, host: Host, epochs: Epochs, group: int) -> Any:

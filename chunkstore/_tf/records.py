@@ -11,18 +11,21 @@ import tensorflow as tf
 from chunkstore._format.dtypes import EXTENDED
 from chunkstore._loading.order import Order
 from chunkstore._tf.columns import Column
-from chunkstore._tf.graph import as_written
+from chunkstore._tf.graph import ahead, as_written
 from chunkstore._tf.samples import Samples
 
 _CARRIERS = {tf.uint32: tf.int32, tf.uint64: tf.int64}  # what `decode_raw` lacks, and knows by another name
 
 
-def records(rows: Samples, columns: Sequence[Column], order: Order, single: bool, num_epochs: int) -> Any:
+def records(
+    rows: Samples, columns: Sequence[Column], order: Order, single: bool, num_epochs: int, prefetch: int
+) -> Any:
     """A dataset of dicts that needs no Python when it runs; all chunks are proven now.
 
     Args:
         single: samples instead of batches.
         num_epochs: 0 for no end.
+        prefetch: elements decoded ahead.
     Raises:
         ValueError: the order or a field cannot be had in this way.
         CorruptError: a chunk is not what was written.
@@ -44,11 +47,14 @@ def records(rows: Samples, columns: Sequence[Column], order: Order, single: bool
     def decode(*parts: Any) -> dict[str, Any]:
         return _decoded(columns, parts)
 
-    made = made.map(decode, num_parallel_calls=2)
+    @as_written
+    def decode_one(*parts: Any) -> dict[str, Any]:
+        return {name: rows[0] for name, rows in _decoded(columns, [part[tf.newaxis] for part in parts]).items()}
+
     count = order.num_batches() * (num_epochs or 1)
-    if single:
-        made = made.unbatch()
+    made = made.unbatch() if single else made
     made = made.repeat(num_epochs or None) if num_epochs != 1 else made
+    made = ahead(made, decode_one if single else decode, prefetch)
     return made if not num_epochs else made.apply(tf.data.experimental.assert_cardinality(count))
 
 
