@@ -27,7 +27,7 @@ from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.keys import KeyIndex, KeySections
 from chunkstore._format.layout import section_sizes
 from chunkstore._format.schema import decode_attrs, decode_schema
-from chunkstore._format.section import Bytes, Column, Section
+from chunkstore._format.section import Bytes, Column, Section, join_ranges
 from chunkstore._format.segment import Directory, decode_directory
 from chunkstore._format.superblock import Head, Superblock, decode_head
 from chunkstore.errors import CorruptError, FormatError, LimitError, TruncatedError
@@ -129,6 +129,16 @@ class FieldIndex:
             return self._variable(self._items, self.field.item_nbytes, positions, shards)[:2]
         starts, row_nbytes = self.shard_starts[shards], self.field.item_nbytes
         return self.block_offset[shards] + (positions - starts) * row_nbytes, np.full(len(positions), row_nbytes)
+
+    def unread(self, positions: type_ints) -> tuple[type_ints, type_ints]:
+        """(offset, nbytes) of what `rows` has to read from the index first; of no length where nothing is."""
+        columns = [(column, shift) for column in (self._stored, self._items) if column is not None for shift in (0, 1)]
+        columns += [] if self._shapes is None else [(self._shapes, 0)]
+        return join_ranges([column.unread(positions, shift) for column, shift in columns])
+
+    def unread_sums(self, ids: type_ints) -> tuple[type_ints, type_ints]:
+        """As `unread`, for `group_sums`."""
+        return self._sums.unread(ids)
 
     def row(self, position: int) -> tuple[int, int]:
         """(offset in the file, stored nbytes) of one row at a position in `[0, N)`.

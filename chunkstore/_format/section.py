@@ -14,12 +14,14 @@ from chunkstore._format.segment import SectionEntry, num_pages, pad
 from chunkstore.errors import CorruptError
 
 type_array = NDArray[Any]
+type_ints = NDArray[np.int64]
 _KINDS = frozenset(Kind)
 # Sections up to this size are copied as they are proven, mapped or not: a mapped page that the system has dropped
 # comes back from the disk 4 KiB at a time. Measured, cold batches of 1 KiB rows: 59 k rows/s instead of 16 k.
 # 16 MiB are the sums of 8 GB of small rows.
 _COPIED_NBYTES: Final = 16 << 20
 _RECENT_PAGES: Final = 8
+_NONE: Final = np.zeros(0, np.int64)
 
 
 class Bytes(Protocol):
@@ -44,6 +46,13 @@ class Bytes(Protocol):
 
     def reserve(self, nbytes: int) -> memoryview:
         """Memory of zeros that takes no room before it is touched."""
+
+
+def join_ranges(ranges: Sequence[tuple[type_ints, type_ints]]) -> tuple[type_ints, type_ints]:
+    """Several (offsets, nbytes) as one."""
+    return np.concatenate([_NONE, *(each[0] for each in ranges)]), np.concatenate(
+        [_NONE, *(each[1] for each in ranges)]
+    )
 
 
 class Section:
@@ -108,6 +117,15 @@ class Section:
         pages = items // (PAGE_NBYTES // itemsize)
         for page in np.unique(pages[~self._seen[pages]]).tolist():
             self._prove(page)
+
+    def unread(self, items: NDArray[np.int64], itemsize: int) -> tuple[type_ints, type_ints]:
+        """(offset in the file, nbytes) of the pages that `ensure_items` would read; each of shape (pages,)."""
+        if self.complete or not items.size:
+            return _NONE, _NONE
+        pages = items // (PAGE_NBYTES // itemsize)
+        pages = np.unique(pages[~self._seen[pages]])
+        starts = pages * PAGE_NBYTES
+        return starts + self._entry.offset, np.minimum(self.nbytes - starts, PAGE_NBYTES)
 
     def ensure_all(self) -> None:
         """Prove every page."""
@@ -178,6 +196,7 @@ class Column:
         self._starts = starts
         self._dtype = np.dtype(dtype)
         self._width = width
+        self._ends = sorted({0, width - 1})  # a row has at most 32 entries and so touches at most two pages
 
     def take(self, positions: NDArray[np.int64], shift: int = 0) -> type_array:
         """Entries of positions, `shift` further; shape (B,), or (B, width). A fresh array, every entry proven."""
@@ -197,9 +216,21 @@ class Column:
         if self._width == 1:
             part.ensure_items(rows, self._dtype.itemsize)
             return array[rows]
-        for column in (0, self._width - 1):  # a row has at most 32 entries and so touches at most two pages
+        for column in self._ends:
             part.ensure_items(rows * self._width + column, self._dtype.itemsize)
         return array.reshape(-1, self._width)[rows]
+
+    def unread(self, positions: NDArray[np.int64], shift: int = 0) -> tuple[type_ints, type_ints]:
+        """(offset in the file, nbytes) of what `take` has to read from the file first; none once it was proven."""
+        if all(part.complete for part in self._parts):
+            return _NONE, _NONE
+        segments = np.searchsorted(self._starts, positions, "right") - 1
+        found = []
+        for segment in np.unique(segments).tolist():
+            part, size = self._parts[segment], self._dtype.itemsize
+            rows = positions[segments == segment] + (shift - int(self._starts[segment]))
+            found += [part.unread(rows * self._width + column, size) for column in self._ends]
+        return join_ranges(found)
 
     def item(self, position: int, shift: int = 0) -> int:
         """One entry as an int."""

@@ -91,6 +91,18 @@ class Checker:
         self._missing = len(self.flags) - int(np.count_nonzero(self.flags))
         self.done = self._missing == 0
 
+    def hint(self, positions: Positions) -> None:
+        """Ask the system for these rows, for all that is summed with them, and for the parts of the index that say so.
+
+        In the order in which a batch needs them. Reads the offsets of ragged rows, which say what to ask for.
+        """
+        index, advise = self.index, self._source.advise
+        advise(*index.unread(positions))
+        ids = None if self.done else self.group_ids(positions)
+        advise(*(index.rows(positions) if ids is None or self.single else self.ranges(ids)))
+        if ids is not None:
+            advise(*index.unread_sums(ids))
+
     def prove(self, positions: Positions) -> None:
         """Prove the groups of these rows from the file, unless they are proven.
 

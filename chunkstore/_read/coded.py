@@ -99,7 +99,7 @@ class CodedRows:
         return whole
 
     def hint(self, positions: Positions) -> None:
-        self.source.advise(*self.index.rows(positions))
+        self.checker.hint(positions)
 
 
 class UnknownRows:

@@ -121,11 +121,7 @@ class _RawRows:
         self._run_hints = Hints()
 
     def hint(self, positions: Positions) -> None:
-        checker = self.checker
-        if checker.done or checker.single:
-            self.source.advise(*self.index.rows(positions))
-            return
-        self.source.advise(*checker.ranges(np.unique(checker.group_ids(positions))))
+        self.checker.hint(positions)
 
     def _read_run(self, start: int, stop: int, dest: memoryview) -> None:
         """Read rows `[start, stop)` back to back, shard by shard."""

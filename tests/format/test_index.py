@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from damaged import repair
 
-from chunkstore._format.constants import Kind
+from chunkstore._format.constants import PAGE_NBYTES, Kind
 from chunkstore._format.index import FieldIndex, read_index
+from chunkstore._format.section import Section
 from chunkstore._storage.source import open_source
 from chunkstore._write.writer import Writer
 from chunkstore.errors import CorruptError, LimitError, NotAContainerError, TruncatedError
@@ -155,3 +156,34 @@ def test_numbers_that_wrap_around_lead_nowhere(tmp_path: Path) -> None:
         for position in (1, 2, 3):
             with pytest.raises(CorruptError, match="field 'r'"):
                 field.ragged_rows(np.array([position]))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_a_lookup_will_read_is_known_before(container: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`unread` names the pages of the index that lookups then read; proven pages are not named again."""
+    with open_source(container, "pread") as source:
+        field = FieldIndex(read_index(source), number)
+        found: set[int] = set()
+        prove = Section._prove
+
+        def note(section: Section, page: int) -> bytes:
+            found.add(section._entry.offset + page * PAGE_NBYTES)
+            return prove(section, page)
+
+        monkeypatch.setattr(Section, "_prove", note)
+        positions = np.array([14_900, 19_500, 0, 5, 15_001, 8_192])
+
+        def rows(positions: np.ndarray) -> None:
+            field.rows(positions)
+            field.shapes(positions, field.counts(positions))
+
+        for unread, lookup, asked in (
+            (field.unread, rows, positions),
+            (field.unread_sums, field.group_sums, field.group_ids(positions)),
+        ):
+            pages = set(unread(asked)[0].tolist())
+            found.clear()
+            lookup(asked)
+            assert pages
+            assert pages == found
+            assert not unread(asked)[0].size

@@ -539,14 +539,14 @@ class TestAdvise:
         return found
 
     def test_neighbours_share_a_hint(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-        """Ranges on the same or adjacent pages become one hint; each begins at a page."""
+        """A range on the pages of the one before, or next to them, shares its hint; the order is kept."""
         found = self.hints(monkeypatch, path, [9000, 100, 4090, 50_000, 50_001], 10)
-        assert found == [(0, 12288), (49152, 4096)]
+        assert found == [(8192, 4096), (0, 8192), (49152, 4096)]
 
-    def test_long_ranges_are_cut(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-        """The kernel honours one read-ahead window of a hint, so longer ranges are several hints."""
-        found = self.hints(monkeypatch, path, [5000], 250_000)
-        assert found == [(4096, 131072), (135168, 122880)]
+    def test_long_ranges_are_asked_for_in_parts_too(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+        """The kernel honours one read-ahead window of a hint, so the rest of a longer range has hints of its own."""
+        found = self.hints(monkeypatch, path, [5000], 280_000)
+        assert found == [(4096, 282624), (135168, 131072), (266240, 20480)]
 
     @given(st.lists(st.tuples(st.integers(0, NBYTES), st.integers(0, 200_000)), max_size=30))
     def test_hints_cover_exactly_the_pages_of_the_ranges(self, ranges: list[tuple[int, int]]) -> None:
@@ -559,8 +559,20 @@ class TestAdvise:
         hinted = [
             p for s, n in zip(offsets.tolist(), nbytes.tolist(), strict=True) for p in range(s // page, (s + n) // page)
         ]
-        assert sorted(wanted) == hinted
-        assert not offsets.size or (int((offsets % page).max()) == 0 and int(nbytes.max()) <= platform.WILLNEED_NBYTES)
+        assert wanted == set(hinted)
+        assert not (offsets % page).any()
+
+    @given(st.lists(st.tuples(st.integers(0, NBYTES), st.integers(1, 400_000)), min_size=1, max_size=10))
+    def test_no_hint_relies_on_more_than_the_kernel_promises(self, ranges: list[tuple[int, int]]) -> None:
+        """All pages are asked for, too, where the kernel reads but the first 128 KiB of each hint, in request order."""
+        starts = np.array([start for start, _ in ranges], np.int64)
+        lengths = np.array([nbytes for _, nbytes in ranges], np.int64)
+        page = platform.PAGE_NBYTES
+        offsets, nbytes = source_module._page_pieces(starts, lengths)
+        pieces = zip(offsets.tolist(), np.minimum(nbytes, platform.WILLNEED_NBYTES).tolist(), strict=True)
+        asked = [p for s, n in pieces for p in range(s // page, (s + n) // page)]
+        wanted = [p for s, n in ranges for p in range(s // page, (s + n - 1) // page + 1)]
+        assert list(dict.fromkeys(asked)) == list(dict.fromkeys(wanted))
 
     def test_refused_hints_are_forgotten(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A system that answers a hint with an error costs nothing but the hint."""
