@@ -173,6 +173,20 @@ def test_chosen_fields(ds: Reader, path: Path, backend: Any) -> None:
         assert list(labels.fields) == list(labels[0]) == list(labels[:2]) == ["label"]
 
 
+def test_fields_are_made_ready_when_they_are_read(ragged: Reader) -> None:
+    """Thousands of fields cost an opening nothing while nobody reads them; each is made once."""
+    opened = ragged._opened
+    assert opened.made == {}
+    assert list(ragged.fields) == list(opened.numbers)
+    assert opened.made == {}
+    name = next(iter(ragged.fields))
+    ragged.batch([0], fields=[name])
+    assert list(opened.made) == [name]
+    first = opened.made[name]
+    assert set(ragged[0]) == set(ragged.fields)
+    assert opened.made[name] is first is opened.rows[name]
+
+
 @pytest.mark.parametrize("call", [lambda ds: ds.batch([0], fields=["lable"]), lambda ds: ds.column("lable")])
 def test_unknown_field(ds: Reader, call: Any) -> None:
     """ValueError with a guess."""

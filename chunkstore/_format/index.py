@@ -93,6 +93,7 @@ class FieldIndex:
         self._shapes = (
             index.column(Kind.SHAPES, number, firsts, "<i8", self.field.varying) if self.field.varying > 1 else None
         )
+        self._extents: list[Extent] | None = None
         self._bases: dict[int, int] = {}  # for rows one by one and for batches: where shards begin in the column
         self._base_table: type_ints | None = None
         self._straight: tuple[int, int, int] | tuple[()] | None = None
@@ -100,6 +101,11 @@ class FieldIndex:
 
     def extents(self) -> list[Extent]:
         """The runs of adjacent blocks, in the order of rows."""
+        if self._extents is None:
+            self._extents = self._find_extents()
+        return self._extents
+
+    def _find_extents(self) -> list[Extent]:
         if not len(self.block_offset):
             return []
         ends = self.block_offset + self.block_nbytes
@@ -400,9 +406,7 @@ class Index:
 
     def read_section(self, directory: Directory, kind: Kind, number: int = NO_FIELD) -> bytes:
         """A whole section whose length the directory limits, proven."""
-        section = self.section(directory, kind, number)
-        section.ensure_all()
-        return section.array(np.uint8).tobytes()
+        return bytes(self.section(directory, kind, number).whole())
 
     def _check_sections(self, directory: Directory) -> None:
         """Every section that the schema calls for is there with its length, and no other of a known kind."""
@@ -443,9 +447,7 @@ class Index:
     def _read_shard_starts(self) -> type_ints:
         pieces = [np.array([self.directories[0].first_sample], np.int64)]
         for directory in self.directories:
-            section = self.section(directory, Kind.SHARD_STARTS)
-            section.ensure_all()
-            starts = section.array("<u8")
+            starts = np.frombuffer(self.section(directory, Kind.SHARD_STARTS).whole(), "<u8")
             last = directory.first_sample + directory.num_samples
             if starts[0] != directory.first_sample or starts[-1] != last or np.any(starts[1:] <= starts[:-1]):
                 raise CorruptError(
@@ -458,9 +460,8 @@ class Index:
     def _read_blocks(self) -> NDArray[Any]:
         pieces = []
         for directory in self.directories:
-            section = self.section(directory, Kind.BLOCKS)
-            section.ensure_all()
-            blocks = section.array(BLOCK_ENTRY).reshape(-1, len(self.fields))
+            blocks = np.frombuffer(self.section(directory, Kind.BLOCKS).whole(), BLOCK_ENTRY)
+            blocks = blocks.reshape(-1, len(self.fields))
             first = directory.first_shard - self.first_shard
             rows = np.diff(self.shard_starts[first:][: directory.num_shards + 1]).astype(np.uint64)
             self._check_groups(directory, blocks, rows[:, None])
@@ -498,17 +499,17 @@ class Index:
         before[1:] = offset[:-1] + nbytes[:-1]
         bad = (offset % np.uint64(PART_ALIGNMENT) != 0) & (offset != before)
         self._refuse(bad, blocks, f"begins neither at a multiple of {PART_ALIGNMENT} nor behind the block before")
-        rows = np.diff(self.shard_starts).astype(np.uint64)
-        for number, field in enumerate(self.fields):
-            if field.ragged or field.codec != "raw":
-                continue
-            size = np.uint64(field.item_nbytes)
-            wrong = nbytes[:, number] != rows * size if size else nbytes[:, number] != 0
-            if size:  # where the product passed 2^64 the quotient shows it
-                wrong |= nbytes[:, number] // size != rows
-            bad = np.zeros_like(offset, bool)
-            bad[:, number] = wrong
-            self._refuse(bad, blocks, f"does not have {size} bytes for each row")
+        self._refuse(self._wrong_lengths(nbytes), blocks, "does not have as many bytes as its rows")
+
+    def _wrong_lengths(self, nbytes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Where the blocks of raw fields of fixed shape are not rows times the bytes of a row."""
+        fixed = np.array([not field.ragged and field.codec == "raw" for field in self.fields])
+        sizes = np.array([field.item_nbytes for field in self.fields], np.uint64)
+        rows = np.diff(self.shard_starts).astype(np.uint64)[:, None]
+        # where the product passed 2^64 the quotient shows it
+        passed = (nbytes // np.maximum(sizes, np.uint64(1)) != rows) & (sizes > 0)
+        wrong: NDArray[np.bool_] = ((nbytes != rows * sizes) | passed) & fixed
+        return wrong
 
     def _refuse(self, bad: NDArray[np.bool_], blocks: NDArray[Any], what: str) -> None:
         if bad.any():

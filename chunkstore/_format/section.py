@@ -131,6 +131,20 @@ class Section:
         """Prove every page."""
         self.ensure(0, self.nbytes)
 
+    def whole(self) -> memoryview:
+        """All of it, proven, by one read; nothing is kept. For the small sections that every opening needs.
+
+        Raises:
+            CorruptError: a page is not what was written.
+        """
+        at = pad(self.nbytes, SUM_ALIGNMENT)
+        data = memoryview(self._source.read(self._entry.offset, at + 8 * len(self._seen)))
+        sums = self._checked_sums(data[at:])
+        for page, stored in enumerate(sums.tolist()):
+            piece = data[page * PAGE_NBYTES : min((page + 1) * PAGE_NBYTES, self.nbytes)]
+            self._compare(page, piece, stored)
+        return data[: self.nbytes]
+
     def _raw(self) -> NDArray[np.uint8]:
         made = self._bytes
         if made is None:
@@ -148,14 +162,7 @@ class Section:
         # Read, not taken from the map: one system call brings the whole page from a cold disk, where the map would
         # fault 16 times. And where pages are copied, another thread may be using this one, proven, right now.
         fresh = self._source.read(self._entry.offset + start, piece.nbytes)
-        computed = sum64(fresh)
-        stored = int(self._page_sums()[page])
-        if computed != stored:
-            begin = self._entry.offset + start
-            raise CorruptError(
-                f"{self._source.path}: index section {self.name()}, bytes [{begin}, {begin + piece.nbytes}): "
-                f"stored xxh3 {stored:016x}, computed {computed:016x}. Run `chunkstore verify {self._source.path}`."
-            )
+        self._compare(page, fresh, int(self._page_sums()[page]))
         if self._copied:
             piece[:] = np.frombuffer(fresh, np.uint8)
         self._seen[page] = True
@@ -163,17 +170,29 @@ class Section:
         self.complete = self._missing <= 0 and bool(self._seen.all())
         return fresh
 
+    def _compare(self, page: int, data: bytes | memoryview, stored: int) -> None:
+        computed = sum64(data)
+        if computed != stored:
+            begin = self._entry.offset + page * PAGE_NBYTES
+            raise CorruptError(
+                f"{self._source.path}: index section {self.name()}, bytes [{begin}, {begin + len(data)}): "
+                f"stored xxh3 {stored:016x}, computed {computed:016x}. Run `chunkstore verify {self._source.path}`."
+            )
+
     def _page_sums(self) -> NDArray[np.uint64]:
         if self._sums is None:
             offset = self._entry.offset + pad(self.nbytes, SUM_ALIGNMENT)
-            data = self._source.read(offset, 8 * len(self._seen))
-            if sum64(data) != self._entry.sum:
-                raise CorruptError(
-                    f"{self._source.path}: page sums of index section {self.name()}, bytes "
-                    f"[{offset}, {offset + len(data)}): stored xxh3 {self._entry.sum:016x}, computed {sum64(data):016x}"
-                )
-            self._sums = np.frombuffer(data, "<u8")
+            self._sums = self._checked_sums(self._source.read(offset, 8 * len(self._seen)))
         return self._sums
+
+    def _checked_sums(self, data: bytes | memoryview) -> NDArray[np.uint64]:
+        if sum64(data) != self._entry.sum:
+            offset = self._entry.offset + pad(self.nbytes, SUM_ALIGNMENT)
+            raise CorruptError(
+                f"{self._source.path}: page sums of index section {self.name()}, bytes "
+                f"[{offset}, {offset + len(data)}): stored xxh3 {self._entry.sum:016x}, computed {sum64(data):016x}"
+            )
+        return np.frombuffer(data, "<u8")
 
     def name(self) -> str:
         """Kind, and the number of the field where there is one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +36,14 @@ SECTION_ENTRY: Final = np.dtype(
     [("kind", "<u4"), ("field", "<u4"), ("offset", "<u8"), ("nbytes", "<u8"), ("sum", "<u8")]
 )
 
-_LIMITS: Final = {
+_LIMITS: Final[dict[int, int]] = {
     Kind.SCHEMA: MAX_JSON_NBYTES,
     Kind.ATTRS: MAX_JSON_NBYTES,
     Kind.DICTIONARY: MAX_DICTIONARY_NBYTES,
 }
 
 
-@dataclass(frozen=True)
-class SectionEntry:
+class SectionEntry(NamedTuple):
     """One row of the section table: a section that lies in the file."""
 
     kind: int
@@ -87,11 +86,11 @@ class Directory:
     num_fields: int
     table: NDArray[Any]
     earlier: tuple[Earlier, ...] = ()
-    _places: dict[tuple[int, int], int] = field(init=False, repr=False, compare=False)
+    _entries: dict[tuple[int, int], SectionEntry] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        pairs = zip(self.table["kind"].tolist(), self.table["field"].tolist(), strict=True)
-        object.__setattr__(self, "_places", {pair: place for place, pair in enumerate(pairs)})
+        entries = map(SectionEntry._make, self.table.tolist())
+        object.__setattr__(self, "_entries", {entry[:2]: entry for entry in entries})
 
     @property
     def end(self) -> int:
@@ -99,16 +98,15 @@ class Directory:
         return self.offset + self.segment_nbytes
 
     def __contains__(self, section: tuple[int, int]) -> bool:
-        return section in self._places
+        return section in self._entries
 
     def find(self, kind: Kind, field_number: int) -> SectionEntry | None:
         """The section of this kind (and field), or None."""
-        place = self._places.get((kind, field_number))
-        return None if place is None else SectionEntry(*self.table[place].tolist())
+        return self._entries.get((kind, field_number))
 
     def sections(self) -> Iterable[SectionEntry]:
         """All sections in the order of the file, those of unknown kinds too."""
-        return (SectionEntry(*row) for row in self.table.tolist())
+        return self._entries.values()
 
     def encode(self) -> bytes:
         """The bytes of the directory."""
@@ -210,26 +208,21 @@ def decode_directory(data: bytes, offset: int, committed_end: int) -> Directory:
 
 def _check_table(table: NDArray[Any], start: int, end: int) -> None:
     """Sections in strict order and exactly where `place_sections` would put them."""
-    order = table["kind"].astype(np.uint64) << np.uint64(32) | table["field"]
-    if np.any(order[1:] <= order[:-1]):
-        raise CorruptError("the section table is not in strictly ascending order of (kind, field)")
-    for kind, limit in _LIMITS.items():
-        if np.any(table["nbytes"][table["kind"] == kind] > limit):
-            raise LimitError(f"a section {kind.name} of more than {limit} bytes")
-    if np.any(table["nbytes"] > end):  # from here on no sum below can pass 2^64
-        raise CorruptError("a section is longer than its segment")
-    if np.any(table["offset"] > end):
-        raise CorruptError("a section begins behind its segment")
-    sizes, offsets = table["nbytes"], table["offset"]
-    pages = (sizes + np.uint64(PAGE_NBYTES - 1)) // np.uint64(PAGE_NBYTES)
-    ends = offsets + (sizes + np.uint64(7)) // np.uint64(8) * np.uint64(8) + np.uint64(8) * pages
-    starts = np.concatenate([np.array([start], np.uint64), ends])
-    expected = (starts + np.uint64(63)) // np.uint64(64) * np.uint64(64)
-    if np.any(expected[:-1] != offsets):
-        place = int(np.flatnonzero(expected[:-1] != offsets)[0])
-        raise CorruptError(f"section {place} lies at {offsets[place]}, expected {expected[place]}")
-    if pad(int(starts[-1]), PART_ALIGNMENT) != end:
-        raise CorruptError(f"the sections end at {starts[-1]}, the segment at {end}")
+    before = (-1, -1)
+    for place, (kind, number, offset, nbytes, _) in enumerate(table.tolist()):
+        if (kind, number) <= before:
+            raise CorruptError("the section table is not in strictly ascending order of (kind, field)")
+        before = (kind, number)
+        if kind in _LIMITS and nbytes > _LIMITS[kind]:
+            raise LimitError(f"a section {Kind(kind).name} of more than {_LIMITS[kind]} bytes")
+        if nbytes > end:
+            raise CorruptError("a section is longer than its segment")
+        expected = pad(start, SECTION_ALIGNMENT)
+        if offset != expected:
+            raise CorruptError(f"section {place} lies at {offset}, expected {expected}")
+        start = section_end(offset, nbytes)
+    if pad(start, PART_ALIGNMENT) != end:
+        raise CorruptError(f"the sections end at {start}, the segment at {end}")
 
 
 def _decode_earlier(data: bytes, start: int) -> tuple[Earlier, ...]:

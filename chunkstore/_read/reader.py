@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from time import perf_counter_ns
 from types import MappingProxyType, TracebackType
@@ -40,28 +40,58 @@ _PROBED_ROWS: Final = 8
 
 
 class _Opened:
-    """One generation of a container, opened: everything that a read needs."""
+    """One generation of a container, opened: everything that a read needs.
 
-    __slots__ = ("check_size", "getters", "hints", "index", "keys", "num_samples", "prefetches", "rows", "source")
+    Fields are made ready when they are first read: a container may have thousands.
+
+    Attributes:
+        numbers: name -> number in the schema, of the fields that are read.
+        made: name -> rows, of those that were wanted so far.
+        rows: of all of them; made at the first use.
+        getters: (name, position -> row) of all of them; made at the first use.
+    """
+
+    __slots__ = (
+        "_verify", "check_size", "getters", "hints", "index", "keys", "made", "num_samples", "numbers", "prefetches",
+        "rows", "source",
+    )  # fmt: skip
+
+    rows: dict[str, Rows]
+    getters: list[tuple[str, Callable[[int], Any]]]
 
     def __init__(self, source: Source, index: Index, verify: Verify, fields: Sequence[str] | None) -> None:
         self.source = source
         self.index = index
         self.num_samples = index.num_samples
         self.keys = None if index.keys is None else Keys(index.keys, index.num_samples)
-        self.rows: dict[str, Rows] = {}
-        for number, field in enumerate(index.fields):
-            if fields is None or field.name in fields:
-                self.rows[field.name] = self._rows(number, verify)
-        self.getters = [(name, rows.getter()) for name, rows in self.rows.items()]
+        self._verify: Verify = verify
+        names = [field.name for field in index.fields]
+        self.numbers = {name: number for number, name in enumerate(names) if fields is None or name in fields}
+        self.made: dict[str, Rows] = {}
         self.hints = Hints()
         self.prefetches = Hints()
         self.check_size: Callable[[], None] = source.check_size if source.backend == "mmap" else _nothing
 
-    def _rows(self, number: int, verify: Verify) -> Rows:
+    def __getattr__(self, name: str) -> Any:
+        # Asked only for what is not there yet.
+        if name == "rows":
+            self.rows = {each: self.field(each) for each in self.numbers}
+            return self.rows
+        if name == "getters":
+            self.getters = [(each, rows.getter()) for each, rows in self.rows.items()]
+            return self.getters
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def field(self, name: str) -> Rows:
+        """How to read one field, by a name that is in `numbers`."""
+        made = self.made.get(name)
+        # Threads that make one at the same time must get the same: it remembers what is proven.
+        return made or self.made.setdefault(name, self._make(self.numbers[name]))
+
+    def _make(self, number: int) -> Rows:
         field_index = FieldIndex(self.index, number)
         # Nothing below may refer to this object: a cycle would keep the map until the garbage collector runs.
-        checker = Checker(field_index, self.source, verify, partial(_key_at, self.keys))
+        checker = Checker(field_index, self.source, self._verify, partial(_key_at, self.keys))
         index = self.index
         return rows_of(field_index, self.source, checker, lambda: index.dictionary(number))
 
@@ -206,8 +236,8 @@ class Reader:
         except BaseException:
             source.close()
             raise
-        for name, rows in newer.rows.items():
-            rows.checker.resume(opened.rows[name].checker)
+        for name, rows in list(opened.made.items()):
+            newer.field(name).checker.resume(rows.checker)
         self._superblock = index.superblock
         self._opened = newer  # the old one goes with the last read that is under way
         if self._closed:  # another thread closed it meanwhile, and has missed this one
@@ -241,7 +271,8 @@ class Reader:
     @property
     def fields(self) -> Mapping[str, Field]:
         """Name -> field, in the order of the container; read-only. Only those of `open(fields=...)`."""
-        return MappingProxyType({name: rows.field for name, rows in self._opened.rows.items()})
+        opened = self._opened
+        return MappingProxyType({name: opened.index.fields[number] for name, number in opened.numbers.items()})
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -379,14 +410,14 @@ class Reader:
             raise TypeError(f"out: expected a mapping of field names to arrays, found {type(out).__name__}")
         for name in out:
             if name not in rows:
-                _check_known([name], list(rows), self.path, "out")
+                _check_known([name], rows, self.path, "out")
         return [(name, each, each.target(num_rows, out.get(name))) for name, each in rows.items()]
 
     def _chosen(self, opened: _Opened, fields: Sequence[str]) -> dict[str, Rows]:
         if not isinstance(fields, str):
             fields = tuple(fields)
-        _check_known(fields, list(opened.rows), self.path)
-        return {name: opened.rows[name] for name in fields}
+        _check_known(fields, opened.numbers, self.path)
+        return {name: opened.field(name) for name in fields}
 
     def column(self, name: str) -> NDArray[Any] | Ragged:
         """A whole field, read-only.
@@ -402,9 +433,9 @@ class Reader:
             CorruptError: a chunk of the field is not what was written.
         """
         opened = self._opened
-        _check_known([name], list(opened.rows), self.path)
+        _check_known([name], opened.numbers, self.path)
         opened.check_size()
-        return opened.rows[name].column()
+        return opened.field(name).column()
 
     def prefetch(self, indices: Indices, *, fields: Sequence[str] | None = None) -> None:
         """Ask the system to start reading the next batch now; returns at once and reads nothing itself.
@@ -466,12 +497,12 @@ class Reader:
 
     def _typed(self, name: str) -> NDArray[Any] | None:
         """The field as one read-only array over the random map; None unless fixed, raw, one extent, mapped."""
-        rows = self._opened.rows[name]
+        rows = self._opened.field(name)
         return rows.typed if isinstance(rows, FixedRows) else None
 
     def _extent(self, name: str) -> tuple[int, int] | None:
         """(offset, nbytes) of a raw field that is one extent."""
-        rows = self._opened.rows[name]
+        rows = self._opened.field(name)
         if not isinstance(rows, (FixedRows, RaggedRows)) or len(rows.extents) != 1:
             return None
         return rows.extents[0].offset, rows.extents[0].nbytes
@@ -484,7 +515,7 @@ class Reader:
 
     def _exportable_ragged(self, name: str) -> tuple[NDArray[Any], NDArray[np.int64]] | None:
         """(values over the private map, offsets) of a raw ragged field of one extent."""
-        rows, extent = self._opened.rows[name], self._extent(name)
+        rows, extent = self._opened.field(name), self._extent(name)
         view = None if extent is None or not extent[1] else self._source.writable_view(*extent)
         if view is None or not isinstance(rows, RaggedRows):
             return None
@@ -494,7 +525,7 @@ class Reader:
         """Prove the chunks of these rows, or of all, unless they are proven; for those who gather by themselves."""
         opened = self._opened
         opened.check_size()
-        checker = opened.rows[name].checker
+        checker = opened.field(name).checker
         if positions is None:
             checker.prove_all()
         else:
@@ -535,11 +566,12 @@ def _scalars(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
     return (values[place, ...] for place in range(len(values)))
 
 
-def _check_known(names: Sequence[str], known: Sequence[str], path: str, what: str = "fields") -> None:
+def _check_known(names: Sequence[str], known: Collection[str], path: str, what: str = "fields") -> None:
     if isinstance(names, str):
         raise TypeError(f"{what}: expected a sequence of names, found one text; use [{names!r}]")
     for name in names:
         if name not in known:
+            known = list(known)
             near = difflib.get_close_matches(str(name), known, 1)
             shown = ", ".join(map(repr, known[:_SHOWN_FIELDS])) + (", ..." if len(known) > _SHOWN_FIELDS else "")
             hint = f"; did you mean {near[0]!r}?" if near else f"; there are {shown}"

@@ -24,6 +24,7 @@ a line of another shape
 def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mountinfo").write_text(MOUNTS)
     monkeypatch.setattr(filesystem, "MOUNTINFO", str(tmp_path / "mountinfo"))
+    monkeypatch.setattr(filesystem, "_types_of_disks", {})
 
 
 def test_parse_mountinfo() -> None:
@@ -58,6 +59,17 @@ def test_filesystem_type(path: str, device: int, expected: str) -> None:
 def test_is_network(device: tuple[int, int], expected: bool) -> None:
     """NFS, shares and file systems in user space count as network; disks do not."""
     assert filesystem.is_network("/x", os.makedev(*device)) is expected
+
+
+@pytest.mark.usefixtures("mounts")
+def test_only_disks_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list is asked again for a number without a disk: after an unmount it may be another file system's."""
+    assert filesystem.is_network("/x", os.makedev(0, 40))
+    assert not filesystem.is_network("/x", os.makedev(254, 0))
+    monkeypatch.setattr(filesystem, "filesystem_type", lambda *_: "tmpfs")
+    assert not filesystem.is_network("/x", os.makedev(0, 40))
+    monkeypatch.setattr(filesystem, "filesystem_type", lambda *_: "nfs")
+    assert not filesystem.is_network("/x", os.makedev(254, 0))
 
 
 def test_unknown_system(monkeypatch: pytest.MonkeyPatch) -> None:
