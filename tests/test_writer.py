@@ -20,6 +20,8 @@ from chunkstore._format.schema import Field
 from chunkstore._read.ragged import Ragged
 from chunkstore._storage import syscalls
 from chunkstore._write import index_writer, target
+from chunkstore._write import writer as writer_of_samples
+from chunkstore._write.index_writer import Keys
 from chunkstore._write.writer import Writer
 from chunkstore.errors import (
     ClosedError,
@@ -587,3 +589,29 @@ def test_the_index_outgrows_the_memory(tmp_path: Path, monkeypatch: pytest.Monke
                 writer.add(row, f"key {i}")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     check(tmp_path / "b", rows, [f"key {i}" for i in range(200)])
+
+
+@pytest.mark.parametrize("shard_nbytes", [40, 1 << 20])
+def test_keys_are_packed_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_nbytes: int) -> None:
+    """However often keys are packed, and with refused samples between, the file is the same as from one batch."""
+    keys = [f"k{place}é" * (1 + place % 3) for place in range(50)]
+    with Writer(tmp_path / "a.cks", shard_nbytes=shard_nbytes) as w:
+        w.add_batch({"x": np.arange(50)}, keys)
+    monkeypatch.setattr(writer_of_samples, "_PACK_KEYS", 7)
+    with Writer(tmp_path / "b.cks", shard_nbytes=shard_nbytes) as w:
+        for place, key in enumerate(keys):
+            with pytest.raises(SchemaError):
+                w.add({"x": np.int64(place)}, key="\0")
+            with pytest.raises(SchemaError):
+                w.add({"x": "no number"}, key=key)
+            w.add({"x": np.int64(place)}, key=key)
+    assert (tmp_path / "a.cks").read_bytes() == (tmp_path / "b.cks").read_bytes()
+
+
+def test_hashes_of_keys_are_those_of_their_bytes() -> None:
+    """Hashes that were taken key by key, kept and joined, are those that are computed from the text."""
+    texts = [[b"a", "é".encode()], [], [b"x" * 300], [b"b"]]
+    joined = Keys.joined([Keys.packed(part) for part in texts])
+    plain = Keys(joined.text, joined.offsets)
+    assert [plain[place] for place in range(len(plain))] == [text for part in texts for text in part]
+    assert joined.hashes().tolist() == plain.hashes().tolist()

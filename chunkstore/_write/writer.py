@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from chunkstore._format.dtypes import parse
 from chunkstore._format.layout import samples_per_shard
 from chunkstore._format.schema import Field, check_fields, encode_attrs
 from chunkstore._format.segment import pad
-from chunkstore._write.index_writer import IndexWriter, Keys
+from chunkstore._write.index_writer import IndexWriter, Keys, encode_key
 from chunkstore._write.shards import Rows, ShardWriter
 from chunkstore._write.staging import (
     FixedStage,
@@ -38,6 +38,8 @@ from chunkstore._write.staging import (
 from chunkstore._write.target import AppendTarget, NewTarget, Target
 from chunkstore.errors import ClosedError, PoisonedError, SchemaError
 
+_ndarray = np.ndarray  # a name of this module: `add` looks it up for every value
+_PACK_KEYS: Final = 16_384  # keys that wait one by one; at most 2 MB of short ones
 type_slot = tuple[str, Any, Any, Any, Stage]
 type_fields = Sequence[Field] | Mapping[str, "Field | str | tuple[str, tuple[int | None, ...]]"]
 
@@ -236,12 +238,15 @@ class Writer:
         try:
             for name, rows, dtype, shape, stage in self._slots:
                 value = sample[name]
-                if type(value) is np.ndarray and value.dtype is dtype and value.shape == shape:
+                if type(value) is _ndarray and value.dtype is dtype and value.shape == shape:
                     rows[count] = value
                 else:
                     nbytes += stage.put(count, value, f"sample {len(self)}")
             if key is not None or self._with_keys:
-                self._take_key(key)
+                if key is None or not self._with_keys:
+                    self._check_use_of_keys(key)
+                assert key is not None
+                self._keys.texts.append(encode_key(key))
         except BaseException as error:
             self._undo(count)
             if isinstance(error, KeyError):
@@ -251,6 +256,8 @@ class Writer:
         self._nbytes = nbytes
         if nbytes >= self._shard_nbytes or count + 1 >= SHARD_SAMPLES:
             self._guarded_flush()
+        elif len(self._keys.texts) >= _PACK_KEYS:
+            self._keys.pack()
 
     def add_batch(self, batch: Mapping[str, Any], keys: Sequence[str] | None = None) -> None:
         """Add many samples; like `add` for each, at the speed of memory.
@@ -294,12 +301,13 @@ class Writer:
         extra = [name for name in sample if name not in self.fields]
         return SchemaError(f"sample {len(self)}: missing fields {missing}, unknown fields {extra}")
 
-    def _take_key(self, key: str | None) -> None:
+    def _check_use_of_keys(self, key: str | None) -> None:
+        """Of the first sample, or of one that is unlike it."""
         with_keys = key is not None and len(self) == 0 if self._with_keys is None else self._with_keys
         if key is None or not with_keys:
             some = "a key" if key is not None else "no key"
             raise SchemaError(f"sample {len(self)} has {some}, unlike those before: all samples have one or none has")
-        self._keys.add(key)
+        encode_key(key)  # if it is none, it is no first one
         self._with_keys = True
 
     def _take_batch_keys(self, keys: Sequence[str] | None) -> Sequence[str] | None:
@@ -361,8 +369,9 @@ class Writer:
             self._guarded_flush()
 
     def _stage_keys(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._keys.add(key)
+        for start in range(0, len(keys), _PACK_KEYS):
+            self._keys.texts += map(encode_key, keys[start : start + _PACK_KEYS])
+            self._keys.pack()
 
     # -- shards -------------------------------------------------------------------------------------------------------
 
