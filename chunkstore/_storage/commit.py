@@ -41,7 +41,7 @@ class NewFile:
 
     Attributes:
         path: the final name, symbolic links followed in mode "w".
-        temporary: where the bytes are until then; other processes write to it by `Sink.open(temporary)`.
+        temporary: where the bytes are until then; other processes write to it by `Sink.join(temporary)`.
         sink: the open temporary, locked (`flock`) where the system can, so that others see that it is in use.
     """
 

@@ -62,8 +62,17 @@ class Sink:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open an existing file for writing into it, e.g. the unfinished file of another process."""
+        """Open an existing file for writing into it."""
         return cls._open(os.fspath(path), os.O_RDWR)
+
+    @classmethod
+    def join(cls, path: str | os.PathLike[str]) -> Self:
+        """Open the unfinished file of another process, to write disjoint ranges of it at the same time.
+
+        For writing only: an NFS client that may also read fetches the page around a write and sends all of it
+        back, over what another client wrote beside it.
+        """
+        return cls._open(os.fspath(path), os.O_WRONLY)
 
     @classmethod
     def _open(cls, path: str, flags: int) -> Self:

@@ -213,7 +213,7 @@ class TestPlainSink(SinkTests):
 
 
 def write_part(temporary: str, first: int) -> None:
-    with Sink.open(temporary) as sink:
+    with Sink.join(temporary) as sink:
         sink.pwrite(first, DATA[first : first + 25_000])
         sink.sync()
 

@@ -82,8 +82,11 @@ def convert(
             complete; no other file, and no source.
         workers: processes; 1 works in this one. Default: as many as there are processors where that pays, which is for
             deflated or Fortran-ordered data and for very many files.
-        executor: runs the work instead, on any engine that sees the same files; `workers` then is how many tasks are
-            under way, by default twice the number of processors.
+        executor: any `concurrent.futures.Executor` runs the work instead: threads, processes, an `MPIPoolExecutor`,
+            Dask's `client.get_executor()`. Its workers must see the sources under the same absolute paths. Those that
+            see the file that is being written write into it, on a file system that they share; from others the rows
+            come back through the engine, a shard at a time. `workers` then is how many tasks are under way, by default
+            twice the number of processors of this machine. The executor stays yours: it is not shut down.
         on_error: `"skip"` leaves out files that cannot be read or do not fit, and lists them in the report.
         allow_pickle: read object arrays. They are pickles, which can run any code: own trusted files only.
         shard_nbytes: stored bytes of a shard.
@@ -96,7 +99,7 @@ def convert(
     Raises:
         IngestError: the sources cannot be converted as asked, or changed meanwhile.
         FileExistsError, IsADirectoryError, FileNotFoundError, PermissionError: before any work.
-        WriteError: the system refused a write, or a worker died.
+        WriteError: the system refused a write, or a worker died and the executor did not do its work again.
         CommitUnknownError: the container has its name, but may lose it in a power failure.
         ValueError: an argument.
         KeyboardInterrupt: with a message that says how to go on.
@@ -107,6 +110,8 @@ def convert(
     _check_arguments(mode, workers, on_error, shard_nbytes, attrs)
     choices = _Choices(layout, fields, dtype, on_error, allow_pickle)
     named = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if executor is not None:
+        named = [os.path.abspath(source) for source in named]  # its workers may be in another directory
     if not dry_run:
         check_replaceable(path, named, mode=mode)
         NewFile.create(path, mode).discard()  # what is in the way is found before any work
@@ -301,7 +306,7 @@ def _blocks(
         return
     with WorkerPool(pooled) if work.executor is None else nullcontext(work.executor) as executor:
         most = work.workers or 2 * (os.cpu_count() or 1) if work.executor is not None else pooled + 1
-        with closing(run_on(executor, tasks, most, work.path, new.discard)) as written:
+        with closing(run_on(executor, tasks, most, new)) as written:
             for block in written:
                 progress.advance(int(arrangement.nbytes[block.number, block.shard]))
                 yield block

@@ -15,7 +15,9 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from multiprocessing import connection, parent_process
 from typing import Any, Final
 
-from chunkstore._ingest.convert.tasks import Task, Written, run_task
+from chunkstore._ingest.convert.engine import Outcome, carry_out, give_order, mark, take
+from chunkstore._ingest.convert.tasks import Task, Written
+from chunkstore._storage.commit import NewFile
 from chunkstore.errors import WriteError
 
 _LAST_PIECE_SECONDS: Final = 10.0
@@ -131,48 +133,69 @@ class WorkerPool(ProcessPoolExecutor):
         self.shutdown(wait=True, cancel_futures=True)
 
 
-def run_on(
-    executor: Executor, tasks: Iterable[Task], most: int, path: str, give_up: Callable[[], None]
-) -> Generator[Written, None, None]:
+def run_on(executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -> Generator[Written, None, None]:
     """Run tasks, at most `most` of them under way; blocks come in the order in which they are done.
 
     Args:
-        executor: any; its workers see the same files.
+        executor: any; it stays the caller's, and is not shut down. Its workers see the same sources.
         tasks: taken one by one, as there is room.
         most: tasks under way.
-        path: of the container, for messages.
-        give_up: removes the unfinished container; called when this is left before the end.
+        new: the unfinished container; discarded when this is left before the end.
     Raises:
-        WriteError: a worker process died.
-    What a worker raises is raised here. When this is left before the end, nothing new is started, and what runs is
+        WriteError: a worker died, or the executor could not run a task.
+    What a task raises is raised here. When this is left before the end, nothing new is started, and what runs is
     ended, or ends with its next piece.
     """
-    waiting: set[Future[list[Written]]] = set()
+    waiting: dict[Future[Outcome], Task] = {}
     source = iter(tasks)
     finished = False
     try:
+        token = mark(new.sink, shared=not isinstance(executor, WorkerPool))
         while True:
             while len(waiting) < most and (task := next(source, None)) is not None:
-                waiting.add(executor.submit(run_task, task))
+                with _engine_errors(new.path):
+                    waiting[executor.submit(carry_out, give_order(task, token))] = task
             if not waiting:
                 break
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             while done:
-                yield from done.pop().result()
+                yield from _take(done.pop(), waiting, new)
         finished = True
+    finally:
+        if not finished:
+            new.discard()
+            _stop(executor, waiting)
+
+
+def _take(future: Future[Outcome], waiting: dict[Future[Outcome], Task], new: NewFile) -> Iterator[Written]:
+    """What a future brought; nothing refers to it afterwards, for it may be large."""
+    task = waiting.pop(future)
+    with _engine_errors(new.path):
+        outcome = future.result()
+    del future
+    yield from take(outcome, task, new.sink)
+
+
+@contextlib.contextmanager
+def _engine_errors(path: str) -> Iterator[None]:
+    """Tasks bring their errors as values: whatever the executor raises is its own failure."""
+    try:
+        yield
     except BrokenExecutor as error:
         text = (
             "a worker process died (killed, or out of memory?): nothing was published. Convert again, "
             "with fewer workers if memory was short"
         )
         raise WriteError(errno.ECHILD, text, path) from error
-    finally:
-        if not finished:
-            give_up()
-            _stop(executor, waiting)
+    except Exception as error:  # each engine has its own classes
+        text = (
+            f"the executor could not run a task ({type(error).__name__}: {error}): nothing was published. See that "
+            "its workers run and can import chunkstore, then convert again, with fewer of them if memory was short"
+        )
+        raise WriteError(errno.ECHILD, text, path) from error
 
 
-def _stop(executor: Executor, waiting: set[Future[list[Written]]]) -> None:
+def _stop(executor: Executor, waiting: Iterable[Future[Outcome]]) -> None:
     """Our own processes end now; others are given the time of a piece to notice that their file is gone."""
     for future in waiting:
         future.cancel()

@@ -7,7 +7,6 @@ Memory: two buffers of 4 MiB, or of the longest text, and what `PlanReader` need
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +24,7 @@ from chunkstore._ingest.convert.arrangement import Arrangement
 from chunkstore._ingest.plan.inventory import STORED
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.read import PlanReader, read_uniform
-from chunkstore._storage.sink import Sink
+from chunkstore._storage.buffers import Buffer
 
 PIECE_NBYTES: Final = 4 << 20
 _FORWARD_WASTE: Final = 0.25  # of a shard: what a task may read in vain to come to its first sample
@@ -35,10 +34,6 @@ Ints = NDArray[np.int64]
 
 class Deviation(Exception):
     """The files of a uniform plan are not all alike: the full plan must be made."""
-
-
-class Abandoned(Exception):
-    """The unfinished container was removed: nobody wants the rest."""
 
 
 @dataclass(frozen=True)
@@ -160,25 +155,14 @@ def _cut(
     )
 
 
-def run_task(task: Task) -> list[Written]:
-    """Do a task; for a worker of any executor.
+class Receiver(Protocol):
+    """Where blocks go: the container, or what stands for it."""
 
-    Raises:
-        IngestError, OSError: a source cannot be read, or is not as planned.
-        WriteError: the container cannot be written.
-        Abandoned: it is gone.
-    """
-    with Sink.open(task.temporary) as sink:
-
-        def check(nbytes: int) -> None:
-            # The converter removes the file when it gives up; this works on any engine that shares a file system.
-            if os.fstat(sink.fileno()).st_nlink == 0:
-                raise Abandoned(task.temporary)
-
-        return list(write_blocks(task, sink, check))
+    def pwrite(self, offset: int, buffer: Buffer) -> None:
+        """Take bytes that belong at `offset`; they are copied or written when this returns."""
 
 
-def write_blocks(task: Task, sink: Sink, advance: Callable[[int], None]) -> Iterator[Written]:
+def write_blocks(task: Task, sink: Receiver, advance: Callable[[int], None]) -> Iterator[Written]:
     """Do a task, and give each block when its last piece is on its way; all are written when this ends.
 
     Args:
@@ -349,7 +333,7 @@ class PlannedBlock:
 class _Pipe:
     """Two buffers: while one is read into, the other is written by a second thread."""
 
-    def __init__(self, sink: Sink, *, overlap: bool) -> None:
+    def __init__(self, sink: Receiver, *, overlap: bool) -> None:
         self._sink = sink
         self._thread = ThreadPoolExecutor(1, "chunkstore-write") if overlap else None
         self._buffers = [memoryview(b"")] * (2 if overlap else 1)

@@ -1,0 +1,163 @@
+"""A task on a worker of any engine: written into the unfinished container, or given back where that cannot be seen.
+
+The converter marks the container with a random token, which a worker looks for: a path alone may lead to another file
+on another machine. A worker that finds it writes its blocks in their place. One that does not gives its rows back
+through the engine, as a part, and the converter puts them in their place; a task too large for that it does itself.
+Either way the bytes are the same, and doing a task twice does no harm.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from chunkstore._ingest.convert.tasks import Task, Written, write_blocks
+from chunkstore._storage.buffers import Buffer
+from chunkstore._storage.sink import Sink
+from chunkstore.errors import CommitUnknownError, WriteError
+
+PART_NBYTES: Final = 256 << 20  # a default shard is 64 MiB; both sides hold a part in memory
+_TOKEN_NBYTES: Final = 16
+
+
+class Abandoned(Exception):
+    """The unfinished container was removed: nobody wants the rest."""
+
+
+class Unseen(Exception):
+    """The worker does not see the container, and its rows are too many to be given back."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A task for a worker.
+
+    Attributes:
+        task: what to do.
+        token: what stands at the head of the container.
+        host: the converter's machine.
+    """
+
+    task: Task
+    token: bytes
+    host: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What comes back. An error comes as a value: what the engine itself raises is then the engine's failure.
+
+    Attributes:
+        written: checksums of the blocks.
+        part: (offset in the container, bytes) that the worker could not write.
+        error: that of the task; the rest is empty then.
+    """
+
+    written: list[Written]
+    part: list[tuple[int, bytes]] = field(default_factory=list, repr=False)
+    error: Exception | None = None
+
+
+def mark(sink: Sink, *, shared: bool) -> bytes:
+    """Put a token at the head of an unfinished container, where a superblock will be.
+
+    Args:
+        sink: of the container.
+        shared: whether other machines may have to see it now: a network file system may keep it back otherwise.
+    """
+    token = secrets.token_bytes(_TOKEN_NBYTES)
+    sink.pwrite(0, token)
+    if shared:
+        _sync(sink)
+    return token
+
+
+def give_order(task: Task, token: bytes) -> Order:
+    """The order that has a worker do a task."""
+    return Order(task, token, platform.node())
+
+
+def carry_out(order: Order) -> Outcome:
+    """Do a task; this is what a worker of any engine runs.
+
+    The outcome's error is
+        IngestError, OSError: a source cannot be read, or is not as planned;
+        WriteError: the container cannot be written;
+        Abandoned: it is gone;
+        Unseen: this worker cannot do it.
+    """
+    try:
+        sink = _join(order)
+        if sink is not None:
+            with sink:
+                return Outcome(_write(order, sink))
+        if order.task.num_bytes > PART_NBYTES:
+            raise Unseen(order.task.temporary)
+        part = _Part()
+        return Outcome(list(write_blocks(order.task, part, lambda _: None)), part.pieces)
+    except Exception as error:  # noqa: BLE001 - it is raised by whoever takes the outcome
+        return Outcome([], error=error)
+
+
+def take(outcome: Outcome, task: Task, sink: Sink) -> Iterator[Written]:
+    """Put what came back in its place, and give the blocks, all of which are written when this ends.
+
+    Raises:
+        Exception: that of the task.
+        WriteError: the container cannot be written.
+    """
+    if isinstance(outcome.error, Unseen):
+        yield from write_blocks(task, sink, lambda _: None)
+        return
+    if outcome.error is not None:
+        raise outcome.error
+    for offset, piece in outcome.part:
+        sink.pwrite(offset, piece)
+    yield from outcome.written
+
+
+def _join(order: Order) -> Sink | None:
+    """The container, or None where this worker does not see it or must not write to it."""
+    try:
+        with open(order.task.temporary, "rb", buffering=0) as file:
+            if file.read(_TOKEN_NBYTES) != order.token:
+                return None
+        return Sink.join(order.task.temporary)
+    except OSError:
+        return None
+
+
+def _write(order: Order, sink: Sink) -> list[Written]:
+    def check(nbytes: int) -> None:
+        # The converter removes the file when it gives up; this works on any engine that shares a file system.
+        if os.fstat(sink.fileno()).st_nlink == 0:
+            raise Abandoned(order.task.temporary)
+
+    written = list(write_blocks(order.task, sink, check))
+    if order.host != platform.node():
+        _sync(sink)  # the sync of the converter is for what its own machine holds back
+    return written
+
+
+def _sync(sink: Sink) -> None:
+    try:
+        sink.sync()
+    except CommitUnknownError as error:
+        # What is unknown is the state of a file that has no name yet.
+        text = f"the disk failed to store the file ({error.strerror}): nothing was published"
+        raise WriteError(error.errno, text, sink.path) from error
+
+
+class _Part:
+    """Takes the place of a container that cannot be seen."""
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[int, bytes]] = []
+
+    def pwrite(self, offset: int, buffer: Buffer) -> None:
+        """Keep a copy: the buffer is used again."""
+        self.pieces.append((offset, bytes(buffer)))
