@@ -30,7 +30,13 @@ LAYERS = [
     ["_format.*"],  # keys, layout, index: what stands on all of the above
     ["_storage.*"],
     ["_read.batch", "_read.ragged", "_read.checked", "_read.coded", "_read.gather"],  # one field
-    ["_write.index_writer", "_write.shards", "_write.staging", "_write.target"],  # what the ways of writing share
+    [
+        "_write.index_writer",
+        "_write.sections",
+        "_write.shards",
+        "_write.staging",
+        "_write.target",
+    ],  # what the ways of writing share
     ["_write.*", "_read.*", "_verify.*"],
     ["_rewrite.*"],
     ["_ingest.npy.*", "_ingest.plan.specs"],

@@ -437,7 +437,7 @@ def test_a_closed_writer_says_so(tmp_path: Path) -> None:
 # -- what must not harm -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, FileNotFoundError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, PermissionError])
 def test_an_error_behind_the_commit_leaves_the_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
@@ -448,10 +448,10 @@ def test_an_error_behind_the_commit_leaves_the_commit(
     writer = Writer(path, mode="a")
     writer.add({"x": 2})
 
-    def fail(source: object) -> None:
+    def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(target, "read_index", fail)
+    monkeypatch.setattr(target, "open_source", fail)
     with pytest.raises(error):
         writer.commit()
     monkeypatch.undo()

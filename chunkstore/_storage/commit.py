@@ -4,7 +4,8 @@ A new file: temporary beside the target -> its bytes -> sync -> link (never over
 the directory. No state of the disk shows a part of the file under its final name.
 
 An append: new bytes behind the committed end -> sync -> superblock A -> sync -> superblock B. At every moment
-one of the two superblocks is whole on the disk and names bytes that are there.
+one of the two superblocks is whole on the disk and names bytes that are there. B has no sync of its own: A stands
+until the next append is synced, and that sync takes B with it.
 """
 
 from __future__ import annotations
@@ -206,6 +207,8 @@ def commit_append(sink: Sink, pieces: Iterable[tuple[int, Buffer]], superblock: 
         # B, the way back, must not be touched before A is whole.
         sink.sync()
         _write_second(sink, superblock)
+        # Not awaited: only the time is to be short in which the disk has one copy of the newest generation.
+        sink.start_writeback(SUPERBLOCK_OFFSETS[1], len(superblock))
     except BaseException as error:
         sink.poison(f"the commit did not finish ({type(error).__name__}: {error})")
         raise

@@ -16,8 +16,9 @@ from chunkstore.errors import ClosedError, CommitUnknownError, PoisonedError, Tr
 # Where the kernel cannot copy by itself.
 _COPY_NBYTES = 4 * 1024 * 1024
 # From this size on a write is handed to the disk at once, which halves the time of 1 GiB with its final sync
-# (0.58 s to 0.30 s): the disk works while the next piece is prepared.
-_WRITEBACK_NBYTES = 1024 * 1024
+# (0.58 s to 0.30 s): the disk works while the next piece is prepared, or, at the last one, the index. For 1 MB and
+# its index that takes the sync from 0.66 ms to 0.30 ms, at 0.13 ms for the call.
+_WRITEBACK_NBYTES = 256 * 1024
 
 _NO_KERNEL_COPY = {
     errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF,
@@ -176,6 +177,10 @@ class Sink:
         except OSError as error:
             self._fail(error, 0, nbytes)
         self.truncate(nbytes)
+
+    def start_writeback(self, offset: int, nbytes: int) -> None:
+        """Let the disk begin with a range that was written; promises nothing, and cannot fail."""
+        self._calls.start_writeback(self._opened(), offset, nbytes)
 
     def sync(self) -> None:
         """Make everything written so far durable, data and size.

@@ -17,7 +17,7 @@ from typing import IO, Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkstore._format.checksum import page_sums, sum64, sum128
+from chunkstore._format.checksum import sum64, sum128
 from chunkstore._format.constants import MAX_KEY_NBYTES, NO_FIELD, PAGE_NBYTES, PART_ALIGNMENT, Kind
 from chunkstore._format.index import BLOCK_ENTRY, Index
 from chunkstore._format.keys import order_dtype
@@ -30,13 +30,12 @@ from chunkstore._format.segment import (
     directory_nbytes,
     pad,
     place_sections,
-    section_tail,
-    sum_of_sums,
     uuid_of,
 )
 from chunkstore._format.superblock import Superblock
 from chunkstore._storage.buffers import byte_view
 from chunkstore._storage.sink import Sink
+from chunkstore._write.sections import Joined, write_section
 from chunkstore.errors import SchemaError, WriteError
 
 _SPOOL_NBYTES: Final = 1 << 20
@@ -475,10 +474,11 @@ class IndexWriter:
         nbytes = directory_nbytes(len(sections), len(earlier))
         offsets, end = place_sections(offset + nbytes, sizes)
         table = np.zeros(len(sections), SECTION_ENTRY)
+        run = Joined(sink, offset + nbytes)
         for place, ((kind, number), (size, pieces)) in enumerate(sections.items()):
-            table[place] = (kind, number, offsets[place], size, _write_section(sink, offsets[place], size, pieces))
+            table[place] = (kind, number, offsets[place], size, write_section(run, offsets[place], size, pieces))
         directory = self._directory(offset, end, table, tuple(earlier)).encode()
-        sink.pwrite(offset, directory)
+        run.end(directory)
         committed_end = pad(max(end, data_end), PART_ALIGNMENT)
         digest = sum128(directory)
         if before is None:
@@ -542,32 +542,6 @@ def _whole(index: Index, directory: Directory, kind: Kind, dtype: Any, number: i
 def _pieces(array: NDArray[Any]) -> Iterator[bytes]:
     data = byte_view(array)
     return (bytes(data[start : start + _PIECE_NBYTES]) for start in range(0, data.nbytes, _PIECE_NBYTES))
-
-
-def _write_section(sink: Sink, offset: int, nbytes: int, pieces: Iterable[bytes]) -> int:
-    """Write a section and its page sums; what the section table says of them."""
-    sums = [np.zeros(0, np.uint64)]
-    at = offset
-    for piece in _whole_pages(pieces):
-        sink.pwrite(at, piece)
-        sums.append(page_sums(memoryview(piece)))
-        at += len(piece)
-    joined = np.concatenate(sums)
-    sink.pwrite(at, section_tail(nbytes, joined))
-    return sum_of_sums(joined)
-
-
-def _whole_pages(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces of whole pages, but for the last."""
-    rest = b""
-    for piece in pieces:
-        data = rest + piece if rest else piece
-        whole = len(data) - len(data) % PAGE_NBYTES
-        if whole:
-            yield data[:whole]
-        rest = data[whole:]
-    if rest:
-        yield rest
 
 
 def planned_segment_nbytes(

@@ -123,14 +123,14 @@ class AppendTarget:
         """
         self.path = os.path.abspath(path)  # whoever changes directories goes on with the same file
         self._owner_pid = os.getpid()
-        self._unsynced = False  # whether a superblock was written that no sync has seen
         with ExitStack() as stack:
             self._lock = WriterLock.acquire(path)
             stack.callback(self._lock.release)
             self.sink = self._lock.open_sink()
             stack.callback(self.sink.close)
-            self._read_index()
+            self._open_same()
             stack.callback(self._source.close)
+            self._read_index()
             self._check_flags()
             if expected is not None and expected != self._index.superblock:
                 raise ReplacedError(
@@ -143,6 +143,17 @@ class AppendTarget:
             stack.pop_all()
 
     def _read_index(self) -> None:
+        """Read what is committed."""
+        self._index = read_index(self._source)
+        self._outdated = False
+        self.tail = self._committed_end = self._index.superblock.committed_end
+        self.fields: tuple[Field, ...] | None = self._index.fields
+        # Without samples it is open whether they will have keys: the empty segment is replaced.
+        self.with_keys: bool | None = self._index.has_keys if self._index.num_samples else None
+        self.num_samples = self._index.num_samples
+
+    def _open_same(self) -> None:
+        """Open for reading the file that the lock is on."""
         try:
             self._source = open_source(self.path, "pread")
         except FileNotFoundError as error:
@@ -150,21 +161,12 @@ class AppendTarget:
                 f"{self.path}: the container was moved or removed while it was written to. What was committed is in "
                 "it, wherever it is now"
             ) from error
-        try:
-            if not os.path.samestat(os.fstat(self._source.fileno()), os.fstat(self.sink.fileno())):
-                raise ReplacedError(
-                    f"{self.path}: another file was put in the place of the container while it was written to. What "
-                    f"was committed went into the old file, which has this name no more; open the new one"
-                )
-            self._index = read_index(self._source)
-        except BaseException:
+        if not os.path.samestat(os.fstat(self._source.fileno()), os.fstat(self.sink.fileno())):
             self._source.close()
-            raise
-        self.tail = self._committed_end = self._index.superblock.committed_end
-        self.fields: tuple[Field, ...] | None = self._index.fields
-        # Without samples it is open whether they will have keys: the empty segment is replaced.
-        self.with_keys: bool | None = self._index.has_keys if self._index.num_samples else None
-        self.num_samples = self._index.num_samples
+            raise ReplacedError(
+                f"{self.path}: another file was put in the place of the container while it was written to. What "
+                f"was committed went into the old file, which has this name no more; open the new one"
+            )
 
     def _mend_superblocks(self) -> None:
         """Write the superblock that counts over the other one, where a crash or damage left them different.
@@ -182,7 +184,6 @@ class AppendTarget:
         # The good one may be in memory only, from a writer that was killed before its sync.
         self.sink.sync()
         self.sink.pwrite(SUPERBLOCK_OFFSETS["AB".index(bad)], both[1 - "AB".index(bad)])
-        self._unsynced = True
 
     def _check_flags(self) -> None:
         unknown = self._index.superblock.read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE
@@ -270,27 +271,31 @@ class AppendTarget:
         # From here on the new end may be the committed one, whatever interrupts us: `close` must not cut it off.
         self._committed_end = superblock.committed_end
         commit_append(self.sink, (), superblocks.encode(superblock))
-        self._unsynced = True
+        self.tail = superblock.committed_end
+        self.num_samples = sum(entry.num_samples for entry in self._earlier) + index.num_samples
+        self.with_keys = index.with_keys if self.num_samples else None
+        # Most writers commit once: only one that goes on needs the index of what it wrote.
+        self._outdated = True
         self._source.close()
-        self._read_index()
+        self._open_same()
 
     def following(self) -> Target:
         """Itself: its tail has moved on."""
+        if self._outdated:
+            self._read_index()
         return self
 
     def close(self) -> None:
         """Cut off what was not committed, and give the lock back.
 
-        Raises:
-            CommitUnknownError: superblock B of the last commit could not be synced; A is, so the commit stands.
+        Nothing is synced: superblock A of the last commit is on the disk, and B, should it get lost, is mended by the
+        next writer. What was cut off lies behind the committed end, where nobody reads.
         """
         try:
             # Not in a forked child, whose copy this may be: the parent goes on writing.
-            if not self.sink.poisoned and not self.sink.closed and os.getpid() == self._owner_pid:
-                if self.sink.size > self._committed_end:
-                    self.sink.truncate(self._committed_end)
-                if self._unsynced:
-                    self.sink.sync()
+            mine = not self.sink.poisoned and not self.sink.closed and os.getpid() == self._owner_pid
+            if mine and self.sink.size > self._committed_end:
+                self.sink.truncate(self._committed_end)
         finally:
             self._source.close()
             self.sink.close()

@@ -395,7 +395,7 @@ class TestCommitAppend:
         steps: list[Any] = [(call[0], call[3]) if call[0] == "pwrite" else call[0] for call in recorder.calls]
         assert steps == [
             "open", ("pwrite", 8196), ("pwrite", 8200), "sync_data", ("pwrite", 0), "sync_data",
-            ("pwrite", 4096), "close",
+            ("pwrite", 4096), "start_writeback", "close",
         ]  # fmt: skip
         assert container.read_bytes() == NEW + NEW + b"datamoreindex"
 

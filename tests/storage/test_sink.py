@@ -336,12 +336,12 @@ def test_real_full_disk() -> None:
 
 
 def test_large_writes_start_the_disk(path: Path) -> None:
-    """Writes of a megabyte and more are handed to the disk at once, so that the final sync is short."""
+    """Writes of 256 KiB and more are handed to the disk at once, so that the final sync is short."""
     recorder = Recorder()
     with syscalls.use(recorder), Sink.create(path) as sink:
-        sink.append(bytes(1 << 20))
-        sink.append(b"small")
-    assert [call[2:] for call in recorder.calls if call[0] == "start_writeback"] == [(0, 1 << 20)]
+        sink.append(bytes(1 << 18))
+        sink.append(bytes((1 << 18) - 1))
+    assert [call[2:] for call in recorder.calls if call[0] == "start_writeback"] == [(0, 1 << 18)]
 
 
 def test_use_restores_the_calls() -> None:
