@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 from tools.battery import parts
 from tools.battery.parts import PARTS, Row
@@ -34,14 +35,20 @@ def main(arguments: list[str] | None = None) -> int:
         "--fuzz-seconds", type=float, help="for each kind of input, in two processes; default half an hour"
     )
     parser.add_argument("--model-steps", type=int, help="default a million, about twenty minutes")
+    parser.add_argument(
+        "--seconds", type=float, help="for each part that can go on another time: bitflips, model, fuzz"
+    )
+    parser.add_argument("--processes", type=int, help="default two")
     args = parser.parse_args(arguments)
+    parts.SECONDS = args.seconds
+    parts.PROCESSES = args.processes or parts.PROCESSES
     if args.model_steps:
         parts.MODEL_STEPS = args.model_steps
     if args.fuzz_seconds:
         parts.FUZZ_SECONDS = args.fuzz_seconds
     rows = []
     for name in args.only or PARTS:
-        row = parts.run(name, args.quick)
+        row = parts.run(name, args.quick, _known(args.json).get(name))
         rows.append(row)
         print(_line(row), flush=True)
         for wrong in row.wrong:
@@ -56,10 +63,14 @@ def _line(row: Row) -> str:
     return f"{row.test}: {row.tried}; {verdict}; {row.seconds:.0f} s" + (f"; {row.note}" if row.note else "")
 
 
+def _known(path: Path) -> dict[str, Any]:
+    known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return known
+
+
 def _keep(path: Path, name: str, row: Row) -> None:
     """Put the row among the latest figures, and write the table."""
-    known = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    known[name] = row.as_dict()
+    known = {**_known(path), name: row.as_dict()}
     known = {part: known[part] for part in PARTS if part in known}
     path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
     lines = [

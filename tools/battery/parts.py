@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
+import chunkstore
 from tools.battery import bitflips, faults, fuzz, memory, model, mutants, powerloss, readers, scenarios
 from tools.battery.crash import Crash, Tally
 from tools.battery.scratch import in_memory
@@ -30,6 +33,7 @@ class Row:
         num_wrong: all of it.
         seconds: how long it took.
         note: what else is to be said, such as why it was skipped.
+        progress: of a part that goes on where it stopped: the code that it was run on, and how far it came.
     """
 
     test: str
@@ -39,10 +43,21 @@ class Row:
     num_wrong: int = 0
     seconds: float = 0.0
     note: str = ""
+    progress: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def _code() -> str:
+    """The code that is tried, as a number: what was counted on other code does not count."""
+    package = Path(chunkstore.__file__).parent
+    files = sorted(path for folder in _TRIED for path in (package / folder).rglob("*.py"))
+    return xxhash.xxh3_64_hexdigest(b"".join(path.read_bytes() for path in files))
+
+
+_TRIED = ("_format", "_storage", "_read", "_verify", "_ingest/npy")
 
 
 def _row(test: str, goal: str, tried: str, wrong: list[str], note: str = "") -> Row:
@@ -159,38 +174,50 @@ def _model_one(steps: int, seed: int) -> tuple[int, list[str]]:
             return 0, [f"seed {seed}: {type(error).__name__}: {error}"]
 
 
-def model_steps(quick: bool) -> Row:
-    """A container and a list."""
-    steps, size = (4_000, 1_000) if quick else (MODEL_STEPS, 10_000)
-    done = 0
+def model_steps(quick: bool, before: dict[str, Any] | None = None) -> Row:
+    """A container and a list; goes on with new seeds."""
+    progress = {"steps": 0, "seeds": 0, **(before or {})}
+    steps, size = (4_000, 1_000) if quick else (MODEL_STEPS, 2_000)
+    until = time.time() + SECONDS if SECONDS else float("inf")
     wrong: list[str] = []
     with ProcessPoolExecutor(PROCESSES) as pool:
-        for job in [pool.submit(_model_one, size, 1000 + seed) for seed in range(steps // size)]:
-            count, found = job.result()
-            done, wrong = done + count, wrong + found
-    return _row("stateful model against a list", "1,000,000 steps", f"{done:,} steps", wrong)
+        while progress["steps"] < steps and time.time() < until:
+            seeds = range(progress["seeds"], progress["seeds"] + PROCESSES)
+            for count, found in pool.map(_model_one, [size] * PROCESSES, [1000 + seed for seed in seeds]):
+                progress["steps"] += count
+                wrong += found
+            progress["seeds"] += PROCESSES
+    row = _row("stateful model against a list", "1,000,000 steps", f"{progress['steps']:,} steps", wrong)
+    row.progress = progress
+    return row
 
 
 # -- damage
 
 
-def flipped_bits(quick: bool) -> Row:
-    """Every bit of a container of 64 KiB, with one commit and with three."""
-    done = 0
-    wrong: list[str] = []
+def flipped_bits(quick: bool, before: dict[str, Any] | None = None) -> Row:
+    """Every bit of a container of 64 KiB, with one commit and with three; goes on where the last run stopped."""
+    done = {"1": 0, "3": 0, "read": 0, **(before or {})}
+    jobs, bits_of = [], {}
+    seconds = SECONDS * min(PROCESSES, 2) / 2 if SECONDS else None
     with ProcessPoolExecutor(PROCESSES) as pool:
-        jobs = []
-        for commits in (1, 3):
+        for commits in ("1", "3"):
             with in_memory() as folder:
-                size = 8 * len(bitflips.build(folder / "a.cks", commits).good)
-            bits = list(range(0, size, 997 if quick else 1))
-            pieces = [bits[start : start + bitflips.PIECE] for start in range(0, len(bits), bitflips.PIECE)]
-            jobs += [pool.submit(bitflips.sweep, commits, piece, True) for piece in pieces]
-        for job in jobs:
-            count, missed, found = job.result()
-            done += count
-            wrong += [f"missed: bit {bit}" for bit in missed] + found
-    return _row("bit flips of containers of 64 KiB, one commit and three", "524,288 each", f"{done:,} bits", wrong)
+                bits = bitflips.order(len(bitflips.build(folder / "a.cks", int(commits)).good))
+            bits_of[commits] = len(bits)
+            left = bits[1::997] if quick else bits[done[commits] :]
+            jobs += [(commits, pool.submit(bitflips.sweep, int(commits), left, seconds))]
+        swept = bitflips.Swept()
+        for commits, job in jobs:
+            swept.add(job.result())
+            done[commits] += job.result().flipped
+    done["read"] += swept.read
+    wrong = [*(f"missed: bit {bit}" for bit in swept.missed), *swept.wrong]
+    tried = " and ".join(f"{done[name]:,} of {bits_of[name]:,}" for name in ("1", "3"))
+    note = f"one bit of each byte first, then the next; {done['read']:,} of them also read through both back ends"
+    row = _row("bit flips of containers of 64 KiB, one commit and three", "524,288 each", tried, wrong, note)
+    row.progress = done
+    return row
 
 
 # -- readers
@@ -276,24 +303,36 @@ def _fuzz_one(kind: str, seconds: float, seed: int) -> fuzz.Fuzzed:
         return fuzz.feed_kind(kind, folder, seconds, seed)
 
 
-def _fuzzed(kind: str, quick: bool) -> Row:
-    seconds = 2.0 if quick else FUZZ_SECONDS
+def _fuzzed(kind: str, quick: bool, before: dict[str, Any] | None = None) -> Row:
+    progress: dict[str, Any] = {"inputs": 0, "accepted": 0, "seeds": 0, "slowest": 0.0, "grown": 0, "seconds": 0.0}
+    progress |= before or {}
+    seconds = 2.0 if quick else SECONDS or FUZZ_SECONDS
+    seeds = range(progress["seeds"], progress["seeds"] + PROCESSES)
     with ProcessPoolExecutor(PROCESSES) as pool:
-        found = [job.result() for job in [pool.submit(_fuzz_one, kind, seconds, seed) for seed in range(PROCESSES)]]
-    inputs, accepted = sum(one.inputs for one in found), sum(one.accepted for one in found)
-    wrong = [what for one in found for what in one.wrong]
-    grown = max(one.grown_nbytes for one in found) >> 20
-    slowest = max(one.slowest for one in found)
+        found = list(pool.map(_fuzz_one, [kind] * PROCESSES, [seconds] * PROCESSES, seeds))
+    progress["seeds"] += PROCESSES
+    progress["seconds"] += seconds
+    progress["inputs"] += sum(one.inputs for one in found)
+    progress["accepted"] += sum(one.accepted for one in found)
+    progress["grown"] = max(progress["grown"], *(one.grown_nbytes >> 20 for one in found))
+    progress["slowest"] = max(progress["slowest"], *(one.slowest for one in found))
+    rate = progress["inputs"] / progress["seconds"]
     note = (
-        f"{accepted:,} accepted; slowest {slowest:.2f} s; memory grew by {grown} MiB; {inputs / seconds:,.0f} a second"
+        f"{progress['accepted']:,} accepted; slowest {progress['slowest']:.2f} s; memory grew by "
+        f"{progress['grown']} MiB; {rate:,.0f} a second"
     )
-    return _row(f"fuzz: {fuzz.KINDS[kind]}", "10,000,000", f"{inputs:,} inputs", wrong, note)
+    wrong = [what for one in found for what in one.wrong]
+    row = _row(f"fuzz: {fuzz.KINDS[kind]}", "10,000,000", f"{progress['inputs']:,} inputs", wrong, note)
+    row.progress = progress
+    return row
 
 
 FUZZ_SECONDS = 1800.0  # for each kind; `--fuzz-seconds` of the command
 MODEL_STEPS = 1_000_000  # `--model-steps`
 
-PARTS: dict[str, Callable[[bool], Row]] = {
+SECONDS: float | None = None  # `--seconds`: how long a part works at most that can go on another time
+CONTINUED = ("bitflips", "model", *(f"fuzz-{kind}" for kind in fuzz.KINDS))
+PARTS: dict[str, Callable[..., Row]] = {
     "crash": crash_states,
     "mutants": mutants_killed,
     "faults": failing_calls,
@@ -312,11 +351,25 @@ PARTS: dict[str, Callable[[bool], Row]] = {
 }
 
 
-def run(name: str, quick: bool) -> Row:
-    """One part, timed."""
-    began = time.perf_counter()
-    row = PARTS[name](quick)
+def run(name: str, quick: bool, before: dict[str, Any] | None = None) -> Row:
+    """One part, timed.
+
+    Args:
+        quick: its short dose.
+        before: its row of the last run. A part of `CONTINUED` goes on from there if the code is the same.
+    """
+    began, code, known = time.perf_counter(), _code(), before or {}
+    if quick or name not in CONTINUED:
+        row = PARTS[name](quick)
+        row.seconds = time.perf_counter() - began
+        return row
+    same = known.get("progress", {}).get("code") == code
+    row = PARTS[name](quick, known["progress"] if same else None)
     row.seconds = time.perf_counter() - began
+    if same:
+        row.seconds += known["seconds"]
+        row.wrong, row.num_wrong = [*known["wrong"], *row.wrong][:20], known["num_wrong"] + row.num_wrong
+    row.progress["code"] = code
     return row
 
 
