@@ -23,20 +23,15 @@ PACKAGE = Path(__file__).resolve().parent.parent / "chunkstore"
 LAYERS = [
     ["errors"],
     ["_format.constants"],
-    ["_format.checksum", "_format.dtypes", "_format.codec"],
+    ["_format.checksum", "_format.dtypes", "_format.codec", "_format.encode"],
     ["_format.schema"],
     ["_format.superblock", "_format.segment"],
     ["_format.section"],
     ["_format.*"],  # keys, layout, index: what stands on all of the above
     ["_storage.*"],
     ["_read.batch", "_read.ragged", "_read.checked", "_read.coded", "_read.gather"],  # one field
-    [
-        "_write.index_writer",
-        "_write.sections",
-        "_write.shards",
-        "_write.staging",
-        "_write.target",
-    ],  # what the ways of writing share
+    ["_write.coding", "_write.late", "_write.sections"],
+    ["_write.index_writer", "_write.shards", "_write.staging", "_write.target"],  # what the ways of writing share
     ["_write.*", "_read.*", "_verify.*"],
     ["_rewrite.*"],
     ["_ingest.npy.*", "_ingest.plan.specs"],

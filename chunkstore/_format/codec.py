@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from chunkstore.errors import CorruptError, MissingExtraError
 
@@ -60,10 +60,7 @@ def _decode_zlib(chunk: memoryview, nbytes: int, dictionary: bytes) -> bytes:
 
 
 def _decode_zstd(chunk: memoryview, nbytes: int, dictionary: bytes) -> bytes:
-    try:
-        import zstandard
-    except ImportError:
-        raise MissingExtraError(_install("zstd")) from None
+    zstandard = import_codec("zstd")
     # The frame may claim any size: it is held against ours before the decoder allocates.
     try:
         claimed = zstandard.frame_content_size(bytes(chunk[:18]))
@@ -77,21 +74,38 @@ def _decode_zstd(chunk: memoryview, nbytes: int, dictionary: bytes) -> bytes:
 
 
 def _decode_blosc2(chunk: memoryview, nbytes: int, dictionary: bytes) -> bytes:
-    try:
-        import blosc2
-    except ImportError:
-        raise MissingExtraError(_install("blosc2")) from None
-    claimed = blosc2.get_cbuffer_sizes(bytes(chunk))[0] if chunk.nbytes >= 16 else -1
+    blosc2 = import_codec("blosc2")
+    # A copy: what is checked is what is decoded, whatever happens to the file meanwhile.
+    data = bytes(chunk)
+    claimed, stored, _ = blosc2.get_cbuffer_sizes(data) if len(data) >= 16 else (-1, -1, 0)
     if claimed != nbytes:
         raise CorruptError(f"the blosc2 chunk claims {claimed} bytes, the index promises {nbytes}")
+    if stored != len(data):
+        raise CorruptError(f"the blosc2 chunk says that it has {stored} bytes, and there are {len(data)}")
     try:
-        return bytes(blosc2.decompress2(bytes(chunk)))
+        return bytes(blosc2.decompress2(data, nthreads=1))
     except (RuntimeError, ValueError) as error:
         raise CorruptError(f"the blosc2 chunk cannot be decoded: {error}") from None
 
 
-def _install(codec: str) -> str:
-    return f"fields with the codec {codec!r} need an optional package: pip install 'chunkstore-arrays[codecs]'"
+def import_codec(name: str) -> Any:
+    """The package that a codec needs.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        if name == "zstd":
+            import zstandard
+
+            return zstandard
+        import blosc2
+    except ImportError:
+        raise MissingExtraError(
+            f"fields with the codec {name!r} need an optional package: pip install 'chunkstore-arrays[codecs]'"
+        ) from None
+    blosc2.set_releasegil(True)  # for the process: other threads run while it works
+    return blosc2
 
 
 CODECS: Final[dict[str, Decoder]] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -114,7 +114,7 @@ def recover(
 
     Args:
         path: the container; it is only read.
-        out: the new container; it has the fields, attributes and keys of the old one.
+        out: the new container; it has the fields, codecs, attributes and keys of the old one.
         mode: `"x"` refuses a path that exists, `"w"` replaces a container other than `path`.
         progress: called with (samples done, samples in all).
     Raises:
@@ -131,8 +131,7 @@ def recover(
             raise CorruptError(f"{path}: no index segment could be proven good, so no sample can be found")
         newest = indexes[-1]
         _check_codecs(path, newest)
-        writer = Writer(out, fields=_raw_fields(newest), mode=mode)
-        with writer:
+        with _RecoverWriter(out, newest, mode) as writer:
             writer.attrs.update(_attrs(newest, report))
             _note_gaps(indexes, report)
             for index in indexes:
@@ -151,8 +150,15 @@ def _check_codecs(path: str, index: Index) -> None:
         )
 
 
-def _raw_fields(index: Index) -> list[Field]:
-    return [replace(one, codec="raw") for one in index.fields]
+class _RecoverWriter(Writer):
+    """Writes the fields of a container with its codecs, at their usual levels, and its dictionaries."""
+
+    def __init__(self, out: str | os.PathLike[str], index: Index, mode: Literal["x", "w"]) -> None:
+        self._recovered = index
+        super().__init__(out, fields=index.fields, mode=mode)
+
+    def _known_dictionaries(self) -> Mapping[int, bytes]:
+        return {number: self._recovered.dictionary(number) for number in range(len(self._recovered.fields))}
 
 
 def _attrs(index: Index, report: Recovery) -> dict[str, Any]:

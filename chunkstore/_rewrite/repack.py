@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chunkstore._format.codec import RAW
 from chunkstore._format.constants import SHARD_NBYTES
+from chunkstore._format.encode import CodecArg, CodecSpec, parse_codecs
 from chunkstore._format.index import FieldIndex
 from chunkstore._format.schema import Field
 from chunkstore._read.batch import Indices
@@ -36,6 +38,7 @@ def repack(
     keys: Sequence[str] | None = None,
     mode: Literal["x", "w"] = "x",
     shard_nbytes: int = SHARD_NBYTES,
+    codec: CodecArg | None = None,
     progress: type_progress | None = None,
 ) -> None:
     """Write the samples of a container into a new one in which each field is in one piece (the index lies behind).
@@ -50,24 +53,27 @@ def repack(
         keys: the same by keys; not both.
         mode: `"x"` refuses a path that exists, `"w"` replaces a container (which may be `path` itself).
         shard_nbytes: as in `Writer`.
+        codec: how chunks of the new one are stored, as in `Writer`; `raw` is one of them. A field for which nothing is
+            said keeps its codec, at the usual level, and its dictionary.
         progress: called with (samples done, samples in all); verification follows.
     Raises:
         IndexError, SampleNotFoundError: there is no such sample.
         SchemaError: a sample with a key is asked for twice.
         CorruptError: a row is damaged; nothing is published. `recover` saves the others.
         FileExistsError, WriteError, CommitUnknownError: as with `Writer`.
+        MissingExtraError: the package of a codec, of old or new, is not installed.
     """
     if positions is not None and keys is not None:
         raise ValueError("repack: give positions= or keys=, not both")
+    spec = parse_codecs(codec)
     check_replaceable(out, mode=mode)
     with open_reader(path, backend="pread") as reader:
         order = _order(reader, positions, keys)
-        # This release writes raw chunks only; what a codec packed is unpacked.
-        fields = tuple(replace(field, codec="raw") for field in reader.fields.values())
+        fields, kept = _open_codecs(reader, spec)
         total = len(reader) if order is None else len(order)
         totals = {field.name: _total_nbytes(reader, field.name, order) for field in fields if field.ragged}
-        writer = _RepackWriter(out, totals, total, fields=fields, mode=mode, shard_nbytes=shard_nbytes)
-        with writer:
+        options: Any = {"fields": fields, "mode": mode, "shard_nbytes": shard_nbytes, "codec": codec}
+        with _RepackWriter(out, totals, total, kept, **options) as writer:
             writer.attrs.update(reader.attrs)
             done = 0
             for batch in _batches(reader, order):
@@ -85,19 +91,38 @@ class _RepackWriter(Writer):
         path: str | os.PathLike[str],
         ragged_nbytes: dict[str, int],
         num_samples: int,
+        dictionaries: dict[int, bytes],
         *,
         fields: type_fields,
         mode: Literal["x", "w"],
         shard_nbytes: int,
+        codec: CodecArg | None,
     ) -> None:
         self._ragged_nbytes = ragged_nbytes
-        super().__init__(path, fields=fields, mode=mode, num_samples=num_samples, shard_nbytes=shard_nbytes)
+        self._dictionaries = dictionaries
+        super().__init__(
+            path, fields=fields, mode=mode, num_samples=num_samples, shard_nbytes=shard_nbytes, codec=codec
+        )
         assert isinstance(self._target, NewTarget)
         self._target.before_publish = _check_whole
 
     def _known_nbytes(self, field: Field, num_samples: int) -> int | None:
         known = super()._known_nbytes(field, num_samples)
-        return self._ragged_nbytes[field.name] if known is None else known
+        return self._ragged_nbytes[field.name] if known is None and field.codec == RAW else known
+
+    def _known_dictionaries(self) -> Mapping[int, bytes]:
+        return self._dictionaries
+
+
+def _open_codecs(reader: Reader, spec: CodecSpec) -> tuple[tuple[Field, ...], dict[int, bytes]]:
+    """(fields, raw where another codec was asked for; the dictionaries of the others)."""
+    fields, kept = list(reader.fields.values()), {}
+    for number, field in enumerate(fields):
+        if spec.says(field.name, field.row_nbytes):
+            fields[number] = replace(field, codec=RAW)
+        elif field.codec != RAW:
+            kept[number] = reader._index.dictionary(number)
+    return tuple(fields), kept
 
 
 def _check_whole(path: str) -> None:

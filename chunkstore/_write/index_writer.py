@@ -386,6 +386,7 @@ class IndexWriter:
         self._keys = _KeyTable(self._spill) if with_keys else None
         self.superseded: list[tuple[int, int, int]] = []
         self.dictionaries: dict[int, bytes] = {}
+        self._moved: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -446,6 +447,19 @@ class IndexWriter:
             self._keys.add(Keys(text, _whole(index, directory, Kind.KEY_OFFSETS, "<i8")))
         if offsets is None and (Kind.SUPERSEDED, NO_FIELD) in directory:
             self.superseded += map(tuple, _whole(index, directory, Kind.SUPERSEDED, "<u8").reshape(-1, 3).tolist())
+
+    def move(self, number: int, offset: int) -> None:
+        """Say where the blocks of a field are, whose offsets were counted from its first block so far."""
+        self._moved[number] = offset
+
+    def _block_pieces(self) -> Iterable[bytes]:
+        if not self._moved:
+            return self._blocks.pieces()
+        blocks = np.frombuffer(self._blocks.read(0, self._blocks.nbytes), BLOCK_ENTRY).reshape(-1, len(self.fields))
+        blocks = blocks.copy()
+        for number, offset in self._moved.items():
+            blocks["offset"][:, number] += np.uint64(offset)
+        return (blocks.tobytes(),)
 
     def set_attrs(self, attrs: Mapping[str, Any]) -> None:
         """Take other ATTRS, before the segment is written."""
@@ -511,7 +525,7 @@ class IndexWriter:
         put(Kind.SCHEMA, self._schema)
         put(Kind.ATTRS, self._attrs)
         put(Kind.SHARD_STARTS, np.array(self._starts, "<u8").tobytes())
-        found[Kind.BLOCKS, NO_FIELD] = (self._blocks.nbytes, self._blocks.pieces())
+        found[Kind.BLOCKS, NO_FIELD] = (self._blocks.nbytes, self._block_pieces())
         for number, columns in enumerate(self._columns):
             for kind, spool in columns.spools().items():
                 found[kind, number] = (spool.nbytes, spool.pieces())

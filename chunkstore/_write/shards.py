@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from os import cpu_count
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,15 @@ from numpy.typing import NDArray
 from chunkstore._format.checksum import BlockSums
 from chunkstore._format.layout import group_bounds
 from chunkstore._storage.sink import Sink
+from chunkstore._write.coding import FieldCoder
 from chunkstore._write.index_writer import Block, IndexWriter
+from chunkstore._write.late import LateBlocks
 
 _PIECE_NBYTES: Final = 8 << 20
 _INLINE_NBYTES: Final = 4 << 20  # below it, handing over costs more than it saves
+_MOST_ENCODERS: Final = 4
+Place: TypeAlias = "Callable[[int, int], int | LateBlocks]"
+"""(number of the field, nbytes of its next block) -> where it goes; called once for each block, in their order."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +45,16 @@ class ShardWriter:
     """At most one shard is under way: `submit` returns at once, the next `submit` or `wait` first waits for it.
 
     One thread sums, the other writes: both let go of the GIL for all but small pieces, so adding samples goes on.
-    Threads are there from the first large shard to `close`.
+    Where there are codecs, up to four threads encode. Threads are there from the first large shard to `close`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, coders: Sequence[FieldCoder | None] = ()) -> None:
+        self._coders = tuple(coders)
         self._pool: ThreadPoolExecutor | None = None
         self._pending: tuple[IndexWriter, Future[list[Block]], int] | None = None
 
-    def submit(self, sink: Sink, index: IndexWriter, rows: Sequence[Rows], offsets: Sequence[int]) -> None:
-        """Write one block per field at its offset, then add the shard to the index.
+    def submit(self, sink: Sink, index: IndexWriter, rows: Sequence[Rows], place: Place) -> None:
+        """Write one block per field where it belongs, then add the shard to the index.
 
         Raises:
             WriteError: of the shard before.
@@ -55,11 +62,12 @@ class ShardWriter:
         self.wait()
         count = len(rows[0].ends)
         if sum(field.data.nbytes for field in rows) < _INLINE_NBYTES:
-            index.add_shard(count, [_write_block(sink, *pair) for pair in zip(rows, offsets, strict=True)])
+            index.add_shard(count, self._write(sink, rows, place, None))
             return
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(2, "chunkstore-writer")
-        self._pending = index, self._pool.submit(self._write, sink, rows, offsets), count
+            encoders = min(cpu_count() or 1, _MOST_ENCODERS) if any(self._coders) else 1
+            self._pool = ThreadPoolExecutor(1 + encoders, "chunkstore-writer")
+        self._pending = index, self._pool.submit(self._write, sink, rows, place, self._pool), count
 
     def wait(self) -> None:
         """Until the shard that is under way is written, and in the index.
@@ -80,20 +88,54 @@ class ShardWriter:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def _write(self, sink: Sink, rows: Sequence[Rows], offsets: Sequence[int]) -> list[Block]:
-        return [_write_block(sink, field, offset, self._pool) for field, offset in zip(rows, offsets, strict=True)]
+    def _write(self, sink: Sink, rows: Sequence[Rows], place: Place, pool: ThreadPoolExecutor | None) -> list[Block]:
+        blocks = []
+        for number, field in enumerate(rows):
+            coder = self._coders[number] if self._coders else None
+            if coder is None:
+                offset = place(number, field.data.nbytes)
+                assert isinstance(offset, int)  # only chunks of codecs come late
+                blocks.append(_write_block(sink, field, offset, pool))
+            else:
+                blocks.append(_write_coded(sink, coder, field, number, place, pool))
+        return blocks
 
 
 def _write_block(sink: Sink, rows: Rows, offset: int, pool: ThreadPoolExecutor | None = None) -> Block:
     """Sum and write one block; each piece at the same time where there is a pool."""
-    sums = BlockSums(group_bounds(rows.ends))
-    for start in range(0, rows.data.nbytes, _PIECE_NBYTES):
-        piece = rows.data[start : start + _PIECE_NBYTES]
+    starts = range(0, rows.data.nbytes, _PIECE_NBYTES)
+    pieces = [rows.data[start : start + _PIECE_NBYTES] for start in starts]
+    sums = _write_pieces(sink, pieces, BlockSums(group_bounds(rows.ends)), offset, pool)
+    return Block(offset, rows.data.nbytes, *sums.finish(), rows.counts, rows.shapes)
+
+
+def _write_coded(
+    sink: Sink, coder: FieldCoder, rows: Rows, number: int, place: Place, pool: ThreadPoolExecutor | None
+) -> Block:
+    """Encode, sum and write one block."""
+    pieces, stored = coder.encode(rows.data, rows.ends, pool)
+    ends = np.cumsum(stored)
+    sums, where = BlockSums(group_bounds(ends)), place(number, int(ends[-1]))
+    if isinstance(where, LateBlocks):
+        for piece in pieces:
+            sums.update(memoryview(piece))
+        offset = where.append(pieces)
+    else:
+        offset = where
+        _write_pieces(sink, [memoryview(piece) for piece in pieces], sums, offset, pool)
+    return Block(offset, int(ends[-1]), *sums.finish(), rows.counts, rows.shapes, stored)
+
+
+def _write_pieces(
+    sink: Sink, pieces: Sequence[memoryview], sums: BlockSums, offset: int, pool: ThreadPoolExecutor | None
+) -> BlockSums:
+    for piece in pieces:
         if pool is None:
-            sink.pwrite(offset + start, piece)
+            sink.pwrite(offset, piece)
             sums.update(piece)
         else:
-            written = pool.submit(sink.pwrite, offset + start, piece)
+            written = pool.submit(sink.pwrite, offset, piece)
             sums.update(piece)
             written.result()
-    return Block(offset, rows.data.nbytes, *sums.finish(), rows.counts, rows.shapes)
+        offset += len(piece)
+    return sums

@@ -197,6 +197,12 @@ class AppendTarget:
         """ATTRS as they are."""
         return self._index.attrs()
 
+    def dictionaries(self) -> dict[int, bytes | None]:
+        """DICTIONARY of each field, empty where it has none; None where it is still open, for want of samples."""
+        if not self.num_samples:
+            return dict.fromkeys(range(len(self._index.fields)))
+        return {number: self._index.dictionary(number) for number in range(len(self._index.fields))}
+
     def begin(self, fields: Sequence[Field], *, with_keys: bool) -> IndexWriter:
         """The index of the shards to come, and of the small segments before them, which it will replace.
 

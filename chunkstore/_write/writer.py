@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chunkstore._format.codec import RAW
 from chunkstore._format.constants import (
     HEAD_NBYTES,
     MAX_FILE_NBYTES,
@@ -18,10 +20,13 @@ from chunkstore._format.constants import (
     SHARD_SAMPLES,
 )
 from chunkstore._format.dtypes import parse
+from chunkstore._format.encode import CodecArg, parse_codecs
 from chunkstore._format.layout import samples_per_shard
 from chunkstore._format.schema import Field, check_fields, encode_attrs
 from chunkstore._format.segment import pad
+from chunkstore._write.coding import FieldCoder, choose_codecs, coders_of
 from chunkstore._write.index_writer import IndexWriter, Keys, encode_key
+from chunkstore._write.late import LateBlocks
 from chunkstore._write.shards import Rows, ShardWriter
 from chunkstore._write.staging import (
     FixedStage,
@@ -61,15 +66,20 @@ class Writer:
         mode: `"x"` refuses a path that exists, `"w"` replaces it when this one is complete, `"a"` appends to it.
         attrs: JSON object for the container; `writer.attrs` can be changed until a commit. With mode `"a"` these
             members are set, and the others stay.
-        num_samples: how many will be added, if that is known: each field of fixed shape then is one contiguous array in
-            the file. Otherwise the file has a piece of every field for every `shard_nbytes`. Not with mode `"a"`.
-        shard_nbytes: stored bytes of a shard. Memory use is about two of them and one sample: while one is summed and
-            written by two threads, the next one is filled.
+        num_samples: how many will be added, if that is known: each field of fixed shape, and each with a codec, then is
+            in one piece. Otherwise the file has a piece of every field for every `shard_nbytes`. Not with mode `"a"`.
+        shard_nbytes: bytes of a shard, before codecs. Memory use is about two of them and one sample: while one is
+            summed and written by two threads, the next one is filled. With codecs it is three.
+        codec: how chunks are stored: `{"image": "zstd:5", "pose": "blosc2:lz4,9,bitshuffle"}`, or `"zstd"` for every
+            field but those with rows of a fixed size below 64 bytes. `raw`, `zlib[:LEVEL]`, `zstd[:LEVEL][,dict]`,
+            `blosc2[:CODEC][,LEVEL][,FILTER]`; `dict` trains a dictionary on the first shard, for small rows that are
+            alike. Default: what the fields say, at the usual level. With mode `"a"` only options can change.
     Raises:
         FileExistsError, FileNotFoundError, PermissionError, IsADirectoryError: now, before any work.
         SchemaError: the fields cannot be those of a container, or are not those of the one to append to.
         LockedError: mode "a", and another writer has the container.
         FormatError: mode "a", and it cannot be read.
+        MissingExtraError: the package of a codec is not installed; also with the first sample.
     Not thread-safe.
     """
 
@@ -82,6 +92,7 @@ class Writer:
         attrs: Mapping[str, Any] | None = None,
         num_samples: int | None = None,
         shard_nbytes: int = SHARD_NBYTES,
+        codec: CodecArg | None = None,
     ) -> None:
         if mode not in ("x", "w", "a"):
             raise ValueError(f"mode: expected 'x' (new), 'w' (replace) or 'a' (append), found {mode!r}")
@@ -90,6 +101,7 @@ class Writer:
         if num_samples is not None and (num_samples < 0 or mode == "a"):
             raise ValueError(f"num_samples: expected 0 or more and not with mode 'a', found {num_samples}")
         known = None if fields is None else _as_fields(fields)
+        self._codecs = parse_codecs(codec)
         self._shard_nbytes = shard_nbytes
         self._promised = num_samples
         self._fields: tuple[Field, ...] | None = None
@@ -98,6 +110,8 @@ class Writer:
         self._failure: BaseException | None = None
         self._with_keys: bool | None = None
         self._shards = ShardWriter()
+        self._coders: list[FieldCoder | None] = []
+        self._late: dict[int, LateBlocks] = {}
         self._stages: list[Stage] = []
         self._slots: list[type_slot] = []
         self._num_slots = -1  # what `add` compares first: no sample has this length while fields are unknown
@@ -160,6 +174,8 @@ class Writer:
                 self._target.close()
             finally:
                 self._close_index()
+                for late in self._late.values():
+                    late.close()
 
     def commit(self) -> None:
         """Make all that was added part of the container, complete and synced. The writer can go on.
@@ -184,6 +200,7 @@ class Writer:
             self._shards.wait()
             index = self._ensure_index()
             index.set_attrs(self.attrs)
+            self._place_late(index)
             self._target.commit(index, self._tail)
         except BaseException as error:
             self._fail(error)
@@ -197,6 +214,7 @@ class Writer:
         self._promised = None  # it was for one region per field, and is kept
         self._regions.clear()
         self._ends.clear()
+        self._late.clear()
         self._num_written = 0
         self._changed = False
 
@@ -375,13 +393,16 @@ class Writer:
 
     # -- shards -------------------------------------------------------------------------------------------------------
 
-    def _begin(self, fields: tuple[Field, ...]) -> None:
-        """The fields are known: lay out what can be laid out."""
-        for field in fields:
-            if field.codec != "raw":
-                raise SchemaError(
-                    f"field {field.name!r}: this release writes the codec 'raw' only, not {field.codec!r}"
-                )
+    def _begin(self, fields: tuple[Field, ...], dictionaries: Mapping[int, bytes | None] | None = None) -> None:
+        """The fields are known: lay out what can be laid out.
+
+        Args:
+            fields: as given, or those of the container.
+            dictionaries: of a container that is appended to; None for a new one.
+        """
+        fields, options = choose_codecs(fields, self._codecs, fixed=dictionaries is not None)
+        self._coders = coders_of(fields, options, self._known_dictionaries() if dictionaries is None else dictionaries)
+        self._shards = ShardWriter(self._coders if any(self._coders) else ())
         self._fields = fields
         self._sample_nbytes = sum(field.row_nbytes or 0 for field in fields)
         capacity = samples_per_shard(self._sample_nbytes, self._shard_nbytes)
@@ -394,12 +415,23 @@ class Writer:
         if self._promised is not None:
             self._plan_regions(fields, self._promised)
 
+    def _known_dictionaries(self) -> Mapping[int, bytes | None]:
+        """Dictionaries of a new container that are there before its first row."""
+        return {}
+
     def _continue(self, fields: tuple[Field, ...] | None) -> None:
         """Append: the fields are those of the container."""
         assert self._target.fields is not None
-        if fields is not None and fields != self._target.fields:
-            raise SchemaError(f"{self._path}: fields: the container has {self._target.fields}, given were {fields}")
-        self._begin(self._target.fields)
+        known = self._target.fields
+        # A field that does not say its codec has that of the container.
+        given = fields and tuple(
+            replace(field, codec=known[place].codec) if field.codec == RAW and place < len(known) else field
+            for place, field in enumerate(fields)
+        )
+        if given is not None and given != known:
+            raise SchemaError(f"{self._path}: fields: the container has {known}, given were {fields}")
+        assert isinstance(self._target, AppendTarget)
+        self._begin(known, self._target.dictionaries())
         self._with_keys = self._target.with_keys
 
     def _plan_regions(self, fields: tuple[Field, ...], num_samples: int) -> None:
@@ -411,10 +443,14 @@ class Writer:
                 self._tail = pad(self._tail + nbytes, PART_ALIGNMENT)
         if self._tail > MAX_FILE_NBYTES:
             raise SchemaError(f"num_samples={num_samples}: such a container is longer than 2^63 bytes")
+        coded = [number for number, coder in enumerate(self._coders) if coder is not None]
+        folder = os.path.dirname(self._path) or os.curdir
+        # The first of them follows the regions; the others wait until its end is known.
+        self._late = {number: LateBlocks(folder) for number in coded[1:]}
 
     def _known_nbytes(self, field: Field, num_samples: int) -> int | None:
         """Bytes of all rows of a field, if they follow from their number."""
-        return None if field.row_nbytes is None else num_samples * field.row_nbytes
+        return None if field.row_nbytes is None or field.codec != RAW else num_samples * field.row_nbytes
 
     def _guarded_flush(self, arrays: Sequence[NDArray[Any]] | None = None) -> None:
         """Write a shard; if that fails, what is in the file is unknown and the writer takes nothing more."""
@@ -440,12 +476,20 @@ class Writer:
             index.add_keys(keys)
         self._shards.wait()
         rows = [stage.take(count) for stage in self._stages] if arrays is None else self._given(arrays)
-        offsets = [self._place(number, field.data.nbytes) for number, field in enumerate(rows)]
-        self._shards.submit(self._target.sink, index, rows, offsets)
+        self._train(index, rows)
+        self._shards.submit(self._target.sink, index, rows, self._place)
         self._slots = [_slot(stage) for stage in self._stages]
         self._num_written += count
         self._count = self._nbytes = 0
         self._changed = True
+
+    def _train(self, index: IndexWriter, rows: Sequence[Rows]) -> None:
+        """Make the dictionaries that are wanted, of the first shard."""
+        for number, (coder, field) in enumerate(zip(self._coders, rows, strict=True)):
+            if coder is not None:
+                coder.train(field.data, field.ends)
+                if coder.dictionary:
+                    index.dictionaries[number] = coder.dictionary
 
     def _given(self, arrays: Sequence[NDArray[Any]]) -> list[Rows]:
         return [fixed_rows(stage.field, array) for stage, array in zip(self._stages, arrays, strict=True)]
@@ -459,8 +503,13 @@ class Writer:
             self._index = self._target.begin(self._fields, with_keys=bool(self._with_keys))
         return self._index
 
-    def _place(self, number: int, nbytes: int) -> int:
-        """Where the next block of a field goes: into its region, or behind the last one; adjacent where it can."""
+    def _place(self, number: int, nbytes: int) -> int | LateBlocks:
+        """Where the next block of a field goes: into its region, or behind the last one; adjacent where it can.
+
+        Called from the thread that writes, one block after another; at rest after `ShardWriter.wait`.
+        """
+        if number in self._late:
+            return self._late[number]
         if number in self._regions:
             offset = self._regions[number]
             self._regions[number] += nbytes
@@ -468,6 +517,14 @@ class Writer:
         offset = self._tail if self._ends.get(number) == self._tail else pad(self._tail, PART_ALIGNMENT)
         self._tail = self._ends[number] = offset + nbytes
         return offset
+
+    def _place_late(self, index: IndexWriter) -> None:
+        """Put fields that waited behind all others, each in one piece."""
+        for number, late in self._late.items():
+            offset = pad(self._tail, PART_ALIGNMENT)
+            index.move(number, offset)
+            self._tail = offset + late.nbytes
+            late.place(self._target.sink, offset)
 
 
 def _slot(stage: Stage) -> type_slot:
