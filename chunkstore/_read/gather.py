@@ -21,6 +21,7 @@ from chunkstore._format.schema import Field, known_codec
 from chunkstore._read.batch import Positions, checked_buffer, checked_out, empty_array, empty_rows
 from chunkstore._read.checked import Checker, sum_of, sums_of
 from chunkstore._read.coded import CodedRows, UnknownRows
+from chunkstore._read.inorder import InOrder
 from chunkstore._read.ragged import Ragged, only_row, row_offsets, text_of
 from chunkstore._storage.buffers import byte_view
 from chunkstore._storage.source import Source, cold_reads
@@ -32,7 +33,6 @@ _SHORT_NBYTES: Final = 64  # below it, on average, one gather of bytes beats sli
 _PROBE_EVERY: Final = 8
 _SLOW: Final = 5  # times the usual: a row from the disk takes ten times as long and more
 _SLOW_NANOSECONDS: Final = 200_000  # below it, a late timer or another process may be the reason
-_TRIAL_NBYTES: Final = 1 << 20
 
 
 class Rows(Protocol):
@@ -117,52 +117,25 @@ class _RawRows:
         # Arrays are made over this one, not over the view: `np.ndarray` looks through a memoryview at the map behind,
         # which is writable, and would let anybody switch its arrays to writable.
         self._bytes = None if self._view is None else np.frombuffer(self._view, np.uint8)
-        self._ordered: NDArray[np.uint8] | None = None
-        self._run_hints = Hints()
+        self._in_order = InOrder(source)
 
     def hint(self, positions: Positions) -> None:
         self.checker.hint(positions)
 
     def _read_run(self, start: int, stop: int, dest: memoryview) -> None:
         """Read rows `[start, stop)` back to back, shard by shard."""
-        before = self._run_hints.begin()
-        read = self._reader()
-        at = 0
+        in_order, at = self._in_order, 0
         for low, high in self._shard_pieces(start, stop):
             offsets, nbytes = self.index.rows(np.array([low, high - 1]))
             offset, size = int(offsets[0]), int(offsets[1] + nbytes[1] - offsets[0])
             piece = dest[at : at + size]
             at += size
             if self.checker.done:
-                read(offset, piece)
-            else:
-                self._read_proving(low, high, offset, piece, read)
-        if before >= 0:
-            self._run_hints.end(before)
-
-    def _reader(self) -> Callable[[int, memoryview], None]:
-        """How to copy in order: by `pread` from the disk, from the map what is in memory.
-
-        Measured in memory: `pread` does 21 GB/s to addresses that are multiples of 64 and 8.5 to others, among them
-        those of `np.empty`; a copy from the map 22 to any, and more than that where the core has the data already.
-        """
-        if self._view is None or self._run_hints.cold:
-            return self.source.read_into
-        ordered = self._in_order()
-
-        def copy(offset: int, piece: memoryview) -> None:
-            # NumPy lets other threads run meanwhile, a copy between memoryviews does not.
-            np.copyto(np.frombuffer(piece, np.uint8), ordered[offset : offset + len(piece)])
-
-        return copy
-
-    def _in_order(self) -> NDArray[np.uint8]:
-        """The file over a second map, with read-ahead; made at the first run of data in memory, then kept."""
-        if self._ordered is None:
-            view = self.source.sequential_view(0, self.source.size)
-            assert view is not None
-            self._ordered = np.frombuffer(view, np.uint8)
-        return self._ordered
+                in_order.read(offset, np.frombuffer(piece, np.uint8))
+                continue
+            before = in_order.begin()
+            self._read_proving(low, high, offset, piece, in_order.reader())
+            in_order.end(before, size)
 
     def _shard_pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         starts = self.index.shard_starts
@@ -319,27 +292,14 @@ class FixedRows(_RawRows):
         typed = self.typed
         if typed is None or not self.checker.done:
             self._read_run(start, stop, byte_view(rows))
-        elif rows.nbytes < _LOOP_NBYTES:
+        elif rows.nbytes < _LOOP_NBYTES and not self._in_order.cold:
+            before = self._in_order.begin()
             np.copyto(rows, typed[start:stop])  # a few pages: not worth to ask how
+            self._in_order.end(before, rows.nbytes)
         else:
-            self._copy_run(self.extents[0].offset + start * self.row_nbytes, rows)
+            offset = self.extents[0].offset + start * self.row_nbytes
+            self._in_order.read(offset, rows.reshape(-1).view(np.uint8))
         return rows
-
-    def _copy_run(self, offset: int, rows: NDArray[Any]) -> None:
-        """One extent, nothing to prove: 2 µs and the copy."""
-        hints, flat = self._run_hints, rows.reshape(-1).view(np.uint8)
-        before, done = hints.begin(), 0
-        if hints.cold and len(flat) > 2 * _TRIAL_NBYTES:
-            # Perhaps only the last run was cold, or there was none: the first piece tells.
-            done = _TRIAL_NBYTES
-            self.source.read_into(offset, flat[:done])
-            hints.end(before)
-        if hints.cold:
-            self.source.read_into(offset + done, flat[done:])
-        else:
-            np.copyto(flat[done:], self._in_order()[offset + done : offset + len(flat)])
-        if before >= 0:
-            hints.end(before)
 
     def getter(self) -> Callable[[int], Any]:
         if self._view is None or not self.row_nbytes or not self.extents:
