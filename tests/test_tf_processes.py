@@ -36,10 +36,11 @@ batches = strategy.distribute_datasets_from_function(of)
 seen = [strategy.experimental_local_results(batch["x"])[0].shape[0] for batch in batches]
 assert seen == [32] * 10, seen
 
-# The exit, with an iterator half-way: its threads are busy with batches and with Python.
-half = iter(dataset(sys.argv[1], 8, shuffle=True, repeat=True, prefetch=8, engine=sys.argv[2]))
-for _ in range(5):
-    next(half)
+# The exit, with iterators half-way: their threads are busy with batches and with Python.
+half = [iter(dataset(sys.argv[1], 8, shuffle=True, repeat=True, prefetch=8, engine=sys.argv[2])) for _ in range(3)]
+for batches in half:
+    for _ in range(5):
+        next(batches)
 print("done", flush=True)
 if sys.argv[3] == "raise":
     raise RuntimeError("on purpose")

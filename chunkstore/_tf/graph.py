@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
@@ -60,6 +62,23 @@ class Host:
 
         # Not "stateful": a checkpoint would refuse it. What it reads does not change.
         return tf.numpy_function(function, [*inputs, self._anchor], dtypes, stateful=False)
+
+
+@atexit.register
+def _drop_iterators() -> None:
+    """End all tf.data iterators before the interpreter does.
+
+    A call of Python that waits for the interpreter when it begins to end waits for ever; and with it the iterator that
+    made the call, and with that the main thread, which deletes it. Nobody else can end iterators: they belong to the
+    user's frames and to tracebacks.
+    """
+    kinds = {}
+    for each in gc.get_objects():
+        kind = type(each)
+        if kind not in kinds:
+            kinds[kind] = issubclass(kind, tf.data.Iterator) or kind.__name__ == "OwnedMultiDeviceIterator"
+        if kinds[kind]:
+            vars(each).clear()
 
 
 class _Anchor(np.ndarray[Any, np.dtype[np.uint8]]):
