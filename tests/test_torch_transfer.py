@@ -18,6 +18,7 @@ import torch_containers as containers  # noqa: E402
 from fake_device import FakeDriver, raw  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
+from chunkstore._torch import transfer  # noqa: E402
 from chunkstore._torch.transfer import Staging  # noqa: E402
 from chunkstore.torch import Dataset, Loader, RaggedTensors, prefetch  # noqa: E402
 
@@ -129,6 +130,21 @@ def test_device_transform_runs_on_the_copy_stream(path: str, drivers: list[FakeD
     assert streams == {driver.copies}
 
 
+def test_device_transform_sees_what_the_user_made_before(path: str, drivers: list[FakeDriver]) -> None:
+    """Work of the user's stream from before the iteration, however slow, comes before the copy stream's."""
+    drivers.append(driver := FakeDriver(0))
+    table, seen = np.zeros(1, np.uint8), []
+
+    def look_up(batch: dict[str, Any]) -> dict[str, Any]:
+        driver.current.issue(lambda: seen.append(table.item()))
+        return batch
+
+    loader = staged_loader(path, driver, transform=look_up)
+    driver.user.issue(lambda: (time.sleep(0.2), table.fill(7)))
+    assert train(loader, driver, 1) == 0
+    assert set(seen) == {7}
+
+
 def test_transforms_that_make_new_tensors(path: str, drivers: list[FakeDriver]) -> None:
     """What a batch_transform makes, tensors or NumPy arrays, is staged in pinned memory, too."""
     drivers.append(driver := FakeDriver())
@@ -140,6 +156,74 @@ def test_transforms_that_make_new_tensors(path: str, drivers: list[FakeDriver]) 
     for function in made.values():
         loader = staged_loader(path, driver, shuffle=True, batch_transform=function)
         assert train(loader, driver) == 0
+
+
+def test_what_is_copied_belongs_to_the_pinned_storage(path: str, drivers: list[FakeDriver]) -> None:
+    """Also parts of a batch: torch's allocator knows by the storage that a copy from its memory is under way."""
+
+    class Watched(FakeDriver):
+        def pinned(self, nbytes: int) -> Any:
+            memory = super().pinned(nbytes)
+            storages.add(memory.untyped_storage()._cdata)
+            return memory
+
+        def copy(self, destination: Any, source: Any) -> None:
+            copied.append(source.untyped_storage()._cdata)
+            super().copy(destination, source)
+
+    storages: set[int] = set()
+    copied: list[int] = []
+    drivers.append(driver := Watched())
+    halves = Dataset(path, batch_transform=lambda b: {"x": b["x"][4:, ::2], "label": b["label"][4:]})
+    loader = staged_loader(halves, driver, shuffle=True)  # type: ignore[arg-type]
+    for batch in loader:
+        assert tuple(batch["x"].shape) == (4, 32)
+    loader.close()
+    assert len(copied) == 2 * N // BATCH
+    # The rows have gaps: they were made one piece in a buffer of their own.
+    assert set(copied) <= storages
+
+
+def test_pinned_host_batches_belong_to_the_pinned_storage(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where the user copies: each tensor is a part of what the allocator of pinned memory gave."""
+    storages: list[int] = []
+
+    def pinned(nbytes: int) -> Any:
+        memory = torch.empty(nbytes, dtype=torch.uint8)
+        storages.append(memory.untyped_storage()._cdata)
+        return memory
+
+    monkeypatch.setattr(transfer, "_pinned_memory", pinned)
+    dataset = Dataset(path, batch_transform=lambda b: {"x": b["x"][4:], "label": b["label"]})
+    host = transfer.Host(0, pin_memory=True)
+    batch = host.load(lambda allocate: dataset.make_batch(np.arange(8, 16), allocate))
+    assert batch["label"].tolist() == list(range(8, 16))
+    assert batch["x"][:, 63].tolist() == [12, 13, 14, 15]
+    assert {tensor.untyped_storage()._cdata for tensor in batch.values()} == set(storages)
+
+
+@pytest.mark.parametrize(
+    ("change", "is_part"),
+    [
+        (lambda t: t[3:], True),
+        (lambda t: t.T, True),
+        (lambda t: t.view(torch.bfloat16)[:, 1:], True),
+        (lambda t: t.view(torch.complex64).conj(), False),
+        (lambda t: torch.frombuffer(t.numpy().reshape(-1).view(np.uint8)[1:5], dtype=torch.float32), False),
+        (lambda t: t + 1, False),
+    ],
+)
+def test_parts_of_memory(change: Any, is_part: bool) -> None:
+    """Views, also of another dtype, are parts of the same memory; what a storage cannot say is none."""
+    owner = torch.arange(256, dtype=torch.uint8)
+    changed = change(torch.from_numpy(owner.numpy().view(np.float32).reshape(8, 8)))
+    assert (transfer._owner_of(changed, [torch.zeros(8, dtype=torch.uint8), owner]) is owner) == is_part
+    if is_part:
+        part = transfer._part_of(owner, changed)
+        assert part.dtype == changed.dtype
+        assert (part.shape, part.stride()) == (changed.shape, changed.stride())
+        assert part.data_ptr() == changed.data_ptr()
+        assert part.untyped_storage()._cdata == owner.untyped_storage()._cdata
 
 
 def test_a_half_read_epoch_and_the_next(path: str, drivers: list[FakeDriver]) -> None:

@@ -204,9 +204,8 @@ class Ring(Generic[Task, Result]):
         """
         if self._ended:
             raise StopIteration
+        self.check_process()
         shared = self._shared
-        if shared.num_forks != _num_forks:
-            raise RuntimeError("a loader's iteration cannot go on in a forked process; begin one there with iter()")
         if self._inline:
             self._make_one()
         result, seconds = shared.get()
@@ -219,6 +218,11 @@ class Ring(Generic[Task, Result]):
             self.close()
             _raise(result)
         return result
+
+    def check_process(self) -> None:
+        """Raise RuntimeError in a forked child, which has none of the threads."""
+        if self._shared.num_forks != _num_forks:
+            raise RuntimeError("a loader's iteration cannot go on in a forked process; begin one there with iter()")
 
     def _make_one(self) -> None:
         try:

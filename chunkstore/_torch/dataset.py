@@ -6,6 +6,7 @@ import operator
 import os
 import struct
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import get_worker_info
 
 from chunkstore._format.checksum import sum64
 from chunkstore._loading.recycle import Recycler
+from chunkstore._read.ragged import Ragged
 from chunkstore._read.reader import Reader
 from chunkstore._read.reader import open as open_reader
 from chunkstore._read.select import Selection
@@ -234,11 +236,25 @@ class Dataset(torch.utils.data.Dataset[Any]):
             batch = _collated(self._transform_each(batch, indices))
         return batch if self.batch_transform is None else self.batch_transform(batch)
 
+    def make_batches(
+        self, run: Sequence[NDArray[np.int64]], allocate: Callable[..., NDArray[Any]]
+    ) -> list[dict[str, Any]]:
+        """The batches of several arrays of indices by one gather: they share its memory. Without transforms."""
+        arrays = self._read(np.concatenate(run), allocate)
+        stops = list(accumulate(map(len, run)))
+        return [
+            {name: column.batch(_part(arrays[name], start, stop)) for name, column in self._columns.items()}
+            for start, stop in zip([0, *stops], stops, strict=False)
+        ]
+
     def _gather(self, indices: Any, allocate: Callable[..., NDArray[Any]]) -> dict[str, Any]:
+        arrays = self._read(indices, allocate)
+        return {name: column.batch(arrays[name]) for name, column in self._loaded.items()}
+
+    def _read(self, indices: Any, allocate: Callable[..., NDArray[Any]]) -> dict[str, NDArray[Any] | Ragged]:
         num_rows = len(indices)
         out = {name: allocate(name, (num_rows, *shape), dtype) for name, shape, dtype in self._fixed}
-        arrays = self.reader.batch(indices, fields=None if self._all_fields else self._names, out=out)
-        return {name: column.batch(arrays[name]) for name, column in self._loaded.items()}
+        return self.reader.batch(indices, fields=None if self._all_fields else self._names, out=out)
 
     def _transform_each(self, batch: dict[str, Any], indices: Any) -> list[Any]:
         samples = Batch(batch, len(indices), self._columns)
@@ -267,6 +283,16 @@ def fingerprint_of(reader: Reader | Selection) -> str:
     if not isinstance(reader, Selection):
         return reader.fingerprint
     return f"{reader.fingerprint}-{sum64(reader.positions.astype('<i8').tobytes()):016x}"
+
+
+def _part(rows: NDArray[Any] | Ragged, start: int, stop: int) -> NDArray[Any] | Ragged:
+    """Rows `[start, stop)`, sharing memory."""
+    if not isinstance(rows, Ragged):
+        return rows[start:stop]
+    offsets = rows.offsets[start : stop + 1]
+    values = rows.values[offsets[0] : offsets[-1]]
+    shapes = None if rows.shapes is None else rows.shapes[start:stop]
+    return Ragged(values, offsets - offsets[0], shapes, rows.text)
 
 
 def _positions(indices: list[Any]) -> Any:

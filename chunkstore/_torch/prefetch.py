@@ -73,6 +73,7 @@ class Prefetch:
             self._transfer = Blocking(Host(0), device, transform)
 
     def __iter__(self) -> PrefetchIterator:
+        self._transfer.reset()
         return PrefetchIterator(iter(self._loader), self._transfer, self._depth)
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ the rest runs, and is tested, without a GPU.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
@@ -27,7 +27,13 @@ _ALIGNMENT: Final = 512  # what the allocators of CUDA use; copies of aligned me
 
 
 class Transfer(Protocol):
-    """Where the loader's threads leave a batch and the user takes it."""
+    """Where the loader's threads leave a batch and the user takes it.
+
+    Attributes:
+        takes_runs: whether `load` may be given a list of batches that are parts of the same memory.
+    """
+
+    takes_runs: bool
 
     def load(self, make: Callable[[Allocate], Any]) -> Any:
         """In a thread: make a batch in memory of this stage and send it off."""
@@ -54,13 +60,30 @@ class Host:
     def __init__(self, num_batches: int, *, pin_memory: bool = False, transform: Transform | None = None) -> None:
         self._recycler = Recycler(num_batches)
         self._transform = transform
-        self._allocate: Allocate = _allocate_pinned if pin_memory else self._recycler.empty
         self._pin_memory = pin_memory
+        self.takes_runs = transform is None and not pin_memory
 
     def load(self, make: Callable[[Allocate], Any]) -> Any:
-        batch = make(self._allocate)
-        batch = batch if self._transform is None else self._transform(batch)
-        return map_tensors(batch, _pinned) if self._pin_memory else batch
+        if self._pin_memory:
+            return self._load_pinned(make)
+        batch = make(self._recycler.empty)
+        return batch if self._transform is None else self._transform(batch)
+
+    def _load_pinned(self, make: Callable[[Allocate], Any]) -> Any:
+        owners: list[torch.Tensor] = []
+
+        def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+            owners.append(_pinned_memory(int(np.prod(shape)) * dtype.itemsize))
+            return np.ndarray(shape, dtype, owners[-1].numpy())
+
+        def deliver(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.is_nested:
+                return _map_nested(tensor, deliver)
+            owner = _owner_of(tensor, owners)
+            return _pinned(tensor) if owner is None else _part_of(owner, tensor)
+
+        batch = make(allocate)
+        return map_tensors(batch if self._transform is None else self._transform(batch), deliver)
 
     def receive(self, sent: Any) -> Any:
         return sent
@@ -75,20 +98,41 @@ class Host:
         self._recycler.clear()
 
 
-def _allocate_pinned(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    nbytes = int(np.prod(shape)) * dtype.itemsize
-    memory = torch.empty(max(nbytes, 1), dtype=torch.uint8, pin_memory=True).numpy()
-    return np.ndarray(shape, dtype, memory)
+def _pinned_memory(nbytes: int) -> torch.Tensor:
+    return torch.empty(max(nbytes, 1), dtype=torch.uint8, pin_memory=True)
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_nested:
-        return _map_nested(tensor, _pinned)
     return tensor if tensor.device.type != "cpu" or tensor.is_pinned() else tensor.pin_memory()
+
+
+def _owner_of(tensor: torch.Tensor, owners: Iterable[torch.Tensor]) -> torch.Tensor | None:
+    """Which of these pieces of memory, of uint8, the tensor is a plain part of."""
+    if tensor.device.type != "cpu" or tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+        return None
+    for owner in owners:
+        offset = tensor.data_ptr() - owner.data_ptr()
+        if 0 <= offset < owner.nbytes and offset % tensor.itemsize == 0:
+            return owner
+    return None
+
+
+def _part_of(owner: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The same tensor as a part of the storage in whose memory it lies.
+
+    What came by way of NumPy has a storage of its own. Torch's allocator of pinned memory knows a copy to a device by
+    the storage of its source, or by the address where that begins; of any other part it hears nothing, and would hand
+    the memory out again in the middle of the copy.
+    """
+    offset = (tensor.data_ptr() - owner.data_ptr()) // tensor.itemsize
+    part = torch.empty(0, dtype=tensor.dtype)
+    return part.set_(owner.untyped_storage(), offset, tensor.shape, tensor.stride())
 
 
 class Blocking:
     """Any device without a driver here (mps, xpu, ...): a plain copy in the user's thread."""
+
+    takes_runs = False
 
     def __init__(self, host: Host, device: torch.device, device_transform: Transform | None) -> None:
         self._host, self._device, self._transform = host, device, device_transform
@@ -194,7 +238,6 @@ class _Slot(Generic[Event]):
     def __init__(self, driver: Driver[Event]) -> None:
         self._driver = driver
         self._buffers: dict[str | int, tuple[torch.Tensor, NDArray[np.uint8]]] = {}
-        self._spans: list[tuple[int, int]] = []
         self._sources: list[torch.Tensor] = []  # pinned by others, to be kept until they are copied
         self.copied: Event | None = None
 
@@ -208,7 +251,6 @@ class _Slot(Generic[Event]):
     def free(self) -> None:
         self.begin()
         self._buffers.clear()
-        self._spans.clear()
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         return np.ndarray(shape, dtype, self._buffer(name, int(np.prod(shape)) * dtype.itemsize)[1])
@@ -220,16 +262,15 @@ class _Slot(Generic[Event]):
             nbytes = nbytes if buffer is None else nbytes + nbytes // 4
             memory = self._driver.pinned(-(-max(nbytes, 1) // _ALIGNMENT) * _ALIGNMENT)
             buffer = self._buffers[name] = memory, memory.numpy()
-            self._spans = [(held.data_ptr(), held.nbytes) for held, _ in self._buffers.values()]
         return buffer
 
     def stage(self, name: int, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor itself if it lies in these buffers, else a copy of it there."""
-        start = tensor.data_ptr()
-        if any(first <= start < first + nbytes for first, nbytes in self._spans):
-            return tensor
         if not tensor.nbytes:
             return tensor
+        owner = _owner_of(tensor, (held for held, _ in self._buffers.values()))
+        if owner is not None:
+            return _part_of(owner, tensor)
         if self._driver.is_pinned(tensor):
             self._sources.append(tensor)
             return tensor
@@ -262,8 +303,6 @@ class _Fixed(Generic[Event]):
         return held[: shape[0]] if shape else held
 
     def free(self) -> None:
-        for tensor in self._tensors.values():
-            self._driver.keep(tensor)  # the user's stream may still be reading the last batch
         self._tensors.clear()
 
 
@@ -278,6 +317,8 @@ class Staging(Generic[Event]):
             device tensors, used in turn: a batch is valid until the next one is asked for.
         device_transform: called with the batch on the device, on the copy stream; returns what the user gets.
     """
+
+    takes_runs = False
 
     def __init__(
         self, driver: Driver[Event], *, num_slots: int, num_fixed: int = 0, device_transform: Transform | None = None
@@ -342,10 +383,8 @@ class Staging(Generic[Event]):
         return map_tensors(map_leaves(batch, _array_as_tensor), move)
 
     def receive(self, sent: Sent) -> Any:
-        driver = self._driver
-        driver.wait(sent.event)
-        if sent.fixed is None or self._transform is not None:
-            map_tensors(sent.batch, self._keep)
+        self._driver.wait(sent.event)
+        map_tensors(sent.batch, self._keep)  # static ones, too: the loader may be dropped while they are in use
         self._received = sent.fixed
         return sent.batch
 
@@ -360,13 +399,15 @@ class Staging(Generic[Event]):
             self._received = None
 
     def reset(self) -> None:
+        driver = self._driver
         self._received = None
-        if self._all_fixed:
-            # Batches that were never delivered, or that the user had at the end: he may still be using the last one.
-            used = self._driver.record()
-            for fixed in self._all_fixed:
-                fixed.used = used
-            self._fixed = deque(self._all_fixed)
+        # Batches that were never delivered, or that the user had at the end: he may still be using the last one.
+        used = driver.record()
+        for fixed in self._all_fixed:
+            fixed.used = used
+        self._fixed = deque(self._all_fixed)
+        with driver.on_copy_stream():
+            driver.wait(used)  # what the user has made until now (means, tables) is there for a device_transform
 
     def free(self) -> None:
         for slot in self._slots:
