@@ -25,7 +25,7 @@ if _typing.TYPE_CHECKING:
     from chunkstore._read.ragged import Ragged
     from chunkstore._read.reader import Reader, open
     from chunkstore._read.select import Selection
-    from chunkstore._rewrite.merge import merge
+    from chunkstore._rewrite.merge import Merged, merge
     from chunkstore._rewrite.recover import Lost, Recovery, recover
     from chunkstore._rewrite.repack import repack
     from chunkstore._verify.report import Damage, Report
@@ -69,6 +69,7 @@ __all__ = [
     "LimitError",
     "LockedError",
     "Lost",
+    "Merged",
     "MissingExtraError",
     "NotAContainerError",
     "PoisonedError",
@@ -106,6 +107,7 @@ _HOMES = {
     "ExportReport": "_ingest.convert.report",
     "Field": "_format.schema",
     "Lost": "_rewrite.recover",
+    "Merged": "_rewrite.merge",
     "Ragged": "_read.ragged",
     "Reader": "_read.reader",
     "Recovery": "_rewrite.recover",

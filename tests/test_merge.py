@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import oracle
 import pytest
 import strategies
 from hypothesis import given
 
+from chunkstore import convert, export
+from chunkstore import open as chunkstore_open
 from chunkstore._format.schema import Field
 from chunkstore._rewrite.merge import merge
 from chunkstore._write.writer import Writer
@@ -71,7 +75,10 @@ def test_the_same_inputs_make_the_same_bytes(tmp_path: Path) -> None:
         with Writer(tmp_path / name, attrs=attrs) as writer:
             writer.add({"n": 1}, name)
     for name in "cd":
-        merge([tmp_path / "a", tmp_path / "b"], tmp_path / name)
+        merged = merge([tmp_path / "a", tmp_path / "b"], tmp_path / name)
+        assert merged.num_samples == 2
+        (note,) = merged.notes
+        assert re.fullmatch(r"the attribute 'y' is not kept: it is not the same in .*/a and .*/b", note)
     assert (tmp_path / "c").read_bytes() == (tmp_path / "d").read_bytes()
     assert oracle.read(tmp_path / "c").attrs() == {"x": 1}
 
@@ -121,3 +128,79 @@ def test_progress_ends_at_all(tmp_path: Path) -> None:
     merge([tmp_path / "a"], tmp_path / "b", progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (16000, 16000)
     assert seen == sorted(seen)
+
+
+# -- attributes -------------------------------------------------------------------------------------------------------
+
+
+def converted(folder: Path, name: str, classes: str, dtype: str = "<f4", suffix: str = "npy") -> Path:
+    """A container made of a folder for each class, with two files in each."""
+    for kind in classes:
+        (folder / name / kind).mkdir(parents=True)
+        for number in range(2):
+            np.save(folder / name / kind / f"{name}{number}.{suffix}", np.full(3, number, dtype))
+    convert(folder / name, folder / f"{name}.cks", layout="classes")
+    return folder / f"{name}.cks"
+
+
+def test_the_record_of_original_files_is_joined(tmp_path: Path) -> None:
+    """What `export` makes of the merged container are the files of both."""
+    merged = merge([converted(tmp_path, "a", "xy"), converted(tmp_path, "b", "xy")], tmp_path / "all.cks")
+    assert merged.notes == ()
+    export(tmp_path / "all.cks", tmp_path / "out")
+    for name in "ab":
+        for path in (tmp_path / name).rglob("*.npy"):
+            assert (tmp_path / "out" / path.relative_to(tmp_path / name)).read_bytes() == path.read_bytes()
+
+
+def test_a_field_of_other_files_is_told(tmp_path: Path) -> None:
+    """Byte orders that differ are not kept, nothing else is lost, and a note says so."""
+    first, second = converted(tmp_path, "a", "x"), converted(tmp_path, "b", "x", ">f4")
+    merged = merge([first, second], tmp_path / "all.cks")
+    assert len(merged.notes) == 1
+    assert merged.notes[0].startswith("the dtype of the original arrays of field 'data' is not kept")
+    with chunkstore_open(tmp_path / "all.cks") as ds:
+        assert ds.attrs["class_names"] == {"label": ["x"]}
+        assert ds.attrs["chunkstore"]["origin"]["fields"]["data"]["dtype"] is None
+
+
+def test_files_of_rows_are_strung_together(tmp_path: Path) -> None:
+    """Equal names get one beside them, and the counts fit the samples."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "x.npy", np.arange(6).reshape(3, 2))
+        convert(tmp_path / name, tmp_path / f"{name}.cks", layout="rows")
+    merged = merge([tmp_path / "a.cks", tmp_path / "b.cks"], tmp_path / "all.cks")
+    assert merged.notes == ()
+    with chunkstore_open(tmp_path / "all.cks") as ds:
+        assert ds.attrs["chunkstore"]["origin"]["files"] == [["x.npy", 3], ["x-2.npy", 3]]
+    export(tmp_path / "all.cks", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["x-2.npy", "x.npy"]
+
+
+def test_no_record_is_guessed(tmp_path: Path) -> None:
+    """A container that a program wrote has none: the merged one has none, and a note says why."""
+    with Writer(tmp_path / "b.cks", fields={"data": ("float32", (3,)), "label": "int64"}) as writer:
+        writer.add({"data": np.zeros(3, np.float32), "label": 0}, "z")
+    first = converted(tmp_path, "a", "x")
+    merged = merge([first, tmp_path / "b.cks"], tmp_path / "all.cks")
+    assert [note.partition(":")[0] for note in merged.notes] == [
+        "the class names of field 'label' are not kept",
+        "the record of the original files is not kept",
+    ]
+    with chunkstore_open(tmp_path / "all.cks") as ds:
+        assert ds.attrs == {}
+
+
+def test_a_number_never_changes_its_class(tmp_path: Path) -> None:
+    """A list that goes on where the other ends is kept; one that gives a number to another class is refused."""
+    first, more, other = (converted(tmp_path, name, kinds) for name, kinds in (("a", "xy"), ("b", "xyz"), ("c", "xz")))
+    merge([first, more], tmp_path / "all.cks")
+    with chunkstore_open(tmp_path / "all.cks") as ds:
+        assert ds.attrs["class_names"] == {"label": ["x", "y", "z"]}
+    with pytest.raises(
+        SchemaError, match=r"number 1 is the class 'z' in .*c\.cks and 'y' in .*b\.cks, and merge does not"
+    ):
+        merge([first, other, more], tmp_path / "out.cks")
+    assert not (tmp_path / "out.cks").exists()
+    assert merge([first, other], tmp_path / "out.cks", attrs={"mine": 1}).notes == ()

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-from damaged import Damaged
+from damaged import Damaged, repair
 
 import chunkstore
+from chunkstore._format.index import FieldIndex, read_index
+from chunkstore._format.superblock import decode_head
 from chunkstore._rewrite.recover import Recovery, recover
+from chunkstore._rewrite.room import BEHIND, EMPTY, MOST_EMPTY, OVERLAP, runs
+from chunkstore._storage.source import open_source
 
 N = 40  # samples
 COMMITS = (20, 10, 6, 4)  # in a streamed container: the small ones are merged into one segment
@@ -314,3 +318,92 @@ def test_what_is_cut_off_is_one_run_of_samples(tmp_path: Path) -> None:
     assert len(found.lost) == 1
     assert found.num_saved + found.num_lost == 40
     assert found.lost[0].stop == 40
+
+
+# -- an index that lies ------------------------------------------------------------------------------------------------
+
+
+def claim(path: Path, num_samples: int, *, behind: bool) -> None:
+    """Have a container of one shard and one field say that it has so many samples, with all checksums right.
+
+    Args:
+        behind: whether the committed end and the block grow with it, so that the gate lets rows with bytes pass.
+    """
+    data = bytearray(path.read_bytes())
+    superblock = decode_head(bytes(data[:8192]), len(data)).superblock
+    index = Damaged(path).index()
+    (directory,) = index.directories
+    data[directory.offset + 16 : directory.offset + 24] = num_samples.to_bytes(8, "little")
+    starts = Damaged(path).entry("SHARD_STARTS").offset
+    data[starts + 8 : starts + 16] = num_samples.to_bytes(8, "little")
+    blocks = Damaged(path).entry("BLOCKS").offset
+    row = index.fields[0].item_nbytes
+    data[blocks + 8 : blocks + 16] = (row * num_samples).to_bytes(8, "little")
+    data[blocks + 24 : blocks + 32] = (1 << 62).to_bytes(8, "little")  # one group holds all
+    if behind:
+        end = (superblock.committed_end + row * num_samples) // 4096 * 4096 + 4096
+        data[64:72] = end.to_bytes(8, "little")
+    repair(data)
+    path.write_bytes(data)
+
+
+def test_samples_without_a_byte(tmp_path: Path) -> None:
+    """10^12 rows of no bytes, of which nothing is stored but their number: a million are saved, the others counted."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path) as writer:
+        writer.add_batch({"x": np.zeros((3, 0), np.float32)})
+    claim(path, 10**12, behind=False)
+    assert len(chunkstore.open(path)) == 10**12
+    found = recover(path, tmp_path / "b.cks")
+    assert found.num_saved == MOST_EMPTY
+    assert found.num_lost == 10**12 - MOST_EMPTY
+    assert [(one.start, one.stop, one.reason) for one in found.lost] == [(MOST_EMPTY, 10**12, EMPTY)]
+    assert chunkstore.verify(tmp_path / "b.cks").ok
+
+
+def test_samples_that_the_file_is_too_short_for(tmp_path: Path) -> None:
+    """10^15 samples in a file of 12 KB that says it was cut off: those behind its end are one run, found at once."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path) as writer:
+        writer.add_batch({"x": np.arange(3000, dtype=np.uint8)})
+    chunkstore.repack(path, path, mode="w")
+    claim(path, 10**15, behind=True)
+    size = path.stat().st_size
+    found = recover(path, tmp_path / "b.cks")
+    assert found.num_saved + found.num_lost == 10**15
+    assert found.num_saved <= size
+    assert [one.reason for one in found.lost] == [BEHIND]
+
+
+def test_runs_are_what_reading_finds(tmp_path: Path) -> None:
+    """Cut to any length, a container with its index in front loses the same samples as reading each would show."""
+    path = tmp_path / "a.cks"
+    fields: Any = {"r": ("uint8", (None,)), "x": ("uint8", (7,)), "y": "int16"}
+    with chunkstore.Writer(path, fields=fields, shard_nbytes=90) as writer:
+        for number in range(60):
+            writer.add({"r": np.zeros(number % 5, np.uint8), "x": np.full(7, number, np.uint8), "y": number})
+    chunkstore.merge([path], tmp_path / "front.cks")
+    with open_source(tmp_path / "front.cks", "pread") as source:
+        index = read_index(source)
+        size = source.size
+    ends = [[sum(FieldIndex(index, field).row(n)) for n in range(60)] for field in (1, 2)]
+    for nbytes in range(index.directories[0].end, size + 1):
+        found = list(runs(index, nbytes))
+        assert [found[0].start, *(run.stop for run in found)] == [*(run.start for run in found), 60]
+        kept = {n for run in found if not run.reason for n in range(run.start, run.stop)}
+        assert kept == {n for n in range(60) if all(field[n] <= nbytes for field in ends)}
+
+
+def test_shards_that_lie_over_each_other(tmp_path: Path) -> None:
+    """Blocks that all claim the same bytes cannot make the work grow with the square of the file."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path, shard_nbytes=4096) as writer:
+        writer.add_batch({"x": np.zeros((20 * 4096,), np.uint8)})
+    with open_source(path, "pread") as source:
+        index = read_index(source)
+    index.blocks = index.blocks.copy()
+    index.blocks["offset"] = 8192
+    found = list(runs(index, 9000))
+    assert sum(run.stop - run.start for run in found if not run.reason) <= 9000
+    assert found[-1].stop == 20 * 4096
+    assert {run.reason for run in found} <= {"", BEHIND, OVERLAP}

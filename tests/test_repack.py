@@ -96,3 +96,18 @@ def test_what_cannot_be_repacked(tmp_path: Path) -> None:
     with pytest.raises(CorruptError, match="field 'x'"):
         repack(path, tmp_path / "b.cks")
     assert os.listdir(tmp_path) == ["a.cks"]
+
+
+def test_progress_counts_copying_and_verifying(tmp_path: Path) -> None:
+    """Bytes of rows twice: half of it is there before the file is verified, and it ends at all."""
+    path = tmp_path / "a.cks"
+    with Writer(path, fields={"x": "int64", "r": ("uint8", (None,))}, shard_nbytes=1 << 20) as writer:
+        for number in range(5000):
+            writer.add({"x": number, "r": np.zeros(number % 3, np.uint8)})
+    seen: list[tuple[int, int]] = []
+    repack(path, tmp_path / "b.cks", progress=lambda done, total: seen.append((done, total)))
+    nbytes = 5000 * 8 + sum(number % 3 for number in range(5000))
+    assert seen[-1] == (2 * nbytes, 2 * nbytes)
+    assert seen == sorted(seen)
+    assert (nbytes, 2 * nbytes) in seen
+    assert any(nbytes < done < 2 * nbytes for done, _ in seen)

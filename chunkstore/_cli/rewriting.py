@@ -20,13 +20,16 @@ def _mode(overwrite: bool) -> Literal["x", "w"]:
     return "w" if overwrite else "x"
 
 
-def _report(path: str, as_json: bool) -> None:
+def _report(path: str, as_json: bool, notes: tuple[str, ...] = ()) -> None:
     """What became of it."""
     with chunkstore.open(path, backend="pread") as ds:
         nbytes = Path(path).stat().st_size
         if as_json:
-            write_json({"path": path, "num_samples": len(ds), "nbytes": nbytes, "fingerprint": ds.fingerprint})
+            facts = {"path": path, "num_samples": len(ds), "nbytes": nbytes, "fingerprint": ds.fingerprint}
+            write_json({**facts, "notes": list(notes)})
         else:
+            for note in notes:
+                write_prose(f"note: {note}")
             write(f"{one_line(path)}: {plural(len(ds), 'sample')}, {nbytes_text(nbytes)}, verified")
 
 
@@ -43,14 +46,15 @@ Examples:
 def merge(out: str, files: tuple[str, ...], overwrite: bool, as_json: bool) -> None:
     """Put the samples of each FILE into the new container OUT, in the order given.
 
-    All must have the same fields, and no key twice. Data are copied by the system where it can, and OUT is verified
-    as a whole before it gets its name.
+    All must have the same fields, and no key twice, and class names must number the same classes. Attributes that
+    differ are not kept, and listed. Data are copied by the system where it can, and OUT is verified as a whole before
+    it gets its name.
     """
     for file in files:
         advise_if_no_container(file)
     with bytes_bar("merge") as progress:
-        chunkstore.merge(files, out, mode=_mode(overwrite), progress=progress)
-    _report(out, as_json)
+        merged = chunkstore.merge(files, out, mode=_mode(overwrite), progress=progress)
+    _report(out, as_json, merged.notes)
 
 
 @click.command(
@@ -79,10 +83,8 @@ def repack(file: str, out: str, keys_file: Any, overwrite: bool, as_json: bool) 
     """
     advise_if_no_container(file)
     keys = None if keys_file is None else [line.rstrip("\n") for line in keys_file if line.strip()]
-    with samples_bar("repack") as progress:
-        chunkstore.repack(
-            file, out, keys=keys, mode=_mode(overwrite), progress=lambda done, total: progress(done, total, 0, 0)
-        )
+    with bytes_bar("repack") as progress:
+        chunkstore.repack(file, out, keys=keys, mode=_mode(overwrite), progress=progress)
     _report(out, as_json)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from chunkstore._format.index import FieldIndex, Index
 from chunkstore._format.schema import Field
 from chunkstore._format.segment import Directory, pad
 from chunkstore._read.reader import open_newest
+from chunkstore._rewrite.attrs import merge_attrs
 from chunkstore._storage.commit import NewFile, write_superblocks
 from chunkstore._storage.replace import check_replaceable
 from chunkstore._storage.source import Source
@@ -78,6 +78,21 @@ def _key_nbytes(index: Index, directory: Directory) -> int:
     return index.section(directory, Kind.KEY_BYTES).nbytes if index.has_keys and directory.num_samples else 0
 
 
+@dataclass(frozen=True)
+class Merged:
+    """What `merge` made.
+
+    Attributes:
+        path: the new container.
+        num_samples: in it.
+        notes: what of the inputs it does not say: an attribute or a record of original files that differs among them.
+    """
+
+    path: str
+    num_samples: int
+    notes: tuple[str, ...] = ()
+
+
 def merge(
     paths: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
@@ -85,7 +100,7 @@ def merge(
     mode: Literal["x", "w"] = "x",
     attrs: Mapping[str, Any] | None = None,
     progress: type_progress | None = None,
-) -> None:
+) -> Merged:
     """Put the samples of several containers into one new container, in the order given.
 
     Each field is one extent again. Shards and their checksums stay as they are: blocks are copied by the kernel
@@ -96,10 +111,13 @@ def merge(
         paths: at least one container; all have the same fields, and all have keys or none has.
         out: the new container.
         mode: `"x"` refuses a path that exists, `"w"` replaces a container that is none of these.
-        attrs: ATTRS of the new container. Default: the members that are equal in all inputs.
+        attrs: ATTRS of the new container. Default: the members that are equal in all inputs; `class_names` where each
+            input's list begins the longest one; what `convert` noted of the original files, put together as far as
+            `export` can use it. What is not kept stands in `notes`.
         progress: called with (bytes done, bytes in all), now and then; verification counts as well.
     Raises:
-        SchemaError: fields differ, a key is there twice, or there is nothing to merge.
+        SchemaError: fields differ, a key is there twice, there is nothing to merge, or a label would have two meanings:
+            `class_names` give a number to one class here and to another one there.
         FormatError: an input cannot be read, or one of its blocks is damaged.
         FileExistsError, WriteError, CommitUnknownError: as with `Writer`. After any error `out` is as before.
     """
@@ -108,7 +126,10 @@ def merge(
         raise SchemaError("merge: no container was given")
     check_replaceable(out, paths, mode=mode)
     _check_alike(inputs)
-    merged = _common_attrs(inputs) if attrs is None else dict(attrs)
+    notes: tuple[str, ...] = ()
+    merged = dict(attrs or {})
+    if attrs is None:
+        merged, notes = merge_attrs([entry.path for entry in inputs], [entry.attrs for entry in inputs])
     with_keys = any(entry.has_keys for entry in inputs if entry.num_samples)
     total = sum(entry.nbytes for entry in inputs)
     with NewFile.create(out, mode) as file:
@@ -118,6 +139,7 @@ def merge(
             _write(file, index, inputs, merged, _counted(progress, total, 2 * total))
         _verify(file, _counted(progress, total, 2 * total, before=total))
         file.publish()
+    return Merged(os.fspath(out), sum(entry.num_samples for entry in inputs), notes)
 
 
 def _check_alike(inputs: Sequence[_Input]) -> None:
@@ -136,12 +158,6 @@ def _check_alike(inputs: Sequence[_Input]) -> None:
         if other.has_keys != filled[0].has_keys:
             named = other.path if other.has_keys else filled[0].path
             raise SchemaError(f"{other.path} and {filled[0].path}: only {named} has keys; all have them or none has")
-
-
-def _common_attrs(inputs: Sequence[_Input]) -> dict[str, Any]:
-    """The members of ATTRS that are equal everywhere. What is noted of the sources of one file is not true of all."""
-    text = [{name: json.dumps(value, sort_keys=True) for name, value in entry.attrs.items()} for entry in inputs]
-    return {name: value for name, value in inputs[0].attrs.items() if all(t.get(name) == text[0][name] for t in text)}
 
 
 def _write(

@@ -29,6 +29,7 @@ from chunkstore._format.index import FieldIndex, Groups, Index, read_generation
 from chunkstore._format.schema import Field, known_codec
 from chunkstore._format.segment import Directory, decode_directory, nbytes_of_directory
 from chunkstore._format.superblock import Head, Superblock
+from chunkstore._rewrite import room
 from chunkstore._storage.replace import check_replaceable
 from chunkstore._storage.source import Source, open_source
 from chunkstore._write.writer import Writer
@@ -111,6 +112,8 @@ def recover(
     written with them. Nothing is guessed. Where the superblocks or a directory are damaged, the file is searched for
     index segments, and each is taken that agrees with itself in all its parts; then samples may be missing at the end
     without anybody knowing of them, and a note says so. A file that was cut off gives what lies before the cut.
+    The work is bounded by the length of the file, whatever number of samples it claims: those that it has no bytes for
+    are lost, by arithmetic. Of samples whose rows have no bytes, and that have no keys, the first 2^20 are saved.
 
     Args:
         path: the container; it is only read.
@@ -332,7 +335,7 @@ class _Samples:
         try:
             data = self._source.read(offset, nbytes)
         except TruncatedError:
-            raise TruncatedError(f"field {column.field.name!r}: the file ends before these bytes") from None
+            raise TruncatedError(room.BEHIND) from None
         stored = int(column.group_sums(np.array([number]))[0])
         computed = sum64(data)
         if stored != computed:
@@ -369,13 +372,15 @@ def _as_row(field: Field, chunk: memoryview, shape: tuple[int, ...], dictionary:
 def _save(
     index: Index, source: Source, writer: Writer, report: Recovery, progress: type_progress | None, total: int
 ) -> None:
-    samples = _Samples(index, source)
-    start, step = index.directories[0].first_sample, _batch_size(index)
-    for first in range(start, index.num_samples, step):
-        positions = np.arange(first, min(first + step, index.num_samples))
-        _save_run(samples, positions, writer, report)
-        if progress is not None:
-            progress(int(positions[-1]) + 1, total)
+    samples, step = _Samples(index, source), _batch_size(index)
+    for run in room.runs(index, source.size):
+        if run.reason:
+            _lose(report, Lost(run.start, run.stop, samples.key(run.start), run.reason))
+        for first in range(run.start, run.start if run.reason else run.stop, step):
+            positions = np.arange(first, min(first + step, run.stop))
+            _save_run(samples, positions, writer, report)
+            if progress is not None:
+                progress(int(positions[-1]) + 1, total)
 
 
 def _batch_size(index: Index) -> int:
@@ -393,7 +398,8 @@ def _save_run(samples: _Samples, positions: NDArray[np.int64], writer: Writer, r
         batch = list(samples.read(positions))
     except FormatError as error:
         if len(positions) == 1:
-            _lose(report, int(positions[0]), samples.key(int(positions[0])), str(error))
+            position = int(positions[0])
+            _lose(report, Lost(position, position + 1, samples.key(position), str(error)))
             return
         half = len(positions) // 2
         _save_run(samples, positions[:half], writer, report)
@@ -403,11 +409,11 @@ def _save_run(samples: _Samples, positions: NDArray[np.int64], writer: Writer, r
         writer.add(sample, key)
 
 
-def _lose(report: Recovery, position: int, key: str | None, reason: str) -> None:
-    """Note a sample; neighbours with the same reason make one run."""
-    report.num_lost += 1
+def _lose(report: Recovery, lost: Lost) -> None:
+    """Note a run; neighbours with the same reason make one."""
+    report.num_lost += lost.stop - lost.start
     last = report.lost[-1] if report.lost else None
-    if last is not None and last.stop == position and last.reason == reason:
-        report.lost[-1] = Lost(last.start, position + 1, last.key, reason)
+    if last is not None and last.stop == lost.start and last.reason == lost.reason:
+        report.lost[-1] = replace(last, stop=lost.stop)
     elif len(report.lost) < _MOST_LOST:
-        report.lost.append(Lost(position, position + 1, key, reason))
+        report.lost.append(lost)

@@ -55,7 +55,7 @@ def repack(
         shard_nbytes: as in `Writer`.
         codec: how chunks of the new one are stored, as in `Writer`; `raw` is one of them. A field for which nothing is
             said keeps its codec, at the usual level, and its dictionary.
-        progress: called with (samples done, samples in all); verification follows.
+        progress: called with (bytes done, bytes in all), now and then; verification counts as well.
     Raises:
         IndexError, SampleNotFoundError: there is no such sample.
         SchemaError: a sample with a key is asked for twice.
@@ -72,15 +72,46 @@ def repack(
         fields, kept = _open_codecs(reader, spec)
         total = len(reader) if order is None else len(order)
         totals = {field.name: _total_nbytes(reader, field.name, order) for field in fields if field.ragged}
+        nbytes = sum(totals.get(field.name, total * field.item_nbytes) for field in fields)
+        told = _Told(progress, nbytes)
         options: Any = {"fields": fields, "mode": mode, "shard_nbytes": shard_nbytes, "codec": codec}
-        with _RepackWriter(out, totals, total, kept, **options) as writer:
+        with _RepackWriter(out, totals, total, kept, verifying=told.verifying, **options) as writer:
             writer.attrs.update(reader.attrs)
-            done = 0
             for batch in _batches(reader, order):
                 writer.add_batch(reader.batch(batch), _keys(reader, batch))
-                done += len(batch)
-                if progress is not None:
-                    progress(done, total)
+                told.copied(sum(int(_row_nbytes(reader, field.name, batch).sum()) for field in fields))
+        told.all()
+
+
+class _Told:
+    """The progress of a repack: its rows once, as they are copied, and once more as the new file is verified.
+
+    Args:
+        progress: of the caller.
+        nbytes: of all rows.
+    """
+
+    def __init__(self, progress: type_progress | None, nbytes: int) -> None:
+        self._progress = progress
+        self._nbytes = nbytes
+        self._done = 0
+
+    def copied(self, nbytes: int) -> None:
+        """So many bytes more are copied."""
+        self._tell(self._done + nbytes)
+
+    def verifying(self, done: int, total: int) -> None:
+        """What verify says: bytes of the new file, which has an index besides."""
+        self._tell(self._nbytes + self._nbytes * done // max(total, 1))
+
+    def all(self) -> None:
+        """The new file is published."""
+        self._tell(2 * self._nbytes)
+
+    def _tell(self, done: int) -> None:
+        self._done = done
+        if self._progress is not None:
+            self._progress(done, 2 * self._nbytes)
 
 
 class _RepackWriter(Writer):
@@ -97,6 +128,7 @@ class _RepackWriter(Writer):
         mode: Literal["x", "w"],
         shard_nbytes: int,
         codec: CodecArg | None,
+        verifying: type_progress,
     ) -> None:
         self._ragged_nbytes = ragged_nbytes
         self._dictionaries = dictionaries
@@ -104,7 +136,7 @@ class _RepackWriter(Writer):
             path, fields=fields, mode=mode, num_samples=num_samples, shard_nbytes=shard_nbytes, codec=codec
         )
         assert isinstance(self._target, NewTarget)
-        self._target.before_publish = _check_whole
+        self._target.before_publish = lambda unpublished: _check_whole(unpublished, verifying)
 
     def _known_nbytes(self, field: Field, num_samples: int) -> int | None:
         known = super()._known_nbytes(field, num_samples)
@@ -125,8 +157,8 @@ def _open_codecs(reader: Reader, spec: CodecSpec) -> tuple[tuple[Field, ...], di
     return tuple(fields), kept
 
 
-def _check_whole(path: str) -> None:
-    report = verify(path)
+def _check_whole(path: str, progress: type_progress) -> None:
+    report = verify(path, progress=progress)
     if not report.ok:
         raise CorruptError(f"the new file was not stored as it was written; nothing is published: {report.damage[0]}")
 
