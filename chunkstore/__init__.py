@@ -22,8 +22,9 @@ if _typing.TYPE_CHECKING:
     from chunkstore._ingest.convert.report import ConvertReport, ExportReport
     from chunkstore._ingest.export.export import export
     from chunkstore._ingest.plan.scan import Skipped
+    from chunkstore._read.many import Containers, open
     from chunkstore._read.ragged import Ragged
-    from chunkstore._read.reader import Reader, open
+    from chunkstore._read.reader import Reader
     from chunkstore._read.select import Selection
     from chunkstore._rewrite.merge import Merged, merge
     from chunkstore._rewrite.recover import Lost, Recovery, recover
@@ -59,6 +60,7 @@ __all__ = [
     "ChunkstoreError",
     "ClosedError",
     "CommitUnknownError",
+    "Containers",
     "ConvertReport",
     "CorruptError",
     "Damage",
@@ -102,6 +104,7 @@ __all__ = [
 # does not wait for the converter, and `chunkstore --help` not for NumPy. test_exported_names.py looks each of them up,
 # and mypy holds the imports above against `__all__`.
 _HOMES = {
+    "Containers": "_read.many",
     "ConvertReport": "_ingest.convert.report",
     "Damage": "_verify.report",
     "ExportReport": "_ingest.convert.report",
@@ -118,7 +121,7 @@ _HOMES = {
     "convert": "_ingest.convert.convert",
     "export": "_ingest.export.export",
     "merge": "_rewrite.merge",
-    "open": "_read.reader",
+    "open": "_read.many",
     "recover": "_rewrite.recover",
     "repack": "_rewrite.repack",
     "verify": "_verify.verify",

@@ -11,7 +11,6 @@ records is a whole batch, made by one gather per field, in the order that `chunk
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._loading.order import Order
+from chunkstore._read.many import Paths
+from chunkstore._read.many import open as open_reader
 from chunkstore._read.ragged import Ragged
 from chunkstore._read.reader import Reader
-from chunkstore._read.reader import open as open_reader
 from chunkstore._read.select import Selection
 
 __all__ = ["BatchSource", "Source", "batch_source", "source"]
@@ -97,7 +97,7 @@ class BatchSource:
 
 
 def source(
-    path: str | os.PathLike[str] | Reader | Selection,
+    path: Paths | Reader | Selection,
     *,
     fields: Sequence[str] | None = None,
     backend: _Backend = "auto",
@@ -106,7 +106,8 @@ def source(
     """Samples for `grain.MapDataset.source` or a `grain.DataLoader`.
 
     Args:
-        path: of a container; or a `Reader` or `Selection`, whose own options then hold.
+        path: of a container, or several, as of `chunkstore.open`; or a `Reader` or `Selection`, whose own options then
+            hold.
         fields, backend, verify: as `chunkstore.open`.
     Raises:
         All that `chunkstore.open` raises.
@@ -115,7 +116,7 @@ def source(
 
 
 def batch_source(
-    path: str | os.PathLike[str] | Reader | Selection,
+    path: Paths | Reader | Selection,
     batch_size: int,
     *,
     fields: Sequence[str] | None = None,
@@ -161,9 +162,9 @@ def batch_source(
 
 
 def _open(
-    path: str | os.PathLike[str] | Reader | Selection, fields: Sequence[str] | None, backend: _Backend, verify: _Verify
+    path: Paths | Reader | Selection, fields: Sequence[str] | None, backend: _Backend, verify: _Verify
 ) -> Reader | Selection:
-    if isinstance(path, str | os.PathLike):
+    if not isinstance(path, Reader | Selection):
         return open_reader(path, backend=backend, verify=verify, fields=fields)
     if fields is not None or backend != "auto" or verify != "once":
         raise ValueError("fields, backend, verify: give them to chunkstore.open; the reader given here has its own")

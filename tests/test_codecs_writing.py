@@ -295,4 +295,4 @@ def test_reading_without_the_package(tmp_path: Path, codec: str, monkeypatch: py
             with pytest.raises(chunkstore.MissingExtraError, match=r"'(zstd|blosc2)'.*pip install 'chunkstore-arrays"):
                 use()
     with chunkstore.open(path, fields=["text"]) as ds:
-        assert ds[1]["text"] .startswith("sample 1 of many, which")
+        assert ds[1]["text"].startswith("sample 1 of many, which")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,7 @@ def measure(ds: Reader, batch: int, seconds: float) -> list[dict[str, Any]]:
         Per measurement `what`, `seconds` (best run), `samples_per_second` and `nbytes_per_second` (or None).
     """
     path, num_samples = ds.path, len(ds)
+    paths = ds.paths if isinstance(ds, chunkstore.Containers) else (path,)
     data = int(ds._index.blocks["nbytes"].sum())
     results = [_result("open", _best(lambda: _open_and_close(path), seconds))]
     if num_samples:
@@ -37,8 +39,8 @@ def measure(ds: Reader, batch: int, seconds: float) -> list[dict[str, Any]]:
             results.append(_result(f"{size} samples at random, ds.batch", took, size, size * mean))
             took = _best(lambda: _in_order(reader, size), seconds)
             results.append(_result("all samples in order, by slices", took, num_samples, data))
-    took = _best(lambda: chunkstore.verify(path), seconds)
-    results.append(_result("verify", took, None, ds._source.size))
+    took = _best(lambda: [chunkstore.verify(each) for each in paths], seconds)
+    results.append(_result("verify", took, None, sum(map(os.path.getsize, paths))))
     return results
 
 

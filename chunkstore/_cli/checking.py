@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Final
 
 import click
 
 import chunkstore
 from chunkstore._cli import guard
-from chunkstore._cli.options import advise_if_no_container, container_argument, json_option, open_container
+from chunkstore._cli.options import (
+    advise_if_no_container,
+    container_argument,
+    containers_of,
+    json_option,
+    open_container,
+)
 from chunkstore._cli.output import (
     bytes_bar,
     duration_text,
@@ -44,10 +51,11 @@ def verify(ctx: click.Context, files: tuple[str, ...], deep: bool, show_all: boo
     """Read every byte of each FILE and hold it against its checksum.
 
     Finds all damage, not only the first, and names the samples that it hits. Proves that the parts of the file cover
-    it without gap or overlap. Exit code 1 if anything is damaged, 3 if a file could not be read.
+    it without gap or overlap. A directory or a pattern stands for the containers in it. Exit code 1 if anything is
+    damaged, 3 if a file could not be read.
     """
     codes, results = [], []
-    for file in files:
+    for file in itertools.chain.from_iterable(map(containers_of, files)):
         try:
             report = _verify(file, deep=deep)
         except (chunkstore.ChunkstoreError, OSError) as error:
@@ -61,8 +69,8 @@ def verify(ctx: click.Context, files: tuple[str, ...], deep: bool, show_all: boo
     code = guard.BAD_DATA if guard.BAD_DATA in codes else max(codes)
     if as_json:
         write_json({"ok": code == guard.GOOD, "reports": results})
-    elif len(files) > 1:
-        write(f"{plural(len(files), 'file')}, {sum(code == guard.GOOD for code in codes):,} ok")
+    elif len(codes) > 1:
+        write(f"{plural(len(codes), 'file')}, {sum(code == guard.GOOD for code in codes):,} ok")
     ctx.exit(code)
 
 

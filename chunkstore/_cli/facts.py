@@ -6,12 +6,12 @@ import uuid
 from collections import Counter
 from typing import Any, Final
 
-import numpy as np
-
+from chunkstore._cli.options import open_container
 from chunkstore._cli.output import nbytes_text, one_line, plural, shape_text, table
 from chunkstore._format.constants import ATTRS_RESERVED, FORMAT_MAJOR, HEAD_NBYTES, SUM_ALIGNMENT, Kind
 from chunkstore._format.index import FieldIndex, Index
 from chunkstore._format.segment import num_pages, pad
+from chunkstore._read.many import Containers
 from chunkstore._read.reader import Reader
 
 _KEY_KINDS: Final = (Kind.KEY_BYTES, Kind.KEY_OFFSETS, Kind.KEY_HASHES, Kind.KEY_ORDER)
@@ -23,17 +23,11 @@ class RowSizes:
     """Shapes and stored bytes of rows, without reading them."""
 
     def __init__(self, ds: Reader) -> None:
-        names = [field.name for field in ds._index.fields]
-        self._indices = {name: FieldIndex(ds._index, names.index(name)) for name in ds.fields}
+        self._indices = {name: ds._field_index(name) for name in ds.fields}
 
     def shapes(self, position: int) -> dict[str, tuple[int, ...]]:
         """Shape of the sample's row of each field; of a text, how many bytes of UTF-8."""
-        found = {}
-        at = np.array([position], np.int64)
-        for name, index in self._indices.items():
-            dims = index.shapes(at, index.counts(at))[0].tolist() if index.field.ragged else []
-            found[name] = (*dims, *index.field.item_shape)
-        return found
+        return {name: index.shape(position) for name, index in self._indices.items()}
 
     def nbytes(self, position: int) -> int:
         """Stored bytes of the sample."""
@@ -62,6 +56,57 @@ def container_facts(ds: Reader) -> dict[str, Any]:
         "attrs": attrs,
         "superblock_damage": [{"superblock": which, "message": what} for which, what in index.head.damage],
     }
+
+
+def joined_facts(ds: Containers) -> dict[str, Any]:
+    """The same of several containers as one, and of each."""
+    parts = []
+    for path in ds.paths:
+        with open_container(path) as part:
+            parts.append(container_facts(part))
+    fields = [
+        {
+            "name": field.name,
+            "dtype": field.dtype,
+            "shape": list(field.shape),
+            "codec": field.codec,
+            "row_nbytes": field.row_nbytes,
+            "nbytes": int(ds._field_index(field.name).block_nbytes.sum()),
+        }
+        for field in ds.fields.values()
+    ]
+    return {
+        "path": ds.path,
+        "num_samples": len(ds),
+        "has_keys": ds.keys is not None,
+        "fields": fields,
+        "fingerprint": ds.fingerprint,
+        "attrs": ds.attrs,
+        "containers": parts,
+    }
+
+
+def joined_text(facts: dict[str, Any]) -> str:
+    """The same for people."""
+    parts = facts["containers"]
+    size = nbytes_text(sum(part["sizes"]["file_nbytes"] for part in parts))
+    keys = "with keys" if facts["has_keys"] else "without keys"
+    what = f"{plural(len(parts), 'container')}, {plural(facts['num_samples'], 'sample')} {keys}, {size}"
+    rows = [("container", "samples", "bytes", "generation")]
+    for part in parts:
+        nbytes = part["sizes"]["file_nbytes"]
+        rows.append((one_line(part["path"]), f"{part['num_samples']:,}", f"{nbytes:,}", f"{part['generation']:,}"))
+    lines = [
+        f"{one_line(facts['path'])}: {what}",
+        "",
+        _fields_text(facts["fields"]),
+        "",
+        table(rows, right=(1, 2, 3)),
+        "",
+        f"fingerprint  {facts['fingerprint']} (of all, in this order)",
+        *_attrs_lines(facts["attrs"]),
+    ]
+    return "\n".join(lines)
 
 
 def _field_facts(index: Index, number: int) -> dict[str, Any]:
@@ -172,7 +217,7 @@ def _fields_text(fields: list[dict[str, Any]]) -> str:
                 field["codec"],
                 row,
                 f"{field['nbytes']:,}",
-                f"{field['num_extents']:,}",
+                f"{field['num_extents']:,}" if "num_extents" in field else "",
             )
         )
     return table(rows, right=(4, 5, 6))
@@ -215,9 +260,14 @@ def _origin_lines(facts: dict[str, Any]) -> list[str]:
         files = f", {plural(origin['num_files'], 'file')}" if "num_files" in origin else ""
         kind = f" of {one_line(origin['suffix'])} files" if "suffix" in origin else ""
         lines.append(f"origin       chunkstore convert, layout {one_line(origin.get('layout', '?'))}{kind}{files}")
-    for name, value in list(facts["attrs"].items())[:_SHOWN]:
+    return lines + _attrs_lines(facts["attrs"])
+
+
+def _attrs_lines(attrs: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, value in list(attrs.items())[:_SHOWN]:
         text = one_line(repr(value))
         lines.append(f"attrs        {one_line(name)}: {text if len(text) <= 90 else text[:87] + '...'}")
-    if len(facts["attrs"]) > _SHOWN:
-        lines.append(f"attrs        ... and {len(facts['attrs']) - _SHOWN} more, see --json")
+    if len(attrs) > _SHOWN:
+        lines.append(f"attrs        ... and {len(attrs) - _SHOWN} more, see --json")
     return lines

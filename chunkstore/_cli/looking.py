@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from chunkstore._cli.facts import RowSizes, container_facts, facts_text
+from chunkstore._cli.facts import RowSizes, container_facts, facts_text, joined_facts, joined_text
 from chunkstore._cli.options import check_fields, container_argument, json_option, open_container
 from chunkstore._cli.output import (
     log,
@@ -23,6 +23,7 @@ from chunkstore._cli.output import (
     write_json_line,
 )
 from chunkstore._cli.sample import first_values, row_facts, save
+from chunkstore._read.many import Containers
 from chunkstore._read.reader import Reader
 from chunkstore.errors import SampleNotFoundError
 
@@ -35,6 +36,7 @@ _MATCH_ALL: Final = re.compile("", re.DOTALL).match
 Examples:
   chunkstore info train.cks
   chunkstore info train.cks --json | jq .fields
+  chunkstore info 'shards/*.cks'
 """,
 )
 @container_argument
@@ -42,14 +44,16 @@ Examples:
 def info(file: str, as_json: bool) -> None:
     """Say what is in FILE: fields, counts, sizes, overheads, fingerprint.
 
-    Reads the head and the index only: takes the same time for any number of samples.
+    Reads the head and the index only: takes the same time for any number of samples. FILE may be a directory or a
+    pattern of containers, here and for `ls`, `get`, `export` and `bench`: they are read as one.
     """
     with open_container(file) as ds:
-        facts = container_facts(ds)
+        joined = isinstance(ds, Containers)
+        facts = joined_facts(ds) if joined else container_facts(ds)
     if as_json:
         write_json(facts)
     else:
-        write(facts_text(facts))
+        write(joined_text(facts) if joined else facts_text(facts))
 
 
 @click.command(

@@ -30,7 +30,7 @@ def size_callback(ctx: click.Context, param: click.Parameter, value: str) -> int
 
 
 def container_argument(function: _F) -> _F:
-    """FILE: the path of a container."""
+    """FILE: the path of a container, or a directory or pattern of several, which are read as one."""
     return click.argument("file", type=click.Path())(function)
 
 
@@ -102,7 +102,7 @@ def source_options(function: _F) -> _F:
 
 
 def open_container(path: str, **options: Any) -> Any:
-    """`chunkstore.open`, with advice for what is no container.
+    """`chunkstore.open`, with advice for what is no container; directories and patterns of containers, too.
 
     Returns:
         A `Reader` (not annotated as such: the commands that use it are checked by their tests).
@@ -113,9 +113,19 @@ def open_container(path: str, **options: Any) -> Any:
     return chunkstore.open(path, **options)
 
 
+def containers_of(path: str) -> list[str]:
+    """The containers that FILE means: itself, or those of a directory or pattern; itself where there are none."""
+    from chunkstore._read.many import containers_at
+
+    try:
+        return containers_at(path)
+    except OSError:
+        return [path]  # opening it will say what is wrong
+
+
 def advise_if_no_container(path: str) -> None:
     """Say what to do with a directory, an `.npy` or an `.npz` where a container is wanted."""
-    if os.path.isdir(path):
+    if os.path.isdir(path) and containers_of(path) == [path]:
         made = one_line(os.path.basename(os.path.abspath(path)) or "data")
         raise IsADirectoryError(
             f"{path}: this is a directory, and a container is wanted. Make one of it: "

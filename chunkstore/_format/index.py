@@ -26,6 +26,7 @@ from chunkstore._format.constants import (
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.keys import KeyIndex, KeySections
 from chunkstore._format.layout import section_sizes
+from chunkstore._format.lookup import Lookup
 from chunkstore._format.schema import decode_attrs, decode_schema
 from chunkstore._format.section import Bytes, Column, Section, join_ranges
 from chunkstore._format.segment import Directory, decode_directory
@@ -82,6 +83,7 @@ class FieldIndex:
         self.block_nbytes = blocks["nbytes"].astype(np.int64)
         self.block_sum = blocks["sum"].astype(np.uint64)
         self.rows_per_group = blocks["rows_per_group"].clip(max=2**62).astype(np.int64)
+        self._lookup = Lookup(self.shard_starts[:-1])
         rows = np.diff(self.shard_starts)
         groups = np.where(rows > 0, (rows - 1) // self.rows_per_group + 1, 0)
         self.first_group = np.append(0, np.cumsum(groups)).astype(np.int64)
@@ -164,6 +166,13 @@ class FieldIndex:
             raise self._corrupt(position, f"offsets {first} to {last} do not lie in its block")
         return block + (first - base) * unit, (last - first) * unit
 
+    def shape(self, position: int) -> tuple[int, ...]:
+        """Shape of one row at a position in `[0, N)`; of a text, how many bytes of UTF-8."""
+        if not self.field.ragged:
+            return self.field.item_shape
+        at = np.array([position], np.int64)
+        return (*self.shapes(at, self.counts(at))[0].tolist(), *self.field.item_shape)
+
     def _base(self, column: Column, shard: int, first_row: int) -> int:
         base = self._bases.get(shard)
         if base is None:
@@ -173,7 +182,7 @@ class FieldIndex:
     def _shards(self, positions: type_ints) -> type_ints:
         if len(self.block_offset) == 1:
             return np.zeros(len(positions), np.int64)
-        return np.searchsorted(self.shard_starts, positions, "right") - 1
+        return self._lookup.find(positions)
 
     def _variable(
         self, column: Column, unit: int, positions: type_ints, shards: type_ints

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,37 @@ VERIFY: Final = ("once", "always", "off")
 _BUFFER_NBYTES: Final = 4 << 20
 _LARGE_NBYTES: Final = 1 << 20  # from here on a sum is made in a way that lets other threads run
 _PIECE_NBYTES: Final = 4 << 20
+
+
+class Where(Protocol):
+    """What is asked from outside about the rows of a field: where they are, how large."""
+
+    @property
+    def block_nbytes(self) -> NDArray[np.int64]:
+        """Stored bytes of each block."""
+
+    def shape(self, position: int) -> tuple[int, ...]:
+        """Shape of one row."""
+
+    def row(self, position: int) -> tuple[int, int]:
+        """(offset in its file, stored nbytes) of one row."""
+
+
+class Prover(Protocol):
+    """What is asked from outside to have rows of a field proven."""
+
+    @property
+    def index(self) -> Where:
+        """Of the field."""
+
+    def prove(self, positions: Positions) -> None:
+        """Prove these rows, unless they are proven."""
+
+    def prove_all(self) -> None:
+        """Prove all rows."""
+
+    def resume(self, earlier: Any, runs: Any = None) -> None:
+        """Take over what was proven in an earlier generation."""
 
 
 class Checker:
@@ -50,10 +81,16 @@ class Checker:
         self._view = None if self.done else source.view(0, source.size)
         self._key = key
 
-    def resume(self, earlier: Checker) -> None:
-        """Take over what was proven in an earlier generation, whose groups are the first ones of this."""
+    def resume(self, earlier: Checker, runs: Iterable[tuple[int, int, int]] | None = None) -> None:
+        """Take over what was proven in an earlier generation.
+
+        Args:
+            earlier: its groups are the first ones of this.
+            runs: or else where they are: (first group here, first group there, how many).
+        """
         if self.flags is not None and earlier.flags is not None:
-            self.flags[: len(earlier.flags)] = earlier.flags
+            for here, there, count in [(0, 0, len(earlier.flags))] if runs is None else runs:
+                self.flags[here : here + count] = earlier.flags[there : there + count]
             self._recount()
 
     def group_ids(self, positions: Positions) -> Positions:

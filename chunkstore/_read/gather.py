@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from chunkstore._format import codec
 from chunkstore._format.index import FieldIndex
+from chunkstore._format.lookup import Lookup
 from chunkstore._format.schema import Field, known_codec
 from chunkstore._read.batch import Positions, checked_buffer, checked_out, empty_array, empty_rows
-from chunkstore._read.checked import Checker, sum_of, sums_of
+from chunkstore._read.checked import Checker, Prover, sum_of, sums_of
 from chunkstore._read.coded import CodedRows, UnknownRows
 from chunkstore._read.inorder import InOrder
 from chunkstore._read.ragged import Ragged, only_row, row_offsets, text_of
@@ -39,7 +40,10 @@ class Rows(Protocol):
     """Reads the rows of one field. Positions were checked before."""
 
     field: Field
-    checker: Checker
+
+    @property
+    def checker(self) -> Prover:
+        """What proves the rows."""
 
     def target(self, num_rows: int, out: Any) -> Any:
         """Check what a caller gave to be filled (None: nothing), and make what is missing."""
@@ -193,6 +197,7 @@ class FixedRows(_RawRows):
         self._grid: NDArray[Any] | None = None
         self._shift: NDArray[np.int64] | None = None
         self._starts = np.array([extent.start for extent in self.extents], np.int64)
+        self._lookup = Lookup(self._starts)
         if self._bytes is not None and self.row_nbytes and self.extents:
             self._map_grid(self._bytes)
 
@@ -254,7 +259,7 @@ class FixedRows(_RawRows):
         """Where rows are in the grid."""
         if self._shift is None:
             return positions
-        return positions + self._shift.take(np.searchsorted(self._starts, positions, "right") - 1)
+        return positions + self._shift.take(self._lookup.find(positions))
 
     def _copy_and_sum(
         self, grid: NDArray[Any], places: Positions, wanted: NDArray[np.bool_], rows: NDArray[Any], flat: memoryview

@@ -57,6 +57,12 @@ class InOrder:
         """How to copy the next range: a function (offset, destination)."""
         if self._left or not self._mapped:
             return self._source.read_into
+        if self._ordered is None:  # made at the first run of data in memory, then kept
+            view = self._source.sequential_view(0, self._source.size)
+            if view is None:  # of many files, each has a map of its own
+                self._mapped = False
+                return self._source.read_into
+            self._ordered = np.frombuffer(view, np.uint8)
         return self._copy
 
     def read(self, offset: int, flat: NDArray[np.uint8]) -> None:
@@ -70,9 +76,6 @@ class InOrder:
             at += len(piece)
 
     def _copy(self, offset: int, piece: memoryview) -> None:
-        if self._ordered is None:  # made at the first run of data in memory, then kept
-            view = self._source.sequential_view(0, self._source.size)
-            assert view is not None
-            self._ordered = np.frombuffer(view, np.uint8)
+        assert self._ordered is not None
         # NumPy lets other threads run meanwhile, a copy between memoryviews does not.
         np.copyto(np.frombuffer(piece, np.uint8), self._ordered[offset : offset + len(piece)])

@@ -25,7 +25,7 @@ from chunkstore._format.index import FieldIndex, Index, read_generation, read_in
 from chunkstore._format.schema import Field
 from chunkstore._format.superblock import Superblock
 from chunkstore._read.batch import Indices, Positions, as_position, as_positions, is_run
-from chunkstore._read.checked import VERIFY, Checker, Verify
+from chunkstore._read.checked import VERIFY, Checker, Verify, Where
 from chunkstore._read.gather import FixedRows, Hints, RaggedRows, Rows, rows_of
 from chunkstore._read.keys import Keys, find_all, find_one
 from chunkstore._read.ragged import Ragged
@@ -226,9 +226,7 @@ class Reader:
         opened = self._opened
         source, index = open_newest(self.path, self._backend)
         try:
-            _check_lineage(self.path, opened.index.superblock, index.superblock)
-            if source.identity[:2] != opened.source.identity[:2]:
-                raise ReplacedError(f"{self.path}: another file has taken the place of the one that is open; reopen it")
+            _check_newer(self.path, (opened.source, opened.index), (source, index))
             if index.superblock.generation == opened.index.superblock.generation:
                 source.close()
                 return False
@@ -254,12 +252,10 @@ class Reader:
         return True
 
     def __repr__(self) -> str:
+        name = f"chunkstore.{type(self).__name__} {self.path!r}"
         if self._closed:
-            return f"<chunkstore.Reader {self.path!r}, closed>"
-        opened = self._opened
-        keys = "" if opened.keys is None else ", with keys"
-        samples = "1 sample" if len(self) == 1 else f"{len(self):,} samples"
-        lines = [f"<chunkstore.Reader {self.path!r}: {samples}{keys}, {opened.source.backend}, verify={self._verify!r}"]
+            return f"<{name}, closed>"
+        lines = [f"<{name}: {self._headline()}"]
         for name, field in list(self.fields.items())[:_SHOWN_FIELDS]:
             dims = ", ".join("?" if dim is None else str(dim) for dim in field.shape)
             stored = "" if field.codec == "raw" else f", {field.codec}"
@@ -267,6 +263,12 @@ class Reader:
         if len(self.fields) > _SHOWN_FIELDS:
             lines.append(f"  and {len(self.fields) - _SHOWN_FIELDS} more fields")
         return "\n".join(lines) + ">"
+
+    def _headline(self) -> str:
+        opened = self._opened
+        keys = "" if opened.keys is None else ", with keys"
+        samples = "1 sample" if len(self) == 1 else f"{len(self):,} samples"
+        return f"{samples}{keys}, {opened.source.backend}, verify={self._verify!r}"
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -495,6 +497,10 @@ class Reader:
     def _index(self) -> Index:
         return self._opened.index
 
+    def _field_index(self, name: str) -> Where:
+        """Where the rows of a field are, and how large."""
+        return self._opened.rows[name].checker.index
+
     def _typed(self, name: str) -> NDArray[Any] | None:
         """The field as one read-only array over the random map; None unless fixed, raw, one extent, mapped."""
         rows = self._opened.field(name)
@@ -592,6 +598,20 @@ def _check_lineage(path: str, mine: Superblock, found: Superblock) -> None:
         )
 
 
+def _check_newer(path: str, mine: tuple[Source, Index], found: tuple[Source, Index]) -> None:
+    """What was opened now must be the file that was open, at its generation or a later one."""
+    _check_lineage(path, mine[1].superblock, found[1].superblock)
+    if found[0].identity[:2] != mine[0].identity[:2]:
+        raise ReplacedError(f"{path}: another file has taken the place of the one that is open; reopen it")
+
+
+def _check_options(verify: str, fields: Any) -> None:
+    if verify not in VERIFY:
+        raise ValueError(f"verify: expected one of {', '.join(VERIFY)}, found {verify!r}")
+    if isinstance(fields, str):
+        raise TypeError(f"fields: expected a sequence of names, found one text; use [{fields!r}]")
+
+
 def _reopen(path: str, backend: Backend, verify: Verify, names: tuple[str, ...] | None, superblock: bytes) -> Reader:
     return Reader(path, backend, verify, names, superblocks.decode_record(superblock))
 
@@ -619,10 +639,7 @@ def open(  # noqa: A001 - the public name
         FileNotFoundError, PermissionError, IsADirectoryError: as the built-in `open`.
         ValueError: an unknown backend, verify or field.
     """
-    if verify not in VERIFY:
-        raise ValueError(f"verify: expected one of {', '.join(VERIFY)}, found {verify!r}")
-    if isinstance(fields, str):
-        raise TypeError(f"fields: expected a sequence of names, found one text; use [{fields!r}]")
+    _check_options(verify, fields)
     reader = Reader(os.fsdecode(path), backend, verify, None if fields is None else tuple(fields))
     reader._opened  # noqa: B018 - opens now, so that errors come here
     return reader

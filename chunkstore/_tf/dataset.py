@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -11,6 +10,7 @@ import tensorflow as tf
 
 from chunkstore._loading.order import Order
 from chunkstore._loading.permutation import checked_int
+from chunkstore._read.many import Paths
 from chunkstore._read.reader import Reader
 from chunkstore._read.select import Selection
 from chunkstore._tf.batches import Batches, Engine
@@ -29,7 +29,7 @@ _PARALLEL_CALLS: Final = 2  # a gather uses all cores by itself; the second call
 
 
 def dataset(
-    source: str | os.PathLike[str] | Reader | Selection,
+    source: Paths | Reader | Selection,
     batch_size: int | None = None,
     *,
     fields: Sequence[str] | None = None,
@@ -62,7 +62,7 @@ def dataset(
     `tf.distribute`, Keras `fit`.
 
     Args:
-        source: path of a container, or a `Reader` or `Selection`.
+        source: path of a container, or several, as of `chunkstore.open`; or a `Reader` or `Selection`.
         batch_size: samples a batch (of this shard); None: single samples, each row in its own shape.
         fields: which fields, default all.
         shuffle: False, True (all samples) or "block" (whole blocks, mixed `window` at a time: for slow storage). The

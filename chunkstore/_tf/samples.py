@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkstore._format.index import FieldIndex
 from chunkstore._format.schema import Field
+from chunkstore._read.many import Paths, is_paths
+from chunkstore._read.many import open as open_reader
 from chunkstore._read.ragged import Ragged
 from chunkstore._read.reader import Reader
-from chunkstore._read.reader import open as open_reader
 from chunkstore._read.select import Selection
 from chunkstore._tf.columns import Column, RaggedMode
 
@@ -28,7 +27,7 @@ class Samples:
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | Reader | Selection,
+        source: Paths | Reader | Selection,
         fields: Sequence[str] | None,
         backend: Literal["auto", "mmap", "pread"],
         verify: Literal["once", "always", "off"],
@@ -37,7 +36,7 @@ class Samples:
             if backend != "auto" or verify != "once":
                 raise ValueError("backend, verify: give them to chunkstore.open; the reader given here has its own")
             self._rows: Reader | Selection = source
-        elif isinstance(source, str | os.PathLike):
+        elif is_paths(source):
             self._rows = open_reader(source, backend=backend, verify=verify, fields=fields)
         else:
             raise TypeError(f"source: expected a path or a Reader, found {type(source).__name__}")
@@ -71,8 +70,7 @@ class Samples:
 
     def mean_nbytes(self, names: Sequence[str]) -> int:
         """Stored bytes of these fields of one sample, on average over the container."""
-        numbers = [number for number, field in enumerate(self.reader._index.fields) if field.name in names]
-        stored = sum(int(FieldIndex(self.reader._index, number).block_nbytes.sum()) for number in numbers)
+        stored = sum(int(self.reader._field_index(name).block_nbytes.sum()) for name in names)
         return stored // max(1, len(self.reader))
 
     def batch(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 import struct
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -16,9 +15,10 @@ from torch.utils.data import get_worker_info
 
 from chunkstore._format.checksum import sum64
 from chunkstore._loading.recycle import Recycler
+from chunkstore._read.many import Paths, is_paths
+from chunkstore._read.many import open as open_reader
 from chunkstore._read.ragged import Ragged
 from chunkstore._read.reader import Reader
-from chunkstore._read.reader import open as open_reader
 from chunkstore._read.select import Selection
 from chunkstore._torch.collate import Batch, Sample, collate
 from chunkstore._torch.convert import RaggedMode, columns_of
@@ -39,7 +39,8 @@ class Dataset(torch.utils.data.Dataset[Any]):
     `num_workers` and every start method, `pin_memory`, `Subset`, `random_split`, `ConcatDataset`, any sampler.
 
     Args:
-        source: path of a container, or a `Reader` or `Selection`, which stays the caller's to close.
+        source: path of a container, or several, as of `chunkstore.open`; or a `Reader` or `Selection`, which stays the
+            caller's to close.
         fields: which fields, default all.
         transform: called with each sample (a dict of tensors), returns what takes its place. Runs where the sample is
             loaded: in a worker process or in a thread of a `Loader`. Must be picklable where workers are spawned.
@@ -64,7 +65,7 @@ class Dataset(torch.utils.data.Dataset[Any]):
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | Reader | Selection,
+        source: Paths | Reader | Selection,
         *,
         fields: Sequence[str] | None = None,
         transform: Transform | None = None,
@@ -82,8 +83,8 @@ class Dataset(torch.utils.data.Dataset[Any]):
             if backend != "auto" or verify != "once":
                 raise ValueError("backend, verify: give them to chunkstore.open; the reader given here has its own")
             self._reader: Reader | Selection | None = source
-        elif isinstance(source, str | os.PathLike):
-            self._options = {"path": os.fspath(source), "backend": backend, "verify": verify, "fields": fields}
+        elif is_paths(source):
+            self._options = {"path": source, "backend": backend, "verify": verify, "fields": fields}
             self._reader = open_reader(**self._options)
         else:
             raise TypeError(f"source: expected a path or a Reader, found {type(source).__name__}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 from chunkstore._loading.epochs import Epochs
 from chunkstore._loading.permutation import IntArray, checked_int
 from chunkstore._loading.prefetch import Ring
+from chunkstore._read.many import Paths
 from chunkstore._read.reader import Reader
 from chunkstore._read.select import Selection
 from chunkstore._storage.source import cold_reads
@@ -233,7 +233,8 @@ class Loader:
     a gather lets go of the GIL. Transforms in Python hold it: make them `batch_transform` or `device_transform`.
 
     Args:
-        source: path of a container, a `Reader`, a `Selection`, or a `Dataset`, which brings its own transforms.
+        source: path of a container, or several, a `Reader`, a `Selection`, or a `Dataset`, which brings its own
+            transforms.
         batch_size: samples a batch, of this rank.
         shuffle, seed, drop_last, pad, rank, world_size, block_size, window: as `BatchSampler`; the same order.
         device: where batches are delivered; default and "cpu": in host memory. With CUDA, batches are gathered into
@@ -267,7 +268,7 @@ class Loader:
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | Reader | Selection | Dataset,
+        source: Paths | Reader | Selection | Dataset,
         batch_size: int,
         *,
         shuffle: Shuffle = False,

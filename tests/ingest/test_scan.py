@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chunkstore._ingest.plan.scan import natural_sort, scan_sources
+from chunkstore._ingest.plan.scan import scan_sources
+from chunkstore._storage.names import natural_sort
 from chunkstore.errors import IngestError
 
 

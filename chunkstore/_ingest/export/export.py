@@ -18,8 +18,9 @@ from chunkstore._ingest.convert.progress import Progress, Tell
 from chunkstore._ingest.convert.report import ExportReport
 from chunkstore._ingest.export.npywrite import NpzFile, write_npy, write_stream
 from chunkstore._ingest.export.restore import OutArray, OutFile, Part, Restored, restore
+from chunkstore._read.many import Paths
+from chunkstore._read.many import open as open_reader
 from chunkstore._read.reader import Reader
-from chunkstore._read.reader import open as open_reader
 from chunkstore._storage import syscalls
 from chunkstore.errors import SchemaError
 
@@ -31,7 +32,7 @@ _FORTRAN_NBYTES: Final = 256 << 20  # a stacked array up to this is turned in me
 
 
 def export(
-    source: str | os.PathLike[str] | Reader,
+    source: Paths | Reader,
     directory: str | os.PathLike[str],
     *,
     fields: Sequence[str] | None = None,
@@ -46,7 +47,7 @@ def export(
     `.npy` holds them.
 
     Args:
-        source: path of the container, or an open reader.
+        source: path of the container, or of several, as of `chunkstore.open`; or an open reader.
         directory: must not exist, or be empty; its parent must exist. It appears when everything is written.
         fields: which fields, default all.
         progress: function `(done_samples, total_samples, done_bytes, total_bytes)`, or True for a bar on stderr.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from chunkstore._ingest.plan.scan import natural_sort
+from chunkstore._storage.names import natural_sort
 
 Pattern = Literal["folder", "suffix", "prefix"]
 MAX_ROLES: Final = 16

@@ -24,10 +24,11 @@ from chunkstore._ingest.plan.inventory import Inventory
 from chunkstore._ingest.plan.origin import describe_origin
 from chunkstore._ingest.plan.pairing import Pairing, find_pairings, stem
 from chunkstore._ingest.plan.samples import Plan
-from chunkstore._ingest.plan.scan import Scan, count_text, natural_sort
+from chunkstore._ingest.plan.scan import Scan, count_text
 from chunkstore._ingest.plan.specs import DtypeArg, DtypeSpec, FieldArg, parse_dtypes, parse_fields
 from chunkstore._ingest.plan.texts import Texts
 from chunkstore._ingest.plan.wholes import whole_columns
+from chunkstore._storage.names import natural_sort
 from chunkstore.errors import IngestError, SchemaError
 
 __all__ = ["OnError", "Plan", "make_plan"]

@@ -25,12 +25,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from chunkstore._ingest.npy.files import kind_of
+from chunkstore._storage.names import natural_sort
 from chunkstore.errors import IngestError
 
 SUFFIXES: Final = (".npy", ".npz")
 _HIDDEN: Final = frozenset({"__MACOSX", "__pycache__"})
-_ANY_DIGIT: Final = dict.fromkeys(range(ord("0"), ord("9") + 1), "0")
-_DIGITS: Final = re.compile(r"[0-9]+")
 Matcher = Callable[[str], object]
 
 
@@ -98,27 +97,6 @@ class Scan:
 def count_text(number: int, one: str, many: str = "") -> str:
     """`1 file`, `2,000 files`; `many` where it is not `one` with an s."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def natural_key(name: str) -> str:
-    """Text that sorts as `name` does in natural order: each run of digits is preceded by a character that grows with
-    its length.
-    """
-    return _DIGITS.sub(_number_key, name)
-
-
-def _number_key(match: re.Match[str]) -> str:
-    digits = match[0].lstrip("0") or "0"
-    return chr(47 + len(digits)) + digits
-
-
-def natural_sort(names: list[str]) -> list[str]:
-    """Sorted in natural order, ties by code point."""
-    names.sort()  # for the ties: the second sort is stable
-    # Where digits stand at the same places in all names (0001, 0002, ...), both orders are one.
-    if len({name.translate(_ANY_DIGIT) for name in names}) > 1:
-        names.sort(key=natural_key)
-    return names
 
 
 def scan_sources(
