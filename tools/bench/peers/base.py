@@ -59,6 +59,9 @@ class Peer(ABC):
     def open(self) -> None:
         """Make ready to read."""
 
+    def close(self) -> None:  # noqa: B027 - most formats need none
+        """Let go of what cannot be opened twice in one process; nothing that was read is used after it."""
+
     @abstractmethod
     def row(self, position: int) -> Array:
         """One row."""

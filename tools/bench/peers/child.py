@@ -87,6 +87,7 @@ class Reading:
         first = type(self.peer)(self.peer.path, self.peer.layout)
         first.open()
         first.row(0)
+        first.close()
         start = time.perf_counter()
         self.peer.open()
         row = self.peer.row(0)
@@ -134,6 +135,7 @@ class Reading:
     def _cold(self) -> float:
         """Rows a second in random batches of 256, dropped from the page cache before each; the median."""
         # opened anew: data that are larger than memory are cold from the first batch on, not after a warm phase
+        self.peer.close()
         self.peer = type(self.peer)(self.peer.path, self.peer.layout)
         self.peer.open()
         self.peer.row(0)

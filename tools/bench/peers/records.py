@@ -22,6 +22,7 @@ class Lmdb(Peer):
     batch_call = "get each in one transaction with buffers"
     unsupported: ClassVar[Mapping[str, str]] = {"verify": "no checksums"}
 
+    _environment: Any
     _transaction: Any
 
     def write(self, blocks: Iterable[Array]) -> None:
@@ -39,8 +40,13 @@ class Lmdb(Peer):
     def open(self) -> None:
         # no read-ahead: it is for reading in order, and makes cold random reads slow
         options = {"subdir": False, "readonly": True, "lock": False, "readahead": False}
-        environment = self.libs[0].open(str(self.path), **options)
-        self._transaction = environment.begin(buffers=True)
+        self._environment = self.libs[0].open(str(self.path), **options)
+        self._transaction = self._environment.begin(buffers=True)
+
+    def close(self) -> None:
+        # an environment may be open but once in a process
+        self._transaction.abort()
+        self._environment.close()
 
     def row(self, position: int) -> Array:
         return self.as_row(self._transaction.get(position.to_bytes(8, "big")))
