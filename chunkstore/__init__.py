@@ -29,6 +29,7 @@ if _typing.TYPE_CHECKING:
     from chunkstore._rewrite.merge import Merged, merge
     from chunkstore._rewrite.recover import Lost, Recovery, recover
     from chunkstore._rewrite.repack import repack
+    from chunkstore._storage.remote import Remote
     from chunkstore._verify.report import Damage, Report
     from chunkstore._verify.verify import verify
     from chunkstore._write.writer import Writer
@@ -44,6 +45,7 @@ if _typing.TYPE_CHECKING:
         MissingExtraError,
         NotAContainerError,
         PoisonedError,
+        RemoteError,
         ReplacedError,
         SampleNotFoundError,
         SchemaError,
@@ -78,6 +80,8 @@ __all__ = [
     "Ragged",
     "Reader",
     "Recovery",
+    "Remote",
+    "RemoteError",
     "ReplacedError",
     "Report",
     "SampleNotFoundError",
@@ -114,6 +118,7 @@ _HOMES = {
     "Ragged": "_read.ragged",
     "Reader": "_read.reader",
     "Recovery": "_rewrite.recover",
+    "Remote": "_storage.remote",
     "Report": "_verify.report",
     "Selection": "_read.select",
     "Skipped": "_ingest.plan.scan",

@@ -14,6 +14,7 @@
     ├── StateError(ValueError)           a saved loader state belongs to other data or another version
     ├── WriteError(OSError)              the operating system refused a write; nothing was published
     │   └── CommitUnknownError           a sync failed: whether the commit is on the disk is unknown
+    ├── RemoteError(OSError)             a server did not give, or take, what it was asked for
     ├── LockedError                      another writer holds the container
     ├── PoisonedError                    the writer failed before and takes nothing more
     ├── ReplacedError                    the path now names another container
@@ -85,6 +86,10 @@ class WriteError(ChunkstoreError, OSError):
 
 class CommitUnknownError(WriteError):
     """A sync failed: whether the commit is on the disk is unknown."""
+
+
+class RemoteError(ChunkstoreError, OSError):
+    """A server did not give, or take, what it was asked for, although the client library tried again."""
 
 
 class LockedError(ChunkstoreError):

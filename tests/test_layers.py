@@ -57,6 +57,7 @@ ONLY_IN = {
     "zstandard": ["_format.codec"],
     "blosc2": ["_format.codec"],
     "click": ["_cli*"],
+    "obstore": ["_storage.objects"],
     "mmap": ["_storage.*"],
     "fcntl": ["_storage.*"],
 }

@@ -29,7 +29,7 @@ from chunkstore._format.layout import section_sizes
 from chunkstore._format.lookup import Lookup
 from chunkstore._format.schema import decode_attrs, decode_schema
 from chunkstore._format.section import Bytes, Column, Section, join_ranges
-from chunkstore._format.segment import Directory, decode_directory
+from chunkstore._format.segment import Directory, decode_directory, heads_of, opening_ranges
 from chunkstore._format.superblock import Head, Superblock, decode_head
 from chunkstore.errors import CorruptError, FormatError, LimitError, TruncatedError
 
@@ -327,6 +327,10 @@ class FieldIndex:
         last_offset, last_nbytes = self.rows(stop - 1)
         return Groups(first, stop, offset, last_offset + last_nbytes - offset)
 
+    def missing_sums(self, ids: type_ints) -> list[tuple[int, int]]:
+        """(offset, nbytes) in the file of what `group_sums` would read of a distant file."""
+        return self._sums.missing(ids)
+
     def group_sums(self, ids: type_ints) -> NDArray[np.uint64]:
         """Stored xxh3-64 of groups; shape (G,)."""
         return self._sums.take(ids)
@@ -544,7 +548,17 @@ def read_index(source: Bytes) -> Index:
     """
     with _at(source.path):
         head = decode_head(source.read(0, min(HEAD_NBYTES, source.size)), source.size)
+        return _read(source, head)
+
+
+def _read(source: Bytes, head: Head) -> Index:
+    if not source.distant:
         return Index(source, head, _read_directories(source, head.superblock))
+    superblock = head.superblock
+    with source.staged(*heads_of([superblock.directory_offset], superblock.committed_end)):
+        directories = _read_directories(source, superblock)
+        with source.staged(*opening_ranges(directories)):
+            return Index(source, head, directories)
 
 
 def read_generation(source: Bytes, superblock: Superblock, *, cut_off: bool = False) -> Index:
@@ -559,7 +573,7 @@ def read_generation(source: Bytes, superblock: Superblock, *, cut_off: bool = Fa
     with _at(source.path):
         if source.size < superblock.committed_end and not cut_off:
             raise TruncatedError(f"the file has {source.size} bytes, expected at least {superblock.committed_end}")
-        return Index(source, Head(superblock, ()), _read_directories(source, superblock))
+        return _read(source, Head(superblock, ()))
 
 
 def _read_directories(source: Bytes, superblock: Superblock) -> tuple[Directory, ...]:
@@ -567,6 +581,13 @@ def _read_directories(source: Bytes, superblock: Superblock) -> tuple[Directory,
     newest = _read_directory(
         source, superblock.directory_offset, superblock.directory_nbytes, superblock.directory_sum, end
     )
+    if newest.earlier and source.distant:
+        with source.staged(*heads_of([entry.offset for entry in newest.earlier], end)):
+            return _all_directories(source, newest, end)
+    return _all_directories(source, newest, end)
+
+
+def _all_directories(source: Bytes, newest: Directory, end: int) -> tuple[Directory, ...]:
     directories = []
     for entry in newest.earlier:
         directory = _read_directory(source, entry.offset, entry.directory_nbytes, entry.directory_sum, end)

@@ -76,6 +76,14 @@ class JoinedColumn(Column):
             end, start, part = piece[-1:], high, part + 1
         return np.concatenate([*pieces, end])
 
+    def unread(self, positions: type_ints, shift: int = 0) -> tuple[type_ints, type_ints]:
+        """Nothing: the parts of the index are in many files, each of which reads what is asked of it."""
+        return positions[:0], positions[:0]
+
+    def missing(self, positions: type_ints) -> list[tuple[int, int]]:
+        """Nothing, as of `unread`."""
+        return []
+
     def _span(self) -> NDArray[Any]:
         memory, at = spanning([part.array(np.uint8) for part in self._parts])
         size = self._dtype.itemsize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from chunkstore._format.checksum import sum64
 from chunkstore._format.constants import PAGE_NBYTES, SUM_ALIGNMENT, Kind
-from chunkstore._format.segment import SectionEntry, num_pages, pad
+from chunkstore._format.segment import SectionEntry, num_pages, pad, section_end
 from chunkstore.errors import CorruptError
 
 type_array = NDArray[Any]
@@ -22,6 +23,9 @@ _KINDS = frozenset(Kind)
 _COPIED_NBYTES: Final = 16 << 20
 _RECENT_PAGES: Final = 8
 _NONE: Final = np.zeros(0, np.int64)
+# From a distant file, sections up to this size are fetched whole, by one request, when they are first touched: they
+# will be needed soon. Of longer ones, the pages that are touched. 4 MiB are the sums of 2 GB of small rows.
+_WHOLE_NBYTES: Final = 4 << 20
 
 
 class Bytes(Protocol):
@@ -34,6 +38,13 @@ class Bytes(Protocol):
     @property
     def size(self) -> int:
         """Length of the file in bytes."""
+
+    @property
+    def distant(self) -> bool:
+        """Whether each read costs a round trip, unless it is inside `staged`."""
+
+    def staged(self, offsets: NDArray[np.int64], nbytes: Any) -> AbstractContextManager[None]:
+        """A block in which reads of parts of these ranges cost nothing."""
 
     def view(self, offset: int, nbytes: int) -> memoryview | None:
         """The bytes themselves, read-only, or None where they can only be copied."""
@@ -88,6 +99,8 @@ class Section:
         A page that was read to be proven serves them for a while: one touch of the map can make the system map two
         megabytes of it.
         """
+        if self._source.distant:
+            self.ensure(start, stop)
         page = start // PAGE_NBYTES
         number, data = self._recent[page % _RECENT_PAGES]
         if number != page and not self._seen[page]:
@@ -106,7 +119,11 @@ class Section:
         """
         if self.complete or start >= stop:
             return
-        for page in range(start // PAGE_NBYTES, (stop - 1) // PAGE_NBYTES + 1):
+        pages = range(start // PAGE_NBYTES, (stop - 1) // PAGE_NBYTES + 1)
+        if self._source.distant:
+            self._bring([page for page in pages if not self._seen[page]])
+            return
+        for page in pages:
             if not self._seen[page]:
                 self._prove(page)
 
@@ -114,8 +131,11 @@ class Section:
         """Prove the pages of these items, whose size divides that of a page."""
         if self.complete:
             return
-        pages = items // (PAGE_NBYTES // itemsize)
-        for page in np.unique(pages[~self._seen[pages]]).tolist():
+        missing = self._missing_pages(items, itemsize)
+        if self._source.distant:
+            self._bring(missing)
+            return
+        for page in missing:
             self._prove(page)
 
     def unread(self, items: NDArray[np.int64], itemsize: int) -> tuple[type_ints, type_ints]:
@@ -126,6 +146,34 @@ class Section:
         pages = np.unique(pages[~self._seen[pages]])
         starts = pages * PAGE_NBYTES
         return starts + self._entry.offset, np.minimum(self.nbytes - starts, PAGE_NBYTES)
+
+    def missing(self, items: NDArray[np.int64], itemsize: int) -> list[tuple[int, int]]:
+        """(offset, nbytes) in the file of what `ensure_items` would read of a distant file."""
+        return [] if self.complete else self._ranges(self._missing_pages(items, itemsize))
+
+    def _missing_pages(self, items: NDArray[np.int64], itemsize: int) -> list[int]:
+        pages = items // (PAGE_NBYTES // itemsize)
+        found: list[int] = np.unique(pages[~self._seen[pages]]).tolist()
+        return found
+
+    def _bring(self, pages: list[int]) -> None:
+        """Prove pages of a distant file: all are fetched at once, and with them all of a small section."""
+        if not pages:
+            return
+        if self.nbytes <= _WHOLE_NBYTES:
+            pages = np.flatnonzero(~self._seen).tolist()
+        with self._source.staged(*np.array(self._ranges(pages)).T):
+            for page in pages:
+                self._prove(page)
+
+    def _ranges(self, pages: list[int]) -> list[tuple[int, int]]:
+        offset, nbytes = self._entry.offset, self.nbytes
+        if not pages or nbytes <= _WHOLE_NBYTES:
+            return [(offset, section_end(offset, nbytes) - offset)] if pages else []
+        found = [(offset + PAGE_NBYTES * page, min(PAGE_NBYTES, nbytes - PAGE_NBYTES * page)) for page in pages]
+        if self._sums is None:
+            found.append((offset + pad(nbytes, SUM_ALIGNMENT), 8 * len(self._seen)))
+        return found
 
     def ensure_all(self) -> None:
         """Prove every page."""
@@ -228,6 +276,17 @@ class Column:
             mine = segments == segment
             result[mine] = self._take_part(segment, positions[mine] + (shift - int(self._starts[segment])))
         return result
+
+    def missing(self, positions: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """(offset, nbytes) in the file of what `take` would read of a distant file."""
+        if len(self._parts) == 1:
+            return self._parts[0].missing((positions - int(self._starts[0])) * self._width, self._dtype.itemsize)
+        segments = np.searchsorted(self._starts, positions, "right") - 1
+        found: list[tuple[int, int]] = []
+        for segment in np.unique(segments).tolist():
+            mine = positions[segments == segment] - int(self._starts[segment])
+            found += self._parts[segment].missing(mine * self._width, self._dtype.itemsize)
+        return found
 
     def _take_part(self, segment: int, rows: NDArray[np.int64]) -> type_array:
         part = self._parts[segment]

@@ -21,6 +21,7 @@ from chunkstore._format.constants import (
     MAX_INT,
     MAX_JSON_NBYTES,
     MAX_SEGMENTS,
+    NO_FIELD,
     PAGE_NBYTES,
     PART_ALIGNMENT,
     SECTION_ALIGNMENT,
@@ -32,6 +33,9 @@ from chunkstore.errors import CorruptError, LimitError
 
 _HEADER: Final = struct.Struct("<8sQQQQQIII4x")
 _EARLIER: Final = struct.Struct("<QQQQ16s")
+# What is read of the head of a distant file, and of a segment that lies elsewhere, in the hope that it is enough.
+OPENING_NBYTES: Final = 1 << 20
+_OPENING_KINDS: Final = ((Kind.SCHEMA, Kind.SCHEMA), (Kind.SHARD_STARTS, Kind.BLOCKS))
 SECTION_ENTRY: Final = np.dtype(
     [("kind", "<u4"), ("field", "<u4"), ("offset", "<u8"), ("nbytes", "<u8"), ("sum", "<u8")]
 )
@@ -244,6 +248,25 @@ def _check_earlier(earlier: tuple[Earlier, ...], first_sample: int, committed_en
             raise CorruptError(f"an earlier directory of {entry.directory_nbytes} bytes is too short")
     if position != first_sample:
         raise CorruptError(f"the newest segment begins with sample {first_sample}, expected {position}")
+
+
+def heads_of(offsets: list[int], committed_end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ranges in which directories, and probably all that opening needs, lie."""
+    # From one in the head of the file no further than the head goes: that is there already.
+    stops = [min(OPENING_NBYTES + offset * (offset >= OPENING_NBYTES), committed_end) for offset in offsets]
+    return np.array(offsets, np.int64), np.subtract(stops, offsets, dtype=np.int64)
+
+
+def opening_ranges(directories: tuple[Directory, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ranges of the sections that opening reads."""
+    found = []
+    for directory in directories:
+        for kinds in _OPENING_KINDS:
+            first, last = (directory.find(kind, NO_FIELD) for kind in kinds)
+            if first is not None and last is not None:
+                found.append((first.offset, section_end(last.offset, last.nbytes) - first.offset))
+    ranges = np.array(found, np.int64).reshape(-1, 2)
+    return ranges[:, 0], ranges[:, 1]
 
 
 def uuid_of(directory_sum: bytes) -> bytes:

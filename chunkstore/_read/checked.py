@@ -167,6 +167,15 @@ class Checker:
             self._source.read_scattered(offset, size, buffer)
             self.compare(mine, sums_of(buffer, np.cumsum(size) - size, size), wanted)
 
+    def needed(self, positions: Positions) -> tuple[Positions, Positions]:
+        """(offset, nbytes) of all that proving these rows reads of a distant file: groups, and their sums."""
+        if self.done:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        ids = self.pending(np.unique(self.group_ids(positions)))
+        offsets, nbytes = self.ranges(ids)
+        sums = np.array(self.index.missing_sums(ids), np.int64).reshape(-1, 2)
+        return np.concatenate([offsets, sums[:, 0]]), np.concatenate([nbytes, sums[:, 1]])
+
     def ranges(self, ids: Positions) -> tuple[Positions, Positions]:
         """(offset, nbytes) of groups; each of shape (G,)."""
         if self._even is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -79,8 +80,14 @@ class CodedRows:
                 "Another release may have written it wrongly: make the container anew."
             ) from None
 
+    def needed(self, positions: Positions) -> tuple[Positions, Positions]:
+        rows, proofs = self.index.rows(positions), self.checker.needed(positions)
+        return np.concatenate([rows[0], proofs[0]]), np.concatenate([rows[1], proofs[1]])
+
     def run(self, start: int, stop: int, target: Any) -> NDArray[Any] | Ragged:
-        return self.batch(np.arange(start, stop), target)
+        positions = np.arange(start, stop)
+        with self.source.staged(*self.needed(positions)) if self.source.distant else nullcontext():
+            return self.batch(positions, target)
 
     def getter(self) -> Callable[[int], Any]:
         return self._row
@@ -124,6 +131,10 @@ class UnknownRows:
 
     def hint(self, positions: Positions) -> None:
         """Nothing: reading will say what is wrong."""
+
+    def needed(self, positions: Positions) -> tuple[Positions, Positions]:
+        """Nothing: reading will say what is wrong."""
+        return positions[:0], positions[:0]
 
 
 def _fill_flat(array: NDArray[Any], chunks: list[bytes]) -> None:

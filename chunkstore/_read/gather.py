@@ -9,7 +9,8 @@ UnknownRows  a codec of a later release: says so when it is read
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Protocol, cast
 
 import numpy as np
@@ -62,6 +63,9 @@ class Rows(Protocol):
 
     def hint(self, positions: Positions) -> None:
         """Ask the system to read these rows soon."""
+
+    def needed(self, positions: Positions) -> tuple[Positions, Positions]:
+        """(offset, nbytes) in the file of all that reading these rows takes, for a distant file."""
 
 
 def rows_of(index: FieldIndex, source: Source, checker: Checker, dictionary: Callable[[], bytes]) -> Rows:
@@ -126,6 +130,9 @@ class _RawRows:
     def hint(self, positions: Positions) -> None:
         self.checker.hint(positions)
 
+    def needed(self, positions: Positions) -> tuple[Positions, Positions]:
+        return joined([self.index.rows(positions), self.checker.needed(positions)])
+
     def _read_run(self, start: int, stop: int, dest: memoryview) -> None:
         """Read rows `[start, stop)` back to back, shard by shard."""
         in_order, at = self._in_order, 0
@@ -138,8 +145,14 @@ class _RawRows:
                 in_order.read(offset, np.frombuffer(piece, np.uint8))
                 continue
             before = in_order.begin()
-            self._read_proving(low, high, offset, piece, in_order.reader())
+            with self._staged(low, high, offset, size):
+                self._read_proving(low, high, offset, piece, in_order.reader())
             in_order.end(before, size)
+
+    def _staged(self, low: int, high: int, offset: int, nbytes: int) -> AbstractContextManager[None]:
+        if not self.source.distant:
+            return nullcontext()
+        return self.source.staged(*joined([([offset], [nbytes]), self.checker.needed(np.arange(low, high))]))
 
     def _shard_pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         starts = self.index.shard_starts
@@ -172,6 +185,12 @@ class _RawRows:
             read(offset + done, dest[done:])
         if sums:
             checker.compare(ids, sums, np.array([start]))
+
+
+def joined(ranges: Iterable[tuple[Any, Any]]) -> tuple[Positions, Positions]:
+    """Many sets of ranges as one."""
+    offsets, nbytes = zip(*ranges, strict=True)
+    return np.concatenate(offsets, dtype=np.int64), np.concatenate(nbytes, dtype=np.int64)
 
 
 def _runs_of(stops: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -282,7 +301,8 @@ class FixedRows(_RawRows):
         if self._grid is not None and nbytes > _CACHE_NBYTES // 4:
             sums = self._copy_and_sum(self._grid, self._places(positions), wanted, rows, flat)
         else:
-            step = max(1, _CACHE_NBYTES // nbytes)
+            # From a distant file all at once: what it costs is the round trip.
+            step = len(positions) if self.source.distant else max(1, _CACHE_NBYTES // nbytes)
             for start in range(0, len(positions), step):
                 self._gather(positions[start : start + step], rows[start : start + step])
                 places = np.flatnonzero(wanted[start : start + step]) + start

@@ -24,21 +24,21 @@ from chunkstore._format.superblock import Superblock
 from chunkstore._read.batch import Indices, Positions, as_position, as_positions
 from chunkstore._read.checked import Checker, Verify
 from chunkstore._read.gather import Rows, rows_of
+from chunkstore._read.newest import check_lineage, check_newer, open_newest
 from chunkstore._read.ragged import Ragged
 from chunkstore._read.reader import (
     Reader,
     _check_known,
-    _check_lineage,
-    _check_newer,
     _check_options,
     _Opened,
-    open_newest,
 )
 from chunkstore._read.reader import open as open_one
 from chunkstore._read.select import Selection
 from chunkstore._read.split import SplitRows
 from chunkstore._storage.joined import JoinedSource
 from chunkstore._storage.names import natural_sort
+from chunkstore._storage.objects import is_url
+from chunkstore._storage.remote import Remote
 from chunkstore._storage.source import Backend, Source
 from chunkstore.errors import FormatError
 
@@ -58,12 +58,13 @@ class _Part:
 class _OpenedMany(_Opened):
     """Generations of several containers, opened as one."""
 
-    __slots__ = ("joined", "parts")
+    __slots__ = ("bases", "joined", "parts")
 
     def __init__(self, path: str, parts: Sequence[_Part], verify: Verify, names: Sequence[str] | None) -> None:
         self.parts = tuple(parts)
         source = JoinedSource(path, [part.source for part in parts])
         self.joined = JoinedIndex(path, [part.index for part in parts], source.bases, names)
+        self.bases = source.bases
         super().__init__(source, self.joined, verify, None)
 
     def _make(self, number: int) -> Rows:
@@ -74,7 +75,7 @@ class _OpenedMany(_Opened):
             index = FieldIndex(part.index, numbers[number])
             checker = Checker(index, part.source, self._verify, _key_of(part.index))
             found.append(rows_of(index, part.source, checker, _dictionary_of(part.index, numbers[number])))
-        return SplitRows(self.joined.fields[number], found, self.joined.starts)
+        return SplitRows(self.joined.fields[number], found, self.joined.starts, self.bases)
 
     def shares(self, positions: Positions) -> Iterator[tuple[int, Positions]]:
         """(number of a container, positions there), for each that has some of the positions."""
@@ -123,8 +124,9 @@ class Containers(Reader):
         verify: Verify,
         names: tuple[str, ...] | None,
         superblocks: Sequence[Superblock] | None = None,
+        remote: Remote | None = None,
     ) -> None:
-        super().__init__(path, backend, verify, names)
+        super().__init__(path, backend, verify, names, remote=remote)
         self._paths = tuple(paths)
         self._superblocks = None if superblocks is None else tuple(superblocks)
 
@@ -144,7 +146,7 @@ class Containers(Reader):
 
     def _open_part(self, path: str, wanted: Superblock | None) -> _Part:
         try:
-            source, index = open_newest(path, self._backend)
+            source, index = open_newest(path, self._backend, self._remote)
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
@@ -156,7 +158,7 @@ class Containers(Reader):
             ) from None
         try:
             if wanted is not None:
-                _check_lineage(path, wanted, index.superblock)
+                check_lineage(path, wanted, index.superblock)
                 if index.superblock.generation != wanted.generation:
                     index = read_generation(source, wanted)
         except BaseException:
@@ -181,8 +183,8 @@ class Containers(Reader):
         opened = self._opened  # a closed one cannot be pickled
         assert isinstance(opened, _OpenedMany)
         records = [superblocks.encode(part.index.superblock)[: superblocks.RECORD_NBYTES] for part in opened.parts]
-        paths = [os.path.abspath(path) for path in self._paths]
-        return _reopen, (self.path, paths, self._backend, self._verify, self._names, records)
+        paths = [path if is_url(path) else os.path.abspath(path) for path in self._paths]
+        return _reopen, (self.path, paths, self._backend, self._verify, self._names, records, self._remote)
 
     def refresh(self) -> bool:
         """Move each container to its newest generation, forward only, all or none. Files that are new are not seen.
@@ -217,7 +219,7 @@ class Containers(Reader):
         """The newest generation of one container; noted in `fresh` if it is not the one that is open."""
         newer = self._open_part(path, None)
         try:
-            _check_newer(path, (part.source, part.index), (newer.source, newer.index))
+            check_newer(path, (part.source, part.index), (newer.source, newer.index))
         except BaseException:
             newer.source.close()
             raise
@@ -351,8 +353,10 @@ def _reopen(
     verify: Verify,
     names: tuple[str, ...] | None,
     records: Sequence[bytes],
+    remote: Remote | None = None,
 ) -> Containers:
-    return Containers(path, paths, backend, verify, names, [superblocks.decode_record(record) for record in records])
+    decoded = [superblocks.decode_record(record) for record in records]
+    return Containers(path, paths, backend, verify, names, decoded, remote)
 
 
 def containers_at(path: Path) -> list[str]:
@@ -363,12 +367,12 @@ def containers_at(path: Path) -> list[str]:
         IsADirectoryError: a directory without containers.
     """
     text = os.fsdecode(path)
-    if os.path.isdir(text):
+    if not is_url(text) and os.path.isdir(text):
         found = [entry.name for entry in os.scandir(text) if entry.name.endswith(SUFFIX) and entry.name[0] != "."]
         if not found:
             raise IsADirectoryError(errno.EISDIR, f"a directory without a container (*{SUFFIX})", text)
         return [os.path.join(text, name) for name in natural_sort(found)]
-    if not glob.has_magic(text) or os.path.lexists(text) or "://" in text:
+    if is_url(text) or not glob.has_magic(text) or os.path.lexists(text):
         return [text]
     found = [name for name in glob.glob(text, recursive=True) if not os.path.isdir(name)]
     if not found:
@@ -387,18 +391,23 @@ def open(  # noqa: A001 - the public name
     backend: Backend = "auto",
     verify: Verify = "once",
     fields: Sequence[str] | None = None,
+    remote: Remote | None = None,
 ) -> Reader:
     """Open a container for reading, or several as one data set. Costs the same for any number of samples.
 
     Args:
-        path: of the container. Or several, of which positions run through in this order: a list of paths; a directory,
-            for all `*.cks` in it; a pattern such as `"data/*.cks"` (`**` for directories below), where no file has that
+        path: of the container; or the URL of an object: `s3://bucket/key`, `gs://`, `az://`, `https://`, `http://`. One
+            request opens it where the index is in front (any converted container), two where it lies behind (a stream),
+            and one more for each earlier segment (appends), all at once.
+            Or several, of which positions run through in this order: a list of paths; a directory, for
+            all `*.cks` in it; a pattern such as `"data/*.cks"` (`**` for directories below), where no file has that
             very name. The latter two in natural order, 2 before 10.
         backend: "mmap" (fastest; if somebody truncates the file meanwhile, the process may die by SIGBUS), "pread"
             (copies; such a file is a clean `TruncatedError`), "auto": mmap on local file systems, else pread.
         verify: "once" checks each chunk the first time that it is read and remembers it; "always" each time; "off"
             never. The index is checked in any case.
         fields: read only these; default all.
+        remote: where a path is a URL, how to read it: `Remote`. Credentials come from the environment.
     Returns:
         A `Reader`; of more than one path a `Containers`, which is one, too.
     Raises:
@@ -407,6 +416,7 @@ def open(  # noqa: A001 - the public name
         SchemaError: of several, the fields differ, or only some have keys.
         TruncatedError: a file is shorter than its last commit.
         FileNotFoundError, PermissionError, IsADirectoryError: as the built-in `open`.
+        RemoteError: a server failed, although the client tried again. MissingExtraError: there is no client.
         ValueError: no path, or an unknown backend, verify or field.
     """
     if isinstance(path, str | bytes | os.PathLike):
@@ -417,8 +427,8 @@ def open(  # noqa: A001 - the public name
             raise ValueError("path: expected at least one container, found an empty list")
         shown = f"{paths[0]} and {len(paths) - 1} more"
     if len(paths) == 1:
-        return open_one(paths[0], backend=backend, verify=verify, fields=fields)
+        return open_one(paths[0], backend=backend, verify=verify, fields=fields, remote=remote)
     _check_options(verify, fields)
-    reader = Containers(shown, paths, backend, verify, None if fields is None else tuple(fields))
+    reader = Containers(shown, paths, backend, verify, None if fields is None else tuple(fields), remote=remote)
     reader._opened  # noqa: B018 - opens now, so that errors come here
     return reader

@@ -21,17 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format import superblock as superblocks
-from chunkstore._format.index import FieldIndex, Index, read_generation, read_index
+from chunkstore._format.index import FieldIndex, Index, read_generation
 from chunkstore._format.schema import Field
 from chunkstore._format.superblock import Superblock
+from chunkstore._read import distant
 from chunkstore._read.batch import Indices, Positions, as_position, as_positions, is_run
 from chunkstore._read.checked import VERIFY, Checker, Verify, Where
 from chunkstore._read.gather import FixedRows, Hints, RaggedRows, Rows, rows_of
 from chunkstore._read.keys import Keys, find_all, find_one
+from chunkstore._read.newest import check_lineage, check_newer, open_newest
 from chunkstore._read.ragged import Ragged
 from chunkstore._read.select import Selection
-from chunkstore._storage.source import Backend, Source, open_source
-from chunkstore.errors import ChunkstoreError, ClosedError, ReplacedError, TruncatedError
+from chunkstore._storage.objects import is_url
+from chunkstore._storage.remote import Remote
+from chunkstore._storage.source import Backend, Source
+from chunkstore.errors import ChunkstoreError, ClosedError
 
 _ITERATE_NBYTES: Final = 4 << 20
 _ITERATE_SAMPLES: Final = 4096
@@ -78,7 +82,8 @@ class _Opened:
             self.rows = {each: self.field(each) for each in self.numbers}
             return self.rows
         if name == "getters":
-            self.getters = [(each, rows.getter()) for each, rows in self.rows.items()]
+            found = [(each, rows.getter()) for each, rows in self.rows.items()]
+            self.getters = distant.getters(self.source, self.rows, found) if self.source.distant else found
             return self.getters
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -123,7 +128,7 @@ class Reader:
 
     # `_opened` is absent until the first use of an unpickled reader, and again after `close`: then `__getattr__` is
     # asked for it. So the usual case costs nothing.
-    __slots__ = ("__weakref__", "_backend", "_closed", "_names", "_opened", "_superblock", "_verify", "path")
+    __slots__ = ("__weakref__", "_backend", "_closed", "_names", "_opened", "_remote", "_superblock", "_verify", "path")
 
     path: str
     _opened: _Opened
@@ -135,8 +140,10 @@ class Reader:
         verify: Verify,
         names: tuple[str, ...] | None,
         superblock: Superblock | None = None,
+        remote: Remote | None = None,
     ) -> None:
         self.path = path
+        self._remote = remote
         self._backend: Backend = backend
         self._verify: Verify = verify
         self._names = names
@@ -155,7 +162,7 @@ class Reader:
         return opened
 
     def _open(self) -> _Opened:
-        source, newest = open_newest(self.path, self._backend)
+        source, newest = open_newest(self.path, self._backend, self._remote)
         try:
             index = newest if self._superblock is None else self._read_same(source, newest, self._superblock)
             self._check_names(index)
@@ -168,7 +175,7 @@ class Reader:
 
     def _read_same(self, source: Source, newest: Index, wanted: Superblock) -> Index:
         """The index of the generation that this reader had, whatever was appended meanwhile."""
-        _check_lineage(self.path, wanted, newest.superblock)
+        check_lineage(self.path, wanted, newest.superblock)
         if newest.superblock.generation == wanted.generation:
             return newest
         return read_generation(source, wanted)
@@ -184,8 +191,9 @@ class Reader:
             self._opened  # noqa: B018 - opens
         assert self._superblock is not None
         # The directory's sum says which bytes these are; the absolute path, because a child may run elsewhere.
-        state = (os.path.abspath(self.path), self._backend, self._verify, self._names)
-        return _reopen, (*state, superblocks.encode(self._superblock)[: superblocks.RECORD_NBYTES])
+        path = self.path if is_url(self.path) else os.path.abspath(self.path)
+        record = superblocks.encode(self._superblock)[: superblocks.RECORD_NBYTES]
+        return _reopen, (path, self._backend, self._verify, self._names, record, self._remote)
 
     def close(self) -> None:
         """Let the file go. Arrays that were handed out stay valid; any other use is then a `ClosedError`."""
@@ -224,9 +232,9 @@ class Reader:
             ReplacedError: the path now names another file or another container.
         """
         opened = self._opened
-        source, index = open_newest(self.path, self._backend)
+        source, index = open_newest(self.path, self._backend, self._remote)
         try:
-            _check_newer(self.path, (opened.source, opened.index), (source, index))
+            check_newer(self.path, (opened.source, opened.index), (source, index))
             if index.superblock.generation == opened.index.superblock.generation:
                 source.close()
                 return False
@@ -298,7 +306,7 @@ class Reader:
 
     @property
     def backend(self) -> str:
-        """How it reads: "mmap" or "pread"."""
+        """How it reads: "mmap", "pread" or "remote"."""
         return self._opened.source.backend
 
     @property
@@ -386,6 +394,8 @@ class Reader:
         if out is not None and len(targets) > 1 and any(np.may_share_memory(positions, each) for each in out.values()):
             positions = positions.copy()  # the first field would write over the positions of the second
         opened.check_size()
+        if opened.source.distant:
+            return distant.batch(opened.source, positions, targets)
         if is_run(positions):
             start = positions.item(0)
             stop = start + len(positions)
@@ -442,7 +452,9 @@ class Reader:
     def prefetch(self, indices: Indices, *, fields: Sequence[str] | None = None) -> None:
         """Ask the system to start reading the next batch now; returns at once and reads nothing itself.
 
-        Does nothing while the data turn out to be in memory already (it looks now and then).
+        Does nothing while the data turn out to be in memory already (it looks now and then). Of a remote container the
+        rows are fetched in the background, into a buffer of `Remote.buffer_nbytes`, and the batch takes them from it;
+        only offsets of ragged rows are waited for, the first time that a page of them is needed.
 
         Raises:
             IndexError, TypeError, ValueError: as `batch`.
@@ -450,6 +462,9 @@ class Reader:
         opened = self._opened
         positions = as_positions(indices, opened.num_samples)
         rows = opened.rows if fields is None else self._chosen(opened, fields)
+        if opened.source.distant:
+            distant.prefetch(opened.source, positions, rows.values())
+            return
         before = opened.prefetches.begin()
         if before < 0:
             return
@@ -480,6 +495,8 @@ class Reader:
         """Samples in order, read ahead in large pieces: each row is a read-only view of a piece of 4 MiB."""
         step = self._samples_a_piece()
         for start in range(0, len(self), step):
+            if self._source.distant:
+                self.prefetch(range(start, min(start + 2 * step, len(self))))
             yield from _split(self[start : start + step])
 
     def _samples_a_piece(self) -> int:
@@ -538,23 +555,6 @@ class Reader:
             checker.prove(positions)
 
 
-def open_newest(path: str, backend: Backend) -> tuple[Source, Index]:
-    """The file and its newest generation."""
-    while True:
-        source = open_source(path, backend)
-        try:
-            return source, read_index(source)
-        except TruncatedError:
-            # A commit between the look at the size and that at the head: the file has grown, and is opened again.
-            grown = os.stat(path).st_size > source.size
-            source.close()
-            if not grown:
-                raise
-        except BaseException:
-            source.close()
-            raise
-
-
 def _split(batch: Mapping[str, NDArray[Any] | Ragged]) -> Iterator[dict[str, Any]]:
     """Samples of a batch, one by one."""
     columns = []
@@ -584,27 +584,6 @@ def _check_known(names: Sequence[str], known: Collection[str], path: str, what: 
             raise ValueError(f"{what}: {path} has no field {name!r}{hint}")
 
 
-def _check_lineage(path: str, mine: Superblock, found: Superblock) -> None:
-    """The container at the path must be the one that was open, at its generation or a later one."""
-    if found.uuid != mine.uuid:
-        raise ReplacedError(
-            f"{path}: expected the container {mine.uuid.hex()}, found {found.uuid.hex()}: it was replaced; reopen it"
-        )
-    same = found.generation == mine.generation
-    if found.generation < mine.generation or (same and found.directory_sum != mine.directory_sum):
-        raise ReplacedError(
-            f"{path}: expected generation {mine.generation} ({mine.directory_sum.hex()}) or a later one, found "
-            f"{found.generation} ({found.directory_sum.hex()}): an older copy was put in its place. Open it again"
-        )
-
-
-def _check_newer(path: str, mine: tuple[Source, Index], found: tuple[Source, Index]) -> None:
-    """What was opened now must be the file that was open, at its generation or a later one."""
-    _check_lineage(path, mine[1].superblock, found[1].superblock)
-    if found[0].identity[:2] != mine[0].identity[:2]:
-        raise ReplacedError(f"{path}: another file has taken the place of the one that is open; reopen it")
-
-
 def _check_options(verify: str, fields: Any) -> None:
     if verify not in VERIFY:
         raise ValueError(f"verify: expected one of {', '.join(VERIFY)}, found {verify!r}")
@@ -612,8 +591,15 @@ def _check_options(verify: str, fields: Any) -> None:
         raise TypeError(f"fields: expected a sequence of names, found one text; use [{fields!r}]")
 
 
-def _reopen(path: str, backend: Backend, verify: Verify, names: tuple[str, ...] | None, superblock: bytes) -> Reader:
-    return Reader(path, backend, verify, names, superblocks.decode_record(superblock))
+def _reopen(
+    path: str,
+    backend: Backend,
+    verify: Verify,
+    names: tuple[str, ...] | None,
+    superblock: bytes,
+    remote: Remote | None = None,
+) -> Reader:
+    return Reader(path, backend, verify, names, superblocks.decode_record(superblock), remote)
 
 
 def open(  # noqa: A001 - the public name
@@ -622,24 +608,29 @@ def open(  # noqa: A001 - the public name
     backend: Backend = "auto",
     verify: Verify = "once",
     fields: Sequence[str] | None = None,
+    remote: Remote | None = None,
 ) -> Reader:
     """Open a container for reading. Costs the same for any number of samples.
 
     Args:
-        path: of the container.
+        path: of the container; or the URL of an object: `s3://bucket/key`, `gs://`, `az://`, `https://`, `http://`. One
+            request opens it where the index is in front (any converted container), two where it lies behind (a stream),
+            and one more for each earlier segment (appends), all at once.
         backend: "mmap" (fastest; if somebody truncates the file meanwhile, the process may die by SIGBUS), "pread"
             (copies; such a file is a clean `TruncatedError`), "auto": mmap on local file systems, else pread.
         verify: "once" checks each chunk the first time that it is read and remembers it; "always" each time; "off"
             never. The index is checked in any case.
         fields: read only these; default all.
+        remote: where `path` is a URL, how to read it: `Remote`. Credentials come from the environment.
     Raises:
         NotAContainerError, UnsupportedVersionError, UnsupportedFeatureError, LimitError, CorruptError: the file cannot
             be read as a container.
         TruncatedError: it is shorter than its last commit.
         FileNotFoundError, PermissionError, IsADirectoryError: as the built-in `open`.
+        RemoteError: a server failed, although the client tried again. MissingExtraError: there is no client.
         ValueError: an unknown backend, verify or field.
     """
     _check_options(verify, fields)
-    reader = Reader(os.fsdecode(path), backend, verify, None if fields is None else tuple(fields))
+    reader = Reader(os.fsdecode(path), backend, verify, None if fields is None else tuple(fields), remote=remote)
     reader._opened  # noqa: B018 - opens now, so that errors come here
     return reader

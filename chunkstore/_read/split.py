@@ -13,7 +13,7 @@ from chunkstore._format.lookup import Lookup
 from chunkstore._format.schema import Field
 from chunkstore._read.batch import Positions, checked_buffer, checked_out, empty_array, empty_rows
 from chunkstore._read.checked import Where
-from chunkstore._read.gather import Rows
+from chunkstore._read.gather import Rows, joined
 from chunkstore._read.ragged import Ragged, row_offsets
 
 
@@ -23,14 +23,16 @@ class SplitRows:
     Costs what each container costs, and 20 µs for each that has some of the rows: little beside decoding.
     """
 
-    def __init__(self, field: Field, parts: Sequence[Rows], starts: Positions) -> None:
+    def __init__(self, field: Field, parts: Sequence[Rows], starts: Positions, bases: Sequence[int]) -> None:
         """Take them together.
 
         Args:
             parts: one for each container.
             starts: shape (parts + 1,): the position of the first row of each, and N.
+            bases: where each container begins in the source that they have together.
         """
         self.field = field
+        self.bases = bases
         self.parts = list(parts)
         self.starts = starts.tolist()
         self.lookup = Lookup(starts[:-1])
@@ -83,6 +85,13 @@ class SplitRows:
                 low, high = bounds[row], bounds[row + 1]
                 values[first : first + high - low] = rows.values[low:high]
         return Ragged(values, offsets, shapes, field.is_string)
+
+    def needed(self, positions: Positions) -> tuple[Positions, Positions]:
+        found = [(positions[:0], positions[:0])]
+        for number, places in self.shares(positions):
+            offsets, nbytes = self.parts[number].needed(positions[places] - self.starts[number])
+            found.append((offsets + self.bases[number], nbytes))
+        return joined(found)
 
     def run(self, start: int, stop: int, target: Any) -> NDArray[Any] | Ragged:
         found, first = [], start

@@ -16,7 +16,7 @@ from chunkstore._format.constants import HEAD_NBYTES, PART_ALIGNMENT, Kind
 from chunkstore._format.index import FieldIndex, Index
 from chunkstore._format.schema import Field
 from chunkstore._format.segment import Directory, pad
-from chunkstore._read.reader import open_newest
+from chunkstore._read.newest import open_newest
 from chunkstore._rewrite.attrs import merge_attrs
 from chunkstore._storage.commit import NewFile, write_superblocks
 from chunkstore._storage.replace import check_replaceable

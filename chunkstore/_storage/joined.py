@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Final, Literal, NoReturn, Self
 
@@ -36,6 +37,7 @@ class JoinedSource:
         """Take sources over; `close` closes them."""
         self.path = path
         self.sources = tuple(sources)
+        self.distant = any(source.distant for source in sources)
         self._closed = False
         self._next_look = 0
         views = [source.view(0, source.size) for source in sources]
@@ -54,8 +56,8 @@ class JoinedSource:
         self.identity = Identity(0, 0, self.size, 0)
 
     @property
-    def backend(self) -> Literal["mmap", "pread"]:
-        return "pread" if self._view is None else "mmap"
+    def backend(self) -> Literal["mmap", "pread", "remote"]:
+        return "remote" if self.distant else "pread" if self._view is None else "mmap"
 
     @property
     def closed(self) -> bool:
@@ -78,7 +80,7 @@ class JoinedSource:
         starts = np.ascontiguousarray(offsets, np.int64)
         lengths = np.broadcast_to(np.asarray(nbytes, np.int64), starts.shape)
         targets = np.cumsum(lengths) - lengths
-        if len(view) >= _LARGE_NBYTES * len(starts):
+        if len(view) >= _LARGE_NBYTES * len(starts) and not self.distant:
             for start, target, length in zip(starts.tolist(), targets.tolist(), lengths.tolist(), strict=True):
                 self.read_into(start, view[target : target + length])
             return
@@ -113,6 +115,23 @@ class JoinedSource:
         lengths = np.broadcast_to(np.asarray(nbytes, np.int64), offsets.shape)
         for number, places in self._by_file(offsets):
             self.sources[number].advise(offsets[places] - self.bases[number], lengths[places])
+
+    @contextmanager
+    def staged(self, offsets: Offsets, nbytes: int | Offsets) -> Iterator[None]:
+        """As of a source; all distant ones fetch at the same time."""
+        starts = np.ascontiguousarray(offsets, np.int64)
+        lengths = np.broadcast_to(np.asarray(nbytes, np.int64), starts.shape)
+        shares = [
+            (self.sources[number], starts[places] - self.bases[number], lengths[places])
+            for number, places in self._by_file(starts)
+            if self.sources[number].distant
+        ]
+        for source, mine, sizes in shares if len(shares) > 1 else ():
+            source.advise(mine, sizes)
+        with ExitStack() as stack:
+            for source, mine, sizes in shares:
+                stack.enter_context(source.staged(mine, sizes))
+            yield
 
     def check_size(self) -> None:
         """Look at the sizes of all files, but not more often than costs a fiftieth of the time.

@@ -19,6 +19,7 @@ import os
 import stat
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Literal, NamedTuple, NoReturn, Protocol, Self, TypeAlias
 
@@ -62,8 +63,12 @@ class Source(Protocol):
     identity: Identity
 
     @property
-    def backend(self) -> Literal["mmap", "pread"]:
+    def backend(self) -> Literal["mmap", "pread", "remote"]:
         """Which back end this is."""
+
+    @property
+    def distant(self) -> bool:
+        """Whether each read costs a round trip, unless it is inside `staged`."""
 
     @property
     def closed(self) -> bool:
@@ -96,6 +101,9 @@ class Source(Protocol):
     def advise(self, offsets: Offsets, nbytes: int | Offsets) -> None:
         """Ask the system to start reading many ranges now. Never fails on what the system answers."""
 
+    def staged(self, offsets: Offsets, nbytes: int | Offsets) -> AbstractContextManager[None]:
+        """A block in which reads of parts of these ranges cost nothing: a distant source fetches all at once."""
+
     def check_size(self) -> None:
         """Raise `TruncatedError` when the file is shorter than at opening. 0.4 µs."""
 
@@ -124,7 +132,8 @@ class _Descriptor:
 class PreadSource:
     """Reads by `pread` only: the file may shrink or its server go away without harm to the process."""
 
-    backend: Literal["mmap", "pread"] = "pread"
+    backend: Literal["mmap", "pread", "remote"] = "pread"
+    distant = False
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open a regular file; see `open_source` for the errors."""
@@ -181,7 +190,7 @@ class PreadSource:
         """
         file = self._opened()
         view = byte_view(out, writable=True)
-        starts, lengths = _as_ranges(offsets, nbytes)
+        starts, lengths = as_ranges(offsets, nbytes)
         if int(lengths.sum()) != len(view):
             raise ValueError(f"expected an out of {int(lengths.sum())} bytes, found {len(view)}")
         self._check_ranges(starts, lengths)
@@ -215,13 +224,16 @@ class PreadSource:
             offsets, nbytes: as in `read_scattered`.
         """
         file = self._opened()
-        starts, lengths = _as_ranges(offsets, nbytes)
+        starts, lengths = as_ranges(offsets, nbytes)
         self._check_ranges(starts, lengths)
         pieces = _page_pieces(starts, lengths)
         try:
             platform.will_need(file.fd, self._advisable_map(), pieces[0].tolist(), pieces[1].tolist())
         except OSError:
             return  # a hint that is refused changes nothing
+
+    def staged(self, offsets: Offsets, nbytes: int | Offsets) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def check_size(self) -> None:
         # The end by `lseek` costs 0.35 µs, `fstat` 1.0 to 1.5. Nothing here uses the position that it moves.
@@ -352,7 +364,7 @@ class MmapSource(PreadSource):
     never modified. Where the system refuses such a map it is read-only and `writable_view` gives None.
     """
 
-    backend: Literal["mmap", "pread"] = "mmap"
+    backend: Literal["mmap", "pread", "remote"] = "mmap"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open and map a regular file.
@@ -484,7 +496,8 @@ def _require_regular(status: os.stat_result, path: str) -> None:
         raise NotAContainerError(f"{path}: expected a regular file, found {found}. Give the path of a container")
 
 
-def _as_ranges(offsets: Offsets, nbytes: int | Offsets) -> tuple[Offsets, Offsets]:
+def as_ranges(offsets: Offsets, nbytes: int | Offsets) -> tuple[Offsets, Offsets]:
+    """Ranges as given to a source, both as int64 of shape (n,)."""
     starts = np.ascontiguousarray(offsets, dtype=np.int64)
     lengths = np.asarray(nbytes, dtype=np.int64)
     if lengths.ndim == 0:

@@ -45,6 +45,7 @@ from chunkstore._verify.report import Ledger
 from chunkstore.errors import (
     FormatError,
     NotAContainerError,
+    RemoteError,
     TruncatedError,
     UnsupportedFeatureError,
     UnsupportedVersionError,
@@ -70,6 +71,8 @@ class Tape:
         self.ledger = ledger
         self.read = source.read
         self.read_into = source.read_into
+        self.distant = source.distant
+        self.staged = source.staged
 
     def view(self, offset: int, nbytes: int) -> memoryview | None:
         """There is none."""
@@ -104,7 +107,7 @@ class Tape:
 
     def failed(self, error: Exception, offset: int, nbytes: int, what: str, **where: Any) -> None:
         """Write down that bytes could not be read; raise what is no fault of the disk."""
-        if isinstance(error, OSError) and error.errno not in (errno.EIO, None):
+        if isinstance(error, OSError) and (isinstance(error, RemoteError) or error.errno not in (errno.EIO, None)):
             raise error
         kind = "truncated" if isinstance(error, TruncatedError) else "unreadable"
         self.ledger.add(

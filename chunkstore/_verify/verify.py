@@ -26,7 +26,8 @@ from chunkstore._format.codec import CODECS, decode
 from chunkstore._format.index import read_generation
 from chunkstore._format.schema import Field
 from chunkstore._format.superblock import Superblock
-from chunkstore._storage.source import open_source
+from chunkstore._storage.opening import open_any
+from chunkstore._storage.remote import Remote
 from chunkstore._verify.blocks import Walk, check_empty_blocks, cover
 from chunkstore._verify.keys import check_keys
 from chunkstore._verify.report import Damage, Ledger, Progress, Report
@@ -45,6 +46,7 @@ def verify(
     deep: bool = False,
     progress: Progress | bool | None = None,
     workers: int | None = None,
+    remote: Remote | None = None,
 ) -> Report:
     """Read every byte of a container, and say what is not as it was written.
 
@@ -58,18 +60,20 @@ def verify(
             row.
         progress: called with (bytes done, bytes in all) from this thread, now and then; True: a bar on stderr.
         workers: threads, 1 or 2; default 2 for files of more than 16 MiB.
+        remote: where `path` is a URL, how to read it.
     Returns:
         `ok` if nothing was found. A damaged head or index is a finding, too.
     Raises:
         NotAContainerError, UnsupportedVersionError, UnsupportedFeatureError: not a file that this release can judge;
             with `deep`, also for a codec that it does not know.
         MissingExtraError: `deep`, and the package of a codec is not installed.
-        OSError: the file cannot be opened or read. A bad sector is a finding.
+        OSError: the file cannot be opened or read. A bad sector is a finding; a server that fails (`RemoteError`) or
+            an object that changes meanwhile (`ReplacedError`) is none.
     As fast as the disk or the memory. Memory: a few MiB, and about 200 bytes for each block.
     """
     began = time.perf_counter()
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(path, "pread"))
+        source = stack.enter_context(open_any(path, "pread", remote, in_order=True))
         ledger = Ledger(source.size, _progress_callback(progress, source.size, stack))
         run = _Run(Tape(source, ledger), deep=deep, workers=workers)
         run.check()

@@ -1,0 +1,56 @@
+"""Reading from a source where each read costs a round trip: one call brings what all fields need, then they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._read.batch import Positions, is_run
+from chunkstore._read.gather import Rows, joined
+from chunkstore._read.ragged import Ragged
+from chunkstore._storage.source import Source
+
+_STAGED_NBYTES: Final = 256 << 20
+Getter = Callable[[int], Any]
+
+
+def needed(rows: Iterable[Rows], positions: Positions) -> tuple[Positions, Positions]:
+    """(offset, nbytes) of all that reading these rows takes: data, and pages of the index not seen yet."""
+    return joined([each.needed(positions) for each in rows] or [(positions[:0], positions[:0])])
+
+
+def batch(
+    source: Source, positions: Positions, targets: list[tuple[str, Rows, Any]]
+) -> dict[str, NDArray[Any] | Ragged]:
+    """As `Reader.batch`: one call for all fields; then nothing that they read costs a request."""
+    offsets, nbytes = needed([each for _, each, _ in targets], positions)
+    # A very large batch is not in memory twice: each field is read in steps.
+    large = int(nbytes.sum()) > _STAGED_NBYTES
+    with nullcontext() if large else source.staged(offsets, nbytes):
+        if is_run(positions):
+            start = positions.item(0)
+            return {name: each.run(start, start + len(positions), target) for name, each, target in targets}
+        return {name: each.batch(positions, target) for name, each, target in targets}
+
+
+def prefetch(source: Source, positions: Positions, rows: Iterable[Rows]) -> None:
+    """Fetch in the background what `batch` will need."""
+    source.advise(*needed(rows, positions))
+
+
+def getters(source: Source, rows: Mapping[str, Rows], found: list[tuple[str, Getter]]) -> list[tuple[str, Getter]]:
+    """The same functions position -> row, of which the first brings the rows of all fields at once."""
+    if not found:
+        return found
+    every = tuple(rows.values())
+    name, get = found[0]
+
+    def fetched(position: int) -> Any:
+        with source.staged(*needed(every, np.array([position]))):
+            return get(position)
+
+    return [(name, fetched), *found[1:]]

@@ -1,0 +1,52 @@
+"""The newest generation behind a path, and whether it goes on from the one that was open."""
+
+from __future__ import annotations
+
+import os
+
+from chunkstore._format.index import Index, read_index
+from chunkstore._format.superblock import Superblock
+from chunkstore._storage.opening import open_any
+from chunkstore._storage.remote import Remote
+from chunkstore._storage.source import Backend, Source
+from chunkstore.errors import ReplacedError, TruncatedError
+
+
+def open_newest(
+    path: str, backend: Backend, remote: Remote | None = None, *, in_order: bool = False
+) -> tuple[Source, Index]:
+    """The file and its newest generation; see `open_any` for the arguments."""
+    while True:
+        source = open_any(path, backend, remote, in_order=in_order)
+        try:
+            return source, read_index(source)
+        except TruncatedError:
+            # A commit between the look at the size and that at the head: the file has grown, and is opened again.
+            grown = not source.distant and os.stat(path).st_size > source.size
+            source.close()
+            if not grown:
+                raise
+        except BaseException:
+            source.close()
+            raise
+
+
+def check_lineage(path: str, mine: Superblock, found: Superblock) -> None:
+    """The container at the path must be the one that was open, at its generation or a later one."""
+    if found.uuid != mine.uuid:
+        raise ReplacedError(
+            f"{path}: expected the container {mine.uuid.hex()}, found {found.uuid.hex()}: it was replaced; reopen it"
+        )
+    same = found.generation == mine.generation
+    if found.generation < mine.generation or (same and found.directory_sum != mine.directory_sum):
+        raise ReplacedError(
+            f"{path}: expected generation {mine.generation} ({mine.directory_sum.hex()}) or a later one, found "
+            f"{found.generation} ({found.directory_sum.hex()}): an older copy was put in its place. Open it again"
+        )
+
+
+def check_newer(path: str, mine: tuple[Source, Index], found: tuple[Source, Index]) -> None:
+    """What was opened now must be the file that was open, at its generation or a later one."""
+    check_lineage(path, mine[1].superblock, found[1].superblock)
+    if found[0].identity[:2] != mine[0].identity[:2]:
+        raise ReplacedError(f"{path}: another file has taken the place of the one that is open; reopen it")

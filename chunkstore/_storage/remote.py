@@ -1,0 +1,428 @@
+"""`RemoteSource`: positional reads of an object behind a URL, in as few requests as possible.
+
+    staged(ranges) -> what is kept already? -> the rest in runs (ranges.py) -> requests, in parallel (objects.py)
+                            pieces.py                                              | blocks on the disk (blockcache.py)
+
+A read costs a round trip, so readers say beforehand what they are going to read: `staged` fetches all of it at once and
+has it ready for the reads in its block; `advise` does the same in the background for a block to come.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NoReturn
+
+import numpy as np
+
+from chunkstore._format.checksum import sum64
+from chunkstore._format.segment import OPENING_NBYTES
+from chunkstore._storage import platform
+from chunkstore._storage.blockcache import BLOCK_NBYTES, BlockCache
+from chunkstore._storage.buffers import Buffer, byte_view
+from chunkstore._storage.objects import RemoteObject, Version
+from chunkstore._storage.pieces import Cover, Kept, Piece
+from chunkstore._storage.ranges import align, coalesce, cuts
+from chunkstore._storage.source import Identity, Offsets, PreadSource, as_ranges
+from chunkstore.errors import ClosedError
+
+_STEP_NBYTES: Final = 64 << 20  # of one large read: what is in memory twice
+_AHEAD: Final = 3  # requests that are under way while a file is read in order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """How an object is read and written; what `open(url, remote=...)` takes.
+
+    Attributes:
+        storage_options: for the store class of obstore: `config`, `client_options` (timeouts), `retry_config`,
+            `credential_provider`, and settings by name, such as `endpoint` or `region`. What is not here comes from the
+            environment, as obstore reads it. They are pickled with a reader, and not shown by `repr`.
+        max_gap_nbytes: rows with at most so many bytes between them come by one request. A request costs about as much
+            as the transfer of a few hundred KB.
+        max_request_nbytes: longer runs are split, so that their parts come in parallel. At least 1 MiB.
+        max_requests: under way at a time, in this process.
+        buffer_nbytes: what is kept in memory, for each reader: what `prefetch` has fetched, and what was read last.
+        cache_dir: keep blocks of 1 MiB in this folder on the local disk, for any number of processes; default: none.
+            Pays where a data set is read more than once and fits. Needs a server that gives ETags or dates.
+        cache_nbytes: what the folder may hold; the blocks that were not used for longest go first.
+    """
+
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    max_gap_nbytes: int = 256 << 10
+    max_request_nbytes: int = 8 << 20
+    max_requests: int = 32
+    buffer_nbytes: int = 128 << 20
+    cache_dir: str | None = None
+    cache_nbytes: int = 16 << 30
+
+    def __post_init__(self) -> None:
+        least = {
+            "max_gap_nbytes": 0,
+            "max_request_nbytes": BLOCK_NBYTES,
+            "max_requests": 1,
+            "buffer_nbytes": 0,
+            "cache_nbytes": BLOCK_NBYTES,
+        }
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"{name}: expected an integer of {low} or more, found {value!r}")
+
+
+class _State:
+    """What belongs to one process: after a fork the child has one of its own."""
+
+    def __init__(self, buffer_nbytes: int) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.kept = Kept(buffer_nbytes)
+        self.local = threading.local()
+
+    def covers(self) -> list[Cover]:
+        """What the blocks that this thread is in have staged, outermost first."""
+        found: list[Cover] | None = getattr(self.local, "covers", None)
+        if found is None:
+            found = self.local.covers = []
+        return found
+
+
+class RemoteSource(PreadSource):
+    """An object of one version: every answer is held against the ETag, date and size at opening.
+
+    Safe from many threads, and after a fork. The first request brings the head of the object and tells what it is.
+
+    Args:
+        url: see `objects.RemoteObject`.
+        remote: options.
+        in_order: read ahead in large steps, for those who read all of it from begin to end.
+    Raises:
+        FileNotFoundError, PermissionError, RemoteError: as the server says.
+        ReplacedError: from any read; the object is not the one that was opened.
+    """
+
+    backend: Literal["mmap", "pread", "remote"] = "remote"
+    distant = True
+
+    def __init__(self, url: str, remote: Remote, *, in_order: bool = False) -> None:
+        self.path = url
+        self._remote = remote
+        self._in_order = in_order
+        self._object: RemoteObject | None = RemoteObject(url, remote.storage_options)
+        head, self._version = _read_head(self._object)
+        self._head = Piece(0, len(head), head)  # kept for good: a reader comes back to it
+        self.size = self._version.size
+        version = f"{self._version.etag}|{self._version.modified}"
+        # The URL in the place of the inode: the same object may have a newer version, as a file may.
+        self.identity = Identity(0, sum64(url.encode()), self.size, sum64(version.encode()))
+        self._cache: BlockCache | None = None
+        if remote.cache_dir is not None and self._version.known:
+            self._cache = BlockCache(remote.cache_dir, remote.cache_nbytes, f"{url}|{version}|{self.size}")
+        self._state = _State(remote.buffer_nbytes)
+
+    @property
+    def closed(self) -> bool:
+        return self._object is None
+
+    def fileno(self) -> NoReturn:
+        raise OSError(errno.ENOTSUP, "a remote object has no descriptor", self.path)
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        self._check_open()
+        self._check_range(offset, nbytes)
+        if offset + nbytes <= self._head.stop:
+            return bytes(self._head.read(offset, offset + nbytes))
+        data = bytearray(nbytes)
+        self.read_into(offset, data)
+        return bytes(data)
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        view = byte_view(buffer, writable=True)
+        self._check_open()
+        self._check_range(offset, len(view))
+        for low, high in cuts(offset, offset + len(view), _STEP_NBYTES):
+            starts, stops = np.array([low]), np.array([high])
+            if self._in_order:
+                starts, stops = self._read_ahead(low, high)
+            with self._staged(starts, stops):
+                _copy(self._near(low, high), view[low - offset : high - offset])
+
+    def read_scattered(self, offsets: Offsets, nbytes: int | Offsets, out: Buffer) -> None:
+        view = byte_view(out, writable=True)
+        starts, lengths = self._checked(offsets, nbytes)
+        if int(lengths.sum()) != len(view):
+            raise ValueError(f"expected an out of {int(lengths.sum())} bytes, found {len(view)}")
+        ends = np.cumsum(lengths)
+        for first, last in _steps(ends):
+            mine = slice(first, last)
+            targets = (ends - lengths)[mine].tolist()
+            with self._staged(starts[mine], (starts + lengths)[mine]):
+                cover = self._state_now().covers()[-1]
+                places = cover.places(starts[mine], (starts + lengths)[mine])
+                ranges = zip(places, starts[mine].tolist(), lengths[mine].tolist(), targets, strict=True)
+                for place, start, size, target in ranges:
+                    if size:
+                        _copy(cover.pieces[place].read(start, start + size), view[target : target + size])
+
+    def view(self, offset: int, nbytes: int) -> memoryview | None:
+        self._check_open()
+        return None
+
+    def sequential_view(self, offset: int, nbytes: int) -> memoryview | None:
+        self._check_open()
+        return None
+
+    def writable_view(self, offset: int, nbytes: int) -> memoryview | None:
+        self._check_open()
+        return None
+
+    def reserve(self, nbytes: int) -> memoryview:
+        return platform.reserve(nbytes)
+
+    def advise(self, offsets: Offsets, nbytes: int | Offsets) -> None:
+        """Fetch ranges in the background, as many of them as the buffer holds; errors come when they are read."""
+        starts, lengths = self._checked(offsets, nbytes)
+        room = np.cumsum(lengths) <= self._remote.buffer_nbytes
+        self._plan(starts[room], (starts + lengths)[room], background=True)
+
+    @contextmanager
+    def staged(self, offsets: Offsets, nbytes: int | Offsets) -> Iterator[None]:
+        """Fetch ranges at once, in runs and in parallel; reads of parts of them in the block cost nothing.
+
+        All of it is in memory until the block ends.
+        """
+        starts, lengths = self._checked(offsets, nbytes)
+        with self._staged(starts, starts + lengths):
+            yield
+
+    def check_size(self) -> None:
+        # Every answer is of the version that was opened.
+        self._check_open()
+
+    def close(self) -> None:
+        self._object = None
+        state = self._state
+        if state.pid == os.getpid():
+            with state.lock:
+                state.kept.clear()
+
+    def _check_open(self) -> None:
+        if self._object is None:
+            raise self._closed_error()
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"{self.path}: the source was closed; open it again")
+
+    def _checked(self, offsets: Offsets, nbytes: int | Offsets) -> tuple[Offsets, Offsets]:
+        self._check_open()
+        starts, lengths = as_ranges(offsets, nbytes)
+        self._check_ranges(starts, lengths)
+        return starts, lengths
+
+    def _state_now(self) -> _State:
+        state = self._state
+        if state.pid != os.getpid():
+            # Locks, threads and requests under way are the parent's.
+            state = self._state = _State(self._remote.buffer_nbytes)
+        return state
+
+    @contextmanager
+    def _staged(self, starts: Offsets, stops: Offsets) -> Iterator[None]:
+        covers = self._state_now().covers()
+        if covers and min(covers[-1].places(starts, stops), default=0) >= 0:
+            yield  # a block around this one has it all
+            return
+        far = stops > self._head.stop
+        pieces = self._collect(starts[far], stops[far])
+        covers.append(Cover([self._head, *pieces, *(covers[-1].pieces if covers else ())]))
+        try:
+            yield
+        finally:
+            covers.pop()
+            self._let_go(pieces)
+
+    def _near(self, start: int, stop: int) -> memoryview:
+        piece = self._state_now().covers()[-1].find(start, stop)
+        assert piece is not None
+        return piece.read(start, stop)
+
+    def _collect(self, starts: Offsets, stops: Offsets) -> list[Piece]:
+        """Pieces around all of the ranges, there; the caller lets them go."""
+        while True:
+            pieces, fresh = self._plan(starts, stops)
+            try:
+                for piece in pieces:
+                    piece.wait()
+            except BaseException as error:
+                with self._state_now().lock:
+                    for piece in pieces:
+                        if piece in fresh or piece.failed():
+                            self._state_now().kept.drop(piece)
+                self._let_go(pieces)
+                self._check_open()  # whoever closed it has cancelled what was under way
+                old = any(piece not in fresh and piece.failed() for piece in pieces)
+                # What went wrong in the background may go right now, and an error now is one of this read.
+                if old and isinstance(error, Exception):
+                    continue
+                raise
+            return pieces
+
+    def _let_go(self, pieces: list[Piece]) -> None:
+        state = self._state_now()
+        with state.lock:
+            for piece in pieces:
+                piece.users -= 1
+                if piece.parts and not piece.users:
+                    piece.cancel()
+            state.kept.shrink()
+
+    def _plan(self, starts: Offsets, stops: Offsets, *, background: bool = False) -> tuple[list[Piece], set[Piece]]:
+        """Find what is kept and ask for the rest: (all pieces that the ranges need, those that are new)."""
+        if (stops == starts).any():
+            some = stops > starts
+            starts, stops = starts[some], stops[some]
+        state = self._state_now()
+        inline: Piece | None = None
+        with state.lock:
+            cover = state.kept.cover()
+            places = np.array(cover.places(starts, stops), np.int64)
+            found = [cover.pieces[place] for place in np.unique(places[places >= 0]).tolist()]
+            if any(piece.failed() for piece in found):
+                for piece in found:
+                    if piece.failed():
+                        state.kept.drop(piece)
+                cover = state.kept.cover()
+                places = np.array(cover.places(starts, stops), np.int64)
+                found = [cover.pieces[place] for place in np.unique(places[places >= 0]).tolist()]
+            missing = places < 0
+            fresh = [Piece(low, high, None) for low, high in self._runs(starts[missing], stops[missing])]
+            alone = len(fresh) == 1 and not background and fresh[0].nbytes <= self._remote.max_request_nbytes
+            for piece in fresh:
+                if alone:
+                    inline = piece
+                    piece.parts = [Future()]
+                else:
+                    self._request(piece)
+                state.kept.add(piece)
+            if not background:
+                for piece in (*found, *fresh):
+                    piece.users += 1
+                    state.kept.touch(piece)
+            state.kept.shrink()
+        if inline is not None:
+            self._request_here(inline)
+        return [*found, *fresh], set(fresh)
+
+    def _runs(self, starts: Offsets, stops: Offsets) -> list[tuple[int, int]]:
+        if self._cache is not None:
+            starts, stops = align(starts, stops, BLOCK_NBYTES, self.size)
+        runs = coalesce(starts, stops, self._remote.max_gap_nbytes)
+        return list(zip(runs[0].tolist(), runs[1].tolist(), strict=True))
+
+    def _request(self, piece: Piece) -> None:
+        """Ask for a piece by the threads of the process."""
+        pool = _pool(self._remote.max_requests)
+        most = self._remote.max_request_nbytes // BLOCK_NBYTES * BLOCK_NBYTES
+        if piece.nbytes <= most:
+            piece.parts = [pool.submit(self._get, piece.start, piece.stop)]
+            return
+        piece.memory = memory = np.empty(piece.nbytes, np.uint8).data
+        for low, high in cuts(piece.start, piece.stop, most):
+            target = memory[low - piece.start : high - piece.start]
+            piece.parts.append(pool.submit(self._get_into, low, high, target))
+
+    def _request_here(self, piece: Piece) -> None:
+        """Ask for a piece in this thread; others may wait for it."""
+        try:
+            piece.parts[0].set_result(self._get(piece.start, piece.stop))
+        except BaseException as error:  # noqa: BLE001 - raised by `Piece.wait`
+            piece.parts[0].set_exception(error)
+
+    def _get_into(self, start: int, stop: int, target: memoryview) -> memoryview:
+        _copy(self._get(start, stop), target)
+        return target
+
+    def _get(self, start: int, stop: int) -> memoryview:
+        """Bytes `[start, stop)` by one request, or from the cache and by as many as there are holes in it."""
+        client = self._object
+        if client is None:
+            raise self._closed_error()
+        cache = self._cache
+        if cache is None:
+            return client.get(start, stop, self._version)[0]
+        data = memoryview(bytearray(stop - start))
+        for low, high in self._holes(cache, start, stop, data):
+            piece = client.get(low, high, self._version)[0]
+            _copy(piece, data[low - start : high - start])
+            for at, end in cuts(low, high, BLOCK_NBYTES):
+                cache.put(at // BLOCK_NBYTES, piece[at - low : end - low])
+        return data
+
+    def _holes(self, cache: BlockCache, start: int, stop: int, data: memoryview) -> list[tuple[int, int]]:
+        """Fill in the blocks that the cache has, and say where the others are, neighbours together."""
+        holes: list[tuple[int, int]] = []
+        for low, high in cuts(start, stop, BLOCK_NBYTES):
+            block = cache.get(low // BLOCK_NBYTES, high - low)
+            if block is not None:
+                data[low - start : high - start] = block
+            elif holes and holes[-1][1] == low:
+                holes[-1] = holes[-1][0], high
+            else:
+                holes.append((low, high))
+        return holes
+
+    def _read_ahead(self, low: int, high: int) -> tuple[Offsets, Offsets]:
+        """The whole steps around a read, which the next reads need as well; those behind it come meanwhile."""
+        step = self._remote.max_request_nbytes
+        starts, stops = align(np.array([low]), np.array([high]), step, self.size)
+        following = np.arange(int(stops[0]), min(int(stops[0]) + _AHEAD * step, self.size), step)
+        for start in following.tolist():
+            self._plan(np.array([start]), np.array([min(start + step, self.size)]), background=True)
+        return starts, stops
+
+
+def _read_head(client: RemoteObject) -> tuple[memoryview, Version]:
+    try:
+        return client.get(0, OPENING_NBYTES, None)
+    except OSError:
+        # An object without bytes has no range to give.
+        found = client.look()
+        if found is None or found.size:
+            raise
+        return memoryview(b""), found
+
+
+def _copy(source: memoryview, target: memoryview) -> None:
+    # NumPy lets other threads run meanwhile, a copy between memoryviews does not.
+    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
+
+
+def _steps(ends: Offsets) -> Iterator[tuple[int, int]]:
+    """Runs of ranges that have about `_STEP_NBYTES` together; `ends` are the sums of their lengths."""
+    first = 0
+    while first < len(ends):
+        before = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, before + _STEP_NBYTES, "right")))
+        yield first, last
+        first = last
+
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """The threads that wait for answers: as many as requests may be under way, for all sources together."""
+    found = _pools.get(threads)
+    if found is None:
+        # Two threads may both make one; the one that is lost has no thread yet.
+        found = _pools.setdefault(threads, ThreadPoolExecutor(threads, "chunkstore-remote"))
+    return found
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)
