@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -23,7 +22,7 @@ def _mode(overwrite: bool) -> Literal["x", "w"]:
 def _report(path: str, as_json: bool, notes: tuple[str, ...] = ()) -> None:
     """What became of it."""
     with chunkstore.open(path, backend="pread") as ds:
-        nbytes = Path(path).stat().st_size
+        nbytes = ds._source.size
         if as_json:
             facts = {"path": path, "num_samples": len(ds), "nbytes": nbytes, "fingerprint": ds.fingerprint}
             write_json({**facts, "notes": list(notes)})

@@ -19,8 +19,11 @@ from chunkstore._format.segment import Directory, pad
 from chunkstore._read.newest import open_newest
 from chunkstore._rewrite.attrs import merge_attrs
 from chunkstore._storage.commit import NewFile, write_superblocks
+from chunkstore._storage.objects import is_url
+from chunkstore._storage.remote import Remote
 from chunkstore._storage.replace import check_replaceable
 from chunkstore._storage.source import Source
+from chunkstore._storage.upload import uploaded
 from chunkstore._verify.verify import verify
 from chunkstore._write.index_writer import IndexWriter, planned_segment_nbytes
 from chunkstore.errors import CorruptError, ReplacedError, SchemaError
@@ -39,6 +42,7 @@ class _Input:
     attrs: dict[str, Any]
     dictionaries: dict[int, bytes]
     has_keys: bool
+    remote: Remote | None
     num_samples: int
     num_shards: int
     num_groups: list[int]
@@ -46,9 +50,10 @@ class _Input:
     key_nbytes: int
 
     @classmethod
-    def look(cls, path: str | os.PathLike[str]) -> _Input:
+    def look(cls, path: str | os.PathLike[str], remote: Remote | None) -> _Input:
         """Open it, note all this, and close it."""
-        source, index = open_newest(os.fspath(path), "pread")
+        remote = remote if is_url(path) else None
+        source, index = open_newest(os.fspath(path), "pread", remote)
         with source:
             return cls(
                 source.path,
@@ -57,6 +62,7 @@ class _Input:
                 index.attrs(),
                 {number: data for number in range(len(index.fields)) if (data := index.dictionary(number))},
                 index.has_keys,
+                remote,
                 index.num_samples,
                 len(index.blocks),
                 [FieldIndex(index, number).num_groups for number in range(len(index.fields))],
@@ -67,7 +73,7 @@ class _Input:
     @contextmanager
     def opened(self) -> Iterator[tuple[Source, Index]]:
         """The same input again."""
-        source, index = open_newest(self.path, "pread")
+        source, index = open_newest(self.path, "pread", self.remote, in_order=True)
         with source:
             if index.fingerprint != self.fingerprint:
                 raise ReplacedError(f"{self.path}: the container was changed while it was merged; start again")
@@ -100,6 +106,7 @@ def merge(
     mode: Literal["x", "w"] = "x",
     attrs: Mapping[str, Any] | None = None,
     progress: type_progress | None = None,
+    remote: Remote | None = None,
 ) -> Merged:
     """Put the samples of several containers into one new container, in the order given.
 
@@ -108,23 +115,37 @@ def merge(
     as a whole before it gets its name. The same inputs give the same bytes.
 
     Args:
-        paths: at least one container; all have the same fields, and all have keys or none has.
-        out: the new container.
+        paths: at least one container; all have the same fields, and all have keys or none has. URLs as in `open`.
+        out: the new container. A URL as in `convert`: it is uploaded when it is whole.
         mode: `"x"` refuses a path that exists, `"w"` replaces a container that is none of these.
         attrs: ATTRS of the new container. Default: the members that are equal in all inputs; `class_names` where each
             input's list begins the longest one; what `convert` noted of the original files, put together as far as
             `export` can use it. What is not kept stands in `notes`.
         progress: called with (bytes done, bytes in all), now and then; verification counts as well.
+        remote: how to reach those of them that are URLs.
     Raises:
         SchemaError: fields differ, a key is there twice, there is nothing to merge, or a label would have two meanings:
             `class_names` give a number to one class here and to another one there.
         FormatError: an input cannot be read, or one of its blocks is damaged.
         FileExistsError, WriteError, CommitUnknownError: as with `Writer`. After any error `out` is as before.
     """
-    inputs = [_Input.look(path) for path in paths]
+    inputs = [_Input.look(path, remote) for path in paths]
     if not inputs:
         raise SchemaError("merge: no container was given")
-    check_replaceable(out, paths, mode=mode)
+    with uploaded(out, mode, remote if is_url(out) else None) as target:
+        check_replaceable(target, paths, mode=mode)
+        notes = _merge(inputs, target, mode, attrs, progress)
+    return Merged(os.fspath(out), sum(entry.num_samples for entry in inputs), notes)
+
+
+def _merge(
+    inputs: Sequence[_Input],
+    out: str,
+    mode: Literal["x", "w"],
+    attrs: Mapping[str, Any] | None,
+    progress: type_progress | None,
+) -> tuple[str, ...]:
+    """Write and publish; what the new container does not say of the inputs."""
     _check_alike(inputs)
     notes: tuple[str, ...] = ()
     merged = dict(attrs or {})
@@ -139,7 +160,7 @@ def merge(
             _write(file, index, inputs, merged, _counted(progress, total, 2 * total))
         _verify(file, _counted(progress, total, 2 * total, before=total))
         file.publish()
-    return Merged(os.fspath(out), sum(entry.num_samples for entry in inputs), notes)
+    return notes
 
 
 def _check_alike(inputs: Sequence[_Input]) -> None:

@@ -18,7 +18,10 @@ from chunkstore._format.schema import Field
 from chunkstore._read.batch import Indices
 from chunkstore._read.reader import Reader
 from chunkstore._read.reader import open as open_reader
+from chunkstore._storage.objects import is_url
+from chunkstore._storage.remote import Remote
 from chunkstore._storage.replace import check_replaceable
+from chunkstore._storage.upload import uploaded
 from chunkstore._verify.verify import verify
 from chunkstore._write.target import NewTarget
 from chunkstore._write.writer import Writer, type_fields
@@ -40,6 +43,7 @@ def repack(
     shard_nbytes: int = SHARD_NBYTES,
     codec: CodecArg | None = None,
     progress: type_progress | None = None,
+    remote: Remote | None = None,
 ) -> None:
     """Write the samples of a container into a new one in which each field is in one piece (the index lies behind).
 
@@ -47,8 +51,8 @@ def repack(
     gone. Every row is proven as it is read, and the new file is verified as a whole before it gets its name.
 
     Args:
-        path: the container; it stays as it is.
-        out: the new one.
+        path: the container; it stays as it is. A URL as in `open`.
+        out: the new one. A URL as in `convert`: it is uploaded when it is whole.
         positions: int, shape (M,): which samples, in which order; repeats only without keys. Default: all, in order.
         keys: the same by keys; not both.
         mode: `"x"` refuses a path that exists, `"w"` replaces a container (which may be `path` itself).
@@ -56,6 +60,7 @@ def repack(
         codec: how chunks of the new one are stored, as in `Writer`; `raw` is one of them. A field for which nothing is
             said keeps its codec, at the usual level, and its dictionary.
         progress: called with (bytes done, bytes in all), now and then; verification counts as well.
+        remote: how to reach those of the two that are URLs.
     Raises:
         IndexError, SampleNotFoundError: there is no such sample.
         SchemaError: a sample with a key is asked for twice.
@@ -66,8 +71,11 @@ def repack(
     if positions is not None and keys is not None:
         raise ValueError("repack: give positions= or keys=, not both")
     spec = parse_codecs(codec)
-    check_replaceable(out, mode=mode)
-    with open_reader(path, backend="pread") as reader:
+    with (
+        uploaded(out, mode, remote if is_url(out) else None) as target,
+        open_reader(path, backend="pread", remote=remote if is_url(path) else None) as reader,
+    ):
+        check_replaceable(target, mode=mode)
         order = _order(reader, positions, keys)
         fields, kept = _open_codecs(reader, spec)
         total = len(reader) if order is None else len(order)
@@ -75,7 +83,7 @@ def repack(
         nbytes = sum(totals.get(field.name, total * field.item_nbytes) for field in fields)
         told = _Told(progress, nbytes)
         options: Any = {"fields": fields, "mode": mode, "shard_nbytes": shard_nbytes, "codec": codec}
-        with _RepackWriter(out, totals, total, kept, verifying=told.verifying, **options) as writer:
+        with _RepackWriter(target, totals, total, kept, verifying=told.verifying, **options) as writer:
             writer.attrs.update(reader.attrs)
             for batch in _batches(reader, order):
                 writer.add_batch(reader.batch(batch), _keys(reader, batch))

@@ -29,7 +29,7 @@ from chunkstore._storage.objects import RemoteObject, Version
 from chunkstore._storage.pieces import Cover, Kept, Piece
 from chunkstore._storage.ranges import align, coalesce, cuts
 from chunkstore._storage.source import Identity, Offsets, PreadSource, as_ranges
-from chunkstore.errors import ClosedError
+from chunkstore.errors import ClosedError, RemoteError
 
 _STEP_NBYTES: Final = 64 << 20  # of one large read: what is in memory twice
 _AHEAD: Final = 3  # requests that are under way while a file is read in order
@@ -56,7 +56,7 @@ class Remote:
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     max_gap_nbytes: int = 256 << 10
     max_request_nbytes: int = 8 << 20
-    max_requests: int = 32
+    max_requests: int = 64
     buffer_nbytes: int = 128 << 20
     cache_dir: str | None = None
     cache_nbytes: int = 16 << 30
@@ -389,7 +389,7 @@ class RemoteSource(PreadSource):
 def _read_head(client: RemoteObject) -> tuple[memoryview, Version]:
     try:
         return client.get(0, OPENING_NBYTES, None)
-    except OSError:
+    except RemoteError:
         # An object without bytes has no range to give.
         found = client.look()
         if found is None or found.size:

@@ -135,12 +135,11 @@ class Sink:
         Raises:
             TruncatedError: the source ends before the range does; the sink is poisoned then, too.
         """
-        fd, source_fd = self._opened(), source.fileno()
-        done = 0
+        fd, done = self._opened(), 0
         try:
-            while done < nbytes:
+            while done < nbytes and not source.distant:
                 most = min(nbytes - done, platform.MAX_CALL_NBYTES)
-                copied = self._calls.copy_range(source_fd, fd, most, source_offset + done, offset + done)
+                copied = self._calls.copy_range(source.fileno(), fd, most, source_offset + done, offset + done)
                 if copied <= 0:
                     break  # the end of the source, or a kernel that cannot and does not say so
                 done += copied

@@ -66,6 +66,8 @@ def _check(rows: Samples, columns: Sequence[Column], order: Order) -> None:
         )
     if order.pad:
         raise ValueError(f"engine: 'fixed_length' has no pad={order.pad!r}; use engine='auto'")
+    if rows.reader.backend == "remote":
+        raise ValueError(f"engine: {rows.path}: 'fixed_length' reads files; use engine='auto' for a URL")
     for column in columns:
         field = column.field
         if column.is_text or field.ragged or not field.item_nbytes or rows.reader._extent(column.name) is None:

@@ -20,6 +20,7 @@ from chunkstore._read.many import open as open_reader
 from chunkstore._read.ragged import Ragged
 from chunkstore._read.reader import Reader
 from chunkstore._read.select import Selection
+from chunkstore._storage.objects import is_url
 from chunkstore._torch.collate import Batch, Sample, collate
 from chunkstore._torch.convert import RaggedMode, columns_of
 from chunkstore.errors import ReplacedError
@@ -166,6 +167,11 @@ class Dataset(torch.utils.data.Dataset[Any]):
     def sample_nbytes(self) -> int:
         """Bytes of the fields of fixed shape of one sample."""
         return sum(column.field.item_nbytes for column in self._columns.values() if column.fixed)
+
+    @property
+    def distant(self) -> bool:
+        """Whether the container is behind a URL, so that batches wait for a server."""
+        return is_url(self.path)
 
     @property
     def fingerprint(self) -> str:

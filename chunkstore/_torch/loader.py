@@ -31,6 +31,7 @@ _SHOWN_SAMPLES: Final = 4
 _RUN_NBYTES: Final = 2 << 20
 _RUN_BATCHES: Final = 16
 _TWO_THREADS_NBYTES: Final = 4 << 20
+_DISTANT_THREADS: Final = 2  # each has a batch in the making and one under way
 MAX_PREFETCH: Final = 1024
 
 
@@ -102,16 +103,19 @@ class _Maker:
         self._dataset = dataset
         self._transfer = transfer
         self._runs = transfer.takes_runs and _is_plain(dataset)
+        self._distant = dataset.distant
         self._cold = True  # whether the batch before needed the disk; threads share it, and may be one batch late
         self.run_length = 1  # the first batch is there as soon as can be
 
     def __call__(self, task: tuple[list[IntArray], list[IntArray] | None]) -> _Run:
         run, ahead = task
         before = cold_reads()
+        if self._distant:
+            self._dataset.prefetch(_joined(run))  # answers come in the order of the requests: these before those ahead
         if self._cold and ahead is not None:
-            self._dataset.prefetch(ahead[0] if len(ahead) == 1 else np.concatenate(ahead))
+            self._dataset.prefetch(_joined(ahead))
         made = self._make(run)
-        self._cold = cold_reads() != before
+        self._cold = self._distant or cold_reads() != before
         if self._runs:
             nbytes = sum(each.num_bytes for each in made.made) // len(run)
             self.run_length = max(1, min(_RUN_BATCHES, _RUN_NBYTES // max(1, nbytes)))
@@ -242,9 +246,9 @@ class Loader:
             current when they are taken.
         prefetch: batches ready or in the making while the user is busy. 0: no threads, all is done in `next()`. Small
             batches in host memory without transforms are made up to 16 at a time, up to 2 MiB, and count as one.
-        threads: that make batches. Default: 2 for batches of 4 MiB and more without transforms (1.4 times the speed of
-            one), else 1. More can pay for cold data, and for transforms that let go of the GIL and are safe to run
-            in several threads at a time.
+        threads: that make batches. Default, without transforms: 2 for batches of 4 MiB and more (1.4 times the speed of
+            one) and for a container behind a URL; else 1. More can pay for cold data, and for transforms that let go of
+            the GIL and are safe to run in several threads at a time.
         fields, transform, batch_transform, ragged, pad_value, backend, verify: as `Dataset`. Transforms run in the
             loader's threads. With a device they see memory that is used again afterwards, and must not keep it; and
             ragged="list" costs a copy for each row.
@@ -414,7 +418,13 @@ def _is_plain(dataset: Dataset) -> bool:
 
 def _num_threads(dataset: Dataset, batch_size: int, plain: bool) -> int:
     """Small batches are no faster with two threads, which wait for each other's GIL."""
+    if plain and dataset.distant:
+        return _DISTANT_THREADS
     return 2 if plain and dataset.sample_nbytes * batch_size >= _TWO_THREADS_NBYTES else 1
+
+
+def _joined(run: list[IntArray]) -> IntArray:
+    return run[0] if len(run) == 1 else np.concatenate(run)
 
 
 def _make_transfer(loader: Loader, transform: Transform | None, static_buffers: bool, pin_memory: bool) -> Transfer:

@@ -30,7 +30,9 @@ from chunkstore._ingest.plan.scan import Scan, Skipped, scan_sources
 from chunkstore._ingest.plan.specs import DtypeArg, FieldArg
 from chunkstore._ingest.plan.uniform import plan_uniform
 from chunkstore._storage.commit import NewFile, write_superblocks
+from chunkstore._storage.remote import Remote
 from chunkstore._storage.replace import check_replaceable
+from chunkstore._storage.upload import uploaded
 from chunkstore._write.index_writer import Block, IndexWriter, Keys
 from chunkstore.errors import IngestError
 
@@ -63,6 +65,7 @@ def convert(
     verify: bool = False,
     dry_run: bool = False,
     progress: Tell | bool | None = None,
+    remote: Remote | None = None,
 ) -> ConvertReport:
     """Make a container of `.npy` and `.npz` files: everything, or nothing.
 
@@ -71,7 +74,8 @@ def convert(
 
     Args:
         sources: a directory or file, or several.
-        path: the container; its directory must exist.
+        path: the container; its directory must exist. Or the URL of an object on `s3://`, `gs://` or `az://`: the
+            container is written to a local temporary file, and uploaded when it is whole.
         layout: how files become samples: `"files"`, `"rows"`, `"columns"`, `"paired"`, `"classes"`; `"auto"` says what
             it chose.
         fields: `"NAME=SOURCE"` texts or a mapping: picks and renames arrays.
@@ -94,12 +98,14 @@ def convert(
         verify: read the finished container from the disk and compare it with the sources before it gets its name.
         dry_run: plan only; nothing is written, and `path` is not looked at.
         progress: function `(done_samples, total_samples, done_bytes, total_bytes)`, or True for a bar on stderr.
+        remote: where `path` is a URL, how to reach it.
     Returns:
         What was done, with the fingerprint.
     Raises:
         IngestError: the sources cannot be converted as asked, or changed meanwhile.
         FileExistsError, IsADirectoryError, FileNotFoundError, PermissionError: before any work.
         WriteError: the system refused a write, or a worker died and the executor did not do its work again.
+        RemoteError: the upload failed.
         CommitUnknownError: the container has its name, but may lose it in a power failure.
         ValueError: an argument.
         KeyboardInterrupt: with a message that says how to go on.
@@ -112,15 +118,19 @@ def convert(
     named = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     if executor is not None:
         named = [os.path.abspath(source) for source in named]  # its workers may be in another directory
-    if not dry_run:
-        check_replaceable(path, named, mode=mode)
-        NewFile.create(path, mode).discard()  # what is in the way is found before any work
-    scan = scan_sources(named, include=_texts(include), exclude=_texts(exclude))
-    work = _Work(os.fspath(path), mode, workers, executor, shard_nbytes, dict(attrs or {}), verify, progress)
-    with _explained(work.path):
+    with (
+        _explained(os.fspath(path)),
+        nullcontext(os.fspath(path)) if dry_run else uploaded(path, mode, remote) as target,
+    ):
+        if not dry_run:
+            check_replaceable(target, named, mode=mode)
+            NewFile.create(target, mode).discard()  # what is in the way is found before any work
+        scan = scan_sources(named, include=_texts(include), exclude=_texts(exclude))
+        work = _Work(target, mode, workers, executor, shard_nbytes, dict(attrs or {}), verify, progress)
         report = _dry_run(scan, choices, work) if dry_run else _convert(scan, choices, work)
-    left = () if dry_run else left_behind(path)
-    return replace(report, notes=(*report.notes, *left), seconds=time.perf_counter() - started)
+        left = () if dry_run else left_behind(target)
+    notes, seconds = (*report.notes, *left), time.perf_counter() - started
+    return replace(report, path=os.fspath(path), notes=notes, seconds=seconds)
 
 
 @dataclass(frozen=True)
