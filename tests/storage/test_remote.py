@@ -1,0 +1,355 @@
+"""Objects behind URLs, with faults between client and server: what is tried again, and what each failure becomes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from object_server import Fault, RangeServer, Request
+
+from chunkstore._storage.objects import is_url
+from chunkstore._storage.opening import open_any
+from chunkstore._storage.remote import Remote, RemoteSource
+from chunkstore.errors import ClosedError, RemoteError, ReplacedError, TruncatedError
+
+pytest.importorskip("obstore", reason="the extra [remote] is not installed")
+
+DATA = np.random.default_rng(0).integers(0, 256, 6_000_000, np.uint8).tobytes()
+HEAD = 1 << 20
+QUICK: dict[str, Any] = {
+    "retry_config": {
+        "max_retries": 3,
+        "retry_timeout": timedelta(seconds=5),
+        "backoff": {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=5), "base": 2},
+    },
+    "client_options": {"timeout": "400ms"},
+}
+
+
+@pytest.fixture
+def server() -> Iterator[RangeServer]:
+    with RangeServer({"a.bin": DATA}) as running:
+        yield running
+
+
+def opened(server: RangeServer, **options: Any) -> RemoteSource:
+    return RemoteSource(server.url("a.bin"), Remote(storage_options=QUICK, **options))
+
+
+def first(times: int, fault: Fault) -> Callable[[Request], Fault | None]:
+    """A fault for so many requests from now on."""
+    left = [fault] * times
+    return lambda request: left.pop() if left else None
+
+
+class TestReads:
+    def test_the_first_request_brings_the_head(self, server: RangeServer) -> None:
+        """One request tells size and version, and reads of the first MiB need no other."""
+        with server.counting() as requests, opened(server) as source:
+            assert (source.size, source.backend, source.distant) == (len(DATA), "remote", True)
+            assert source.read(5, 1000) == DATA[5:1005]
+        assert [request.range for request in requests] == [(0, HEAD)]
+
+    def test_staged_ranges_come_in_runs_and_cost_nothing_afterwards(self, server: RangeServer) -> None:
+        """Ranges with at most `max_gap_nbytes` between them share a request."""
+        with opened(server, max_gap_nbytes=1000) as source:
+            offsets = np.array([3_000_000, 2_000_000, 2_001_500, 2_000_400])
+            with server.counting() as requests, source.staged(offsets, 500):
+                for offset in offsets.tolist():
+                    assert source.read(offset, 500) == DATA[offset : offset + 500]
+                assert source.read(2_000_100, 300) == DATA[2_000_100:2_000_400]
+        assert sorted(request.range or () for request in requests) == [(2_000_000, 2_002_000), (3_000_000, 3_000_500)]
+
+    def test_long_ranges_are_split(self, server: RangeServer) -> None:
+        """Parts of `max_request_nbytes`, side by side."""
+        out = np.empty(4_500_000, np.uint8)
+        with opened(server, max_request_nbytes=1 << 20) as source, server.counting() as requests:
+            source.read_into(HEAD, out)
+        assert out.tobytes() == DATA[HEAD : HEAD + 4_500_000]
+        assert len(requests) == 5
+
+    def test_every_request_names_the_version(self, server: RangeServer) -> None:
+        """`If-Match` with the ETag of the first answer."""
+        with opened(server) as source, server.counting() as requests:
+            source.read(2_000_000, 10)
+        assert [request.headers["if-match"] for request in requests] == [f'"{hash(DATA) & 0xFFFFFFFF:x}"']
+
+    def test_prefetched_ranges_are_fetched_once(self, server: RangeServer) -> None:
+        """`advise` returns while the server is still thinking; the read waits for the same requests."""
+        offsets = np.arange(2_000_000, 6_000_000, 500_000)
+        with opened(server) as source:
+            server.fault = lambda request: Fault(delay=0.1)
+            with server.counting() as requests:
+                began = time.perf_counter()
+                source.advise(offsets, 100)
+                assert time.perf_counter() - began < 0.09
+                out = np.empty(100 * len(offsets), np.uint8)
+                source.read_scattered(offsets, 100, out)
+        assert out.tobytes() == b"".join(DATA[offset : offset + 100] for offset in offsets.tolist())
+        assert len(requests) == len(offsets)
+
+    def test_the_buffer_is_bounded(self, server: RangeServer) -> None:
+        """What is fetched ahead beyond `buffer_nbytes` is not fetched; what was read last is kept."""
+        with opened(server, buffer_nbytes=250_000, max_gap_nbytes=0) as source:
+            source.read(5_000_000, 100_000)
+            with server.counting() as requests:
+                source.read(5_000_000, 100_000)
+            assert requests == []
+            with server.counting() as requests:
+                source.advise(np.arange(2_000_000, 4_000_000, 200_000), 100_000)
+                time.sleep(0.2)
+            assert len(requests) == 2
+            assert source._state.kept._nbytes <= 250_000
+
+    @settings(max_examples=25)
+    @given(st.lists(st.tuples(st.integers(0, len(DATA) - 1), st.integers(0, 5000)), max_size=12), st.booleans())
+    def test_any_ranges_are_those_of_the_object(self, ranges: list[tuple[int, int]], cached: bool) -> None:
+        """In any order, with overlaps, empty ones, with and without a cache on disk: the bytes of the plain way."""
+        source, folder = SHARED.source(cached)
+        offsets = np.array([offset for offset, _ in ranges], np.int64)
+        nbytes = np.array([min(size, len(DATA) - offset) for offset, size in ranges], np.int64)
+        out = np.empty(int(nbytes.sum()), np.uint8)
+        source.read_scattered(offsets, nbytes, out)
+        pairs = zip(offsets.tolist(), nbytes.tolist(), strict=True)
+        assert out.tobytes() == b"".join(DATA[offset : offset + size] for offset, size in pairs)
+        assert folder.exists()
+
+    def test_ranges_outside_are_refused(self, server: RangeServer) -> None:
+        """As of any source."""
+        with opened(server) as source:
+            with pytest.raises(TruncatedError, match="ends too early"):
+                source.read(len(DATA) - 5, 6)
+            with pytest.raises(ValueError, match="0 or more"):
+                source.read(-1, 5)
+
+    def test_closed(self, server: RangeServer) -> None:
+        """Every use is then a ClosedError, also for a thread that was waiting."""
+        source = opened(server)
+        server.fault = lambda request: Fault(delay=0.3)
+        found: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                source.read_scattered(np.arange(2_000_000, 6_000_000, 300_000), 10, np.empty(140, np.uint8))
+            except BaseException as error:
+                found.append(error)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(0.1)
+        source.close()
+        waiting.join()
+        assert all(isinstance(error, ClosedError) for error in found)
+        with pytest.raises(ClosedError, match="open it again"):
+            source.read(0, 1)
+
+    def test_the_cache_saves_requests_for_other_readers(self, server: RangeServer, tmp_path: Path) -> None:
+        """Blocks of 1 MiB; another reader fetches the head alone. A new version has blocks of its own."""
+        with opened(server, cache_dir=str(tmp_path)) as source:
+            assert source.read(3_000_000, 100) == DATA[3_000_000:3_000_100]
+        with server.counting() as requests, opened(server, cache_dir=str(tmp_path)) as source:
+            assert source.read(3_050_000, 100) == DATA[3_050_000:3_050_100]
+        assert [request.range for request in requests] == [(0, HEAD)]
+        server.objects["a.bin"] = DATA[::-1]
+        with opened(server, cache_dir=str(tmp_path)) as source:
+            assert source.read(3_050_000, 100) == DATA[::-1][3_050_000:3_050_100]
+
+    def test_no_bytes(self, server: RangeServer) -> None:
+        """An object of no bytes opens, as an empty file does."""
+        server.objects["empty"] = b""
+        with RemoteSource(server.url("empty"), Remote(storage_options=QUICK)) as source:
+            assert (source.size, source.read(0, 0)) == (0, b"")
+
+
+class _Shared:
+    """One server for all examples of hypothesis; stopped with the module."""
+
+    def __init__(self) -> None:
+        self.made: dict[bool, RemoteSource] = {}
+
+    def begin(self, folder: Path) -> None:
+        self.folder = folder
+        self.server = RangeServer({"a.bin": DATA})
+        self.server.__enter__()
+
+    def source(self, cached: bool) -> tuple[RemoteSource, Path]:
+        if cached not in self.made:
+            cache = {"cache_dir": str(self.folder)} if cached else {}
+            self.made[cached] = opened(self.server, max_gap_nbytes=2000, buffer_nbytes=50_000, **cache)
+        return self.made[cached], self.folder
+
+
+SHARED = _Shared()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    SHARED.begin(tmp_path_factory.mktemp("cache"))
+    yield
+    SHARED.server.__exit__(None, None, None)
+
+
+TRANSIENT = {
+    "500": Fault(status=500),
+    "503": Fault(status=503),
+    "429": Fault(status=429),
+    "reset": Fault(reset=True),
+    "body cut off": Fault(cut=100),
+    "no answer": Fault(delay=0.6),
+}
+
+
+class TestFaults:
+    @pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT)
+    def test_tried_again(self, server: RangeServer, fault: Fault) -> None:
+        """Each of these, twice in a row, costs a read nothing but time."""
+        with opened(server) as source:
+            server.fault = first(2, fault)
+            assert source.read(2_000_000, 10_000) == DATA[2_000_000:2_010_000]
+
+    @pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT)
+    def test_within_bounds(self, server: RangeServer, fault: Fault) -> None:
+        """After `max_retries` more it is an error with URL, range and what to do; the next read may go right."""
+        with opened(server) as source:
+            server.fault = lambda request: fault
+            with server.counting() as requests, pytest.raises(RemoteError) as caught:
+                source.read(2_000_000, 10_000)
+            assert len(requests) == 4
+            text = str(caught.value)
+            assert server.url("a.bin") in text
+            assert "bytes [2000000, 2010000)" in text
+            assert "retry_config" in text
+            server.fault = lambda request: None
+            assert source.read(2_000_000, 10_000) == DATA[2_000_000:2_010_000]
+
+    def test_the_status_is_named(self, server: RangeServer) -> None:
+        """Who reads the message knows what the server said."""
+        with opened(server) as source:
+            server.fault = lambda request: Fault(status=503)
+            with pytest.raises(RemoteError, match="503 Service Unavailable"):
+                source.read(2_000_000, 10)
+
+    def test_a_short_answer(self, server: RangeServer) -> None:
+        """A server that gives fewer bytes than it was asked for, and says so, is at fault."""
+        with opened(server) as source:
+            server.fault = lambda request: Fault(short=10)
+            with pytest.raises(RemoteError, match=r"got 2000000\.\.2000990"):
+                source.read(2_000_000, 1000)
+
+    def test_no_ranges(self, server: RangeServer) -> None:
+        """A server that sends the whole object each time cannot be read from."""
+        server.fault = lambda request: Fault(no_range=True)
+        with pytest.raises(RemoteError, match="does not answer range requests"):
+            opened(server)
+
+    @pytest.mark.parametrize("status", [401, 403])
+    def test_no_access(self, server: RangeServer, status: int) -> None:
+        """PermissionError, with the place where credentials come from; not tried again."""
+        server.fault = lambda request: Fault(status=status)
+        with server.counting() as requests, pytest.raises(PermissionError, match="credentials"):
+            opened(server)
+        assert len(requests) == 1
+
+    def test_not_there(self, server: RangeServer) -> None:
+        """FileNotFoundError with the URL, as for a path."""
+        url = server.url("other.bin")
+        with pytest.raises(FileNotFoundError) as caught:
+            RemoteSource(url, Remote())
+        assert caught.value.filename == url
+
+    @pytest.mark.parametrize("etags", [True, False])
+    @pytest.mark.parametrize("change", ["same length", "longer"])
+    def test_changed(self, server: RangeServer, etags: bool, change: str) -> None:
+        """Another object under the URL is noticed by its ETag, or else by its length, in whatever is read next."""
+        server.etags = etags
+        with opened(server) as source:
+            server.objects["a.bin"] = DATA[::-1] if change == "same length" else DATA + b"more"
+            if not etags and change == "same length":
+                source.read(2_000_000, 10)  # the same date: only checksums can tell
+                return
+            with pytest.raises(ReplacedError, match="changed since it was opened") as caught:
+                source.read(2_000_000, 10)
+            assert "Open it again" in str(caught.value)
+
+    def test_a_failed_prefetch_is_no_error(self, server: RangeServer) -> None:
+        """The read asks again, and its own error counts."""
+        with opened(server) as source:
+            server.fault = lambda request: Fault(status=400)
+            source.advise(np.array([2_000_000]), 1000)
+            time.sleep(0.1)
+            server.fault = lambda request: None
+            assert source.read(2_000_000, 1000) == DATA[2_000_000:2_001_000]
+
+    def test_one_failed_range_of_many(self, server: RangeServer) -> None:
+        """The batch fails as a whole, and can be asked for again."""
+        offsets, out = np.arange(2_000_000, 6_000_000, 500_000), np.empty(800, np.uint8)
+        with opened(server) as source:
+            server.fault = lambda request: Fault(status=400) if (request.range or (0,))[0] == 3_000_000 else None
+            with pytest.raises(RemoteError, match="bytes \\[3000000, 3000100\\)"):
+                source.read_scattered(offsets, 100, out)
+            server.fault = lambda request: None
+            source.read_scattered(offsets, 100, out)
+        assert out[200:300].tobytes() == DATA[3_000_000:3_000_100]
+
+
+class TestUrls:
+    def test_what_is_one(self) -> None:
+        """Paths stay paths, also odd ones."""
+        assert all(map(is_url, ("s3://b/k", "gs://b/k", "az://b/k", "http://h/p", "https://h/p")))
+        assert not any(map(is_url, ("s3:/b/k", "/data/s3://x", "file.cks", "ftp://h/p", "c:\\x", 5, None)))
+
+    @pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3:///key", "http://host/folder/"])
+    def test_one_object(self, url: str) -> None:
+        """Not a bucket, not a folder."""
+        with pytest.raises(ValueError, match="one object"):
+            open_any(url)
+
+    def test_no_query(self) -> None:
+        """The client would drop it without a word."""
+        with pytest.raises(ValueError, match="query"):
+            open_any("https://host/a.cks?signature=x")
+
+    def test_options_that_do_not_fit(self, tmp_path: Path) -> None:
+        """Of a file, of an object, of the client."""
+        with pytest.raises(ValueError, match="goes with a URL"):
+            open_any(tmp_path / "a.cks", remote=Remote())
+        with pytest.raises(ValueError, match='expected "auto" for a URL'):
+            open_any("http://127.0.0.1:1/a.cks", "mmap")
+        with pytest.raises(ValueError, match="the client refuses its options"):
+            open_any("s3://bucket/key", remote=Remote(storage_options={"no_such_option": 1}))
+
+    @pytest.mark.parametrize(
+        "name", ["max_gap_nbytes", "max_request_nbytes", "max_requests", "buffer_nbytes", "cache_nbytes"]
+    )
+    @pytest.mark.parametrize("value", [-1, 1.5, True, "1"])
+    def test_numbers_are_checked(self, name: str, value: object) -> None:
+        """Where they are given, not where they are used."""
+        with pytest.raises(ValueError, match=name):
+            Remote(**{name: value})  # type: ignore[arg-type]
+
+    def test_secrets_are_not_shown(self) -> None:
+        """`repr` goes into logs."""
+        assert "hidden" not in repr(Remote(storage_options={"secret_access_key": "hidden"}))
+
+    def test_names_with_blanks_and_letters(self, server: RangeServer) -> None:
+        """A URL of the web is decoded, and encoded again by the client."""
+        server.objects["a%20%C3%BC.bin"] = b"12345"
+        for name in ("a%20%C3%BC.bin", "a ü.bin"):
+            with RemoteSource(server.url(name), Remote()) as source:
+                assert source.read(0, 5) == b"12345"
+
+    def test_azure_and_google(self, server: RangeServer) -> None:
+        """Their URLs lead to the requests that their interfaces want; no real server of either kind is asked."""
+        server.objects |= {"bucket/k.bin": b"google", "account/box/k.bin": b"azure"}
+        azure = {"account_name": "account", "endpoint": f"{server.endpoint}/account", "skip_signature": True}
+        options = {"client_options": {"allow_http": True}}
+        with RemoteSource("az://box/k.bin", Remote(storage_options=azure | options)) as source:
+            assert source.read(0, 5) == b"azure"
