@@ -125,7 +125,9 @@ def is_run(positions: Positions) -> bool:
     size = positions.size
     if size < 2 or positions.item(-1) - positions.item(0) != size - 1:
         return False
-    return bool((positions[1:] - positions[:-1] == 1).all())
+    # The steps add up to one each, so all are 1 if none is larger; as unsigned numbers the negative ones are.
+    steps = (positions[1:] - positions[:-1]).view(_UINT64)
+    return steps.item(steps.argmax()) == 1
 
 
 def empty_rows(field: Field, num_rows: int) -> NDArray[Any]:

@@ -25,12 +25,12 @@ from chunkstore._read.batch import Indices, Positions, as_position, as_positions
 from chunkstore._read.checked import Checker, Verify
 from chunkstore._read.gather import Rows, rows_of
 from chunkstore._read.newest import check_lineage, check_newer, open_newest
+from chunkstore._read.opened import Opened
 from chunkstore._read.ragged import Ragged
 from chunkstore._read.reader import (
     Reader,
     _check_known,
     _check_options,
-    _Opened,
 )
 from chunkstore._read.reader import open as open_one
 from chunkstore._read.select import Selection
@@ -55,7 +55,7 @@ class _Part:
     index: Index
 
 
-class _OpenedMany(_Opened):
+class _OpenedMany(Opened):
     """Generations of several containers, opened as one."""
 
     __slots__ = ("bases", "joined", "parts")
@@ -67,13 +67,13 @@ class _OpenedMany(_Opened):
         self.bases = source.bases
         super().__init__(source, self.joined, verify, None)
 
-    def _make(self, number: int) -> Rows:
+    def _rows(self, number: int, verify: Verify) -> Rows:
         if self.joined.shares_codec(number):
-            return super()._make(number)
+            return super()._rows(number, verify)
         found = []
         for part, numbers in zip(self.parts, self.joined.numbers, strict=True):
             index = FieldIndex(part.index, numbers[number])
-            checker = Checker(index, part.source, self._verify, _key_of(part.index))
+            checker = Checker(index, part.source, verify, _key_of(part.index))
             found.append(rows_of(index, part.source, checker, _dictionary_of(part.index, numbers[number])))
         return SplitRows(self.joined.fields[number], found, self.joined.starts, self.bases)
 
@@ -208,8 +208,8 @@ class Containers(Reader):
             for part in fresh:
                 part.source.close()
             raise
-        for name, rows in newer.rows.items():
-            _resume(rows, opened.rows[name], newer.joined, opened.joined)
+        for name, rows in opened.made.items():
+            _resume(newer.field(name), rows, newer.joined, opened.joined)
         self._opened = newer
         if self._closed:  # another thread closed it meanwhile, and has missed this one
             self.close()

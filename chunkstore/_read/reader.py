@@ -1,7 +1,7 @@
 """`open` and `Reader`: positions or keys in, arrays out.
 
     Reader -- path, options, superblock          what it is made again from, in another process
-      `-- _Opened -- Source, Index               one generation; immutable, swapped whole by refresh()
+      `-- Opened -- Source, Index                one generation; immutable, swapped whole by refresh()
             `-- Rows per field -- Checker        how its rows are read, and which of them are proven
 
 Nothing is held at rest but the file: no thread, no lock.
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from time import perf_counter_ns
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self, overload
@@ -21,96 +20,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format import superblock as superblocks
-from chunkstore._format.index import FieldIndex, Index, read_generation
+from chunkstore._format.index import Index, read_generation
 from chunkstore._format.schema import Field
 from chunkstore._format.superblock import Superblock
 from chunkstore._read import distant
 from chunkstore._read.batch import Indices, Positions, as_position, as_positions, is_run
-from chunkstore._read.checked import VERIFY, Checker, Verify, Where
-from chunkstore._read.gather import FixedRows, Hints, RaggedRows, Rows, rows_of
+from chunkstore._read.checked import VERIFY, Verify, Where
+from chunkstore._read.gather import FixedRows, RaggedRows, Rows
 from chunkstore._read.keys import Keys, find_all, find_one
 from chunkstore._read.newest import check_lineage, check_newer, open_newest
+from chunkstore._read.opened import Opened
 from chunkstore._read.ragged import Ragged
 from chunkstore._read.select import Selection
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.remote import Remote
 from chunkstore._storage.source import Backend, Source
-from chunkstore.errors import ChunkstoreError, ClosedError
+from chunkstore.errors import ClosedError
 
 _ITERATE_NBYTES: Final = 4 << 20
 _ITERATE_SAMPLES: Final = 4096
 _SHOWN_FIELDS: Final = 8
 _PROBED_ROWS: Final = 8
-
-
-class _Opened:
-    """One generation of a container, opened: everything that a read needs.
-
-    Fields are made ready when they are first read: a container may have thousands.
-
-    Attributes:
-        numbers: name -> number in the schema, of the fields that are read.
-        made: name -> rows, of those that were wanted so far.
-        rows: of all of them; made at the first use.
-        getters: (name, position -> row) of all of them; made at the first use.
-    """
-
-    __slots__ = (
-        "_verify", "check_size", "getters", "hints", "index", "keys", "made", "num_samples", "numbers", "prefetches",
-        "rows", "source",
-    )  # fmt: skip
-
-    rows: dict[str, Rows]
-    getters: list[tuple[str, Callable[[int], Any]]]
-
-    def __init__(self, source: Source, index: Index, verify: Verify, fields: Sequence[str] | None) -> None:
-        self.source = source
-        self.index = index
-        self.num_samples = index.num_samples
-        self.keys = None if index.keys is None else Keys(index.keys, index.num_samples)
-        self._verify: Verify = verify
-        names = [field.name for field in index.fields]
-        self.numbers = {name: number for number, name in enumerate(names) if fields is None or name in fields}
-        self.made: dict[str, Rows] = {}
-        self.hints = Hints()
-        self.prefetches = Hints()
-        self.check_size: Callable[[], None] = source.check_size if source.backend == "mmap" else _nothing
-
-    def __getattr__(self, name: str) -> Any:
-        # Asked only for what is not there yet.
-        if name == "rows":
-            self.rows = {each: self.field(each) for each in self.numbers}
-            return self.rows
-        if name == "getters":
-            found = [(each, rows.getter()) for each, rows in self.rows.items()]
-            self.getters = distant.getters(self.source, self.rows, found) if self.source.distant else found
-            return self.getters
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    def field(self, name: str) -> Rows:
-        """How to read one field, by a name that is in `numbers`."""
-        made = self.made.get(name)
-        # Threads that make one at the same time must get the same: it remembers what is proven.
-        return made or self.made.setdefault(name, self._make(self.numbers[name]))
-
-    def _make(self, number: int) -> Rows:
-        field_index = FieldIndex(self.index, number)
-        # Nothing below may refer to this object: a cycle would keep the map until the garbage collector runs.
-        checker = Checker(field_index, self.source, self._verify, partial(_key_at, self.keys))
-        index = self.index
-        return rows_of(field_index, self.source, checker, lambda: index.dictionary(number))
-
-
-def _key_at(keys: Keys | None, position: int) -> str | None:
-    """For messages: None also where the key itself is damaged."""
-    try:
-        return None if keys is None else keys[position]
-    except ChunkstoreError:
-        return None
-
-
-def _nothing() -> None:
-    """Reads that cannot go beyond the file need no look at its size."""
 
 
 class Reader:
@@ -131,7 +61,7 @@ class Reader:
     __slots__ = ("__weakref__", "_backend", "_closed", "_names", "_opened", "_remote", "_superblock", "_verify", "path")
 
     path: str
-    _opened: _Opened
+    _opened: Opened
 
     def __init__(
         self,
@@ -161,12 +91,12 @@ class Reader:
         opened = self._opened = self._open()
         return opened
 
-    def _open(self) -> _Opened:
+    def _open(self) -> Opened:
         source, newest = open_newest(self.path, self._backend, self._remote)
         try:
             index = newest if self._superblock is None else self._read_same(source, newest, self._superblock)
             self._check_names(index)
-            opened = _Opened(source, index, self._verify, self._names)
+            opened = Opened(source, index, self._verify, self._names)
         except BaseException:
             source.close()
             raise
@@ -238,7 +168,7 @@ class Reader:
             if index.superblock.generation == opened.index.superblock.generation:
                 source.close()
                 return False
-            newer = _Opened(source, index, self._verify, self._names)
+            newer = Opened(source, index, self._verify, self._names)
         except BaseException:
             source.close()
             raise
@@ -425,7 +355,7 @@ class Reader:
                 _check_known([name], rows, self.path, "out")
         return [(name, each, each.target(num_rows, out.get(name))) for name, each in rows.items()]
 
-    def _chosen(self, opened: _Opened, fields: Sequence[str]) -> dict[str, Rows]:
+    def _chosen(self, opened: Opened, fields: Sequence[str]) -> dict[str, Rows]:
         if not isinstance(fields, str):
             fields = tuple(fields)
         _check_known(fields, opened.numbers, self.path)

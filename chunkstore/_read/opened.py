@@ -1,0 +1,85 @@
+"""`Opened`: one generation of a container with everything that a read needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from chunkstore._format.index import FieldIndex, Index
+from chunkstore._read import distant
+from chunkstore._read.checked import Checker, Verify
+from chunkstore._read.gather import Hints, Rows, rows_of
+from chunkstore._read.keys import Keys
+from chunkstore._storage.source import Source
+from chunkstore.errors import ChunkstoreError
+
+
+class Opened:
+    """One generation of a container, opened: everything that a read needs.
+
+    Fields are made ready when they are first read: a container may have thousands.
+
+    Attributes:
+        numbers: name -> number in the schema, of the fields that are read.
+        made: name -> rows, of those that were wanted so far.
+        rows: of all of them; made at the first use.
+        getters: (name, position -> row) of all of them; made at the first use.
+    """
+
+    __slots__ = (
+        "_verify", "check_size", "getters", "hints", "index", "keys", "made", "num_samples", "numbers", "prefetches",
+        "rows", "source",
+    )  # fmt: skip
+
+    rows: dict[str, Rows]
+    getters: list[tuple[str, Callable[[int], Any]]]
+
+    def __init__(self, source: Source, index: Index, verify: Verify, fields: Sequence[str] | None) -> None:
+        self.source = source
+        self.index = index
+        self.num_samples = index.num_samples
+        self.keys = None if index.keys is None else Keys(index.keys, index.num_samples)
+        self._verify: Verify = verify
+        names = [field.name for field in index.fields]
+        self.numbers = {name: number for number, name in enumerate(names) if fields is None or name in fields}
+        self.made: dict[str, Rows] = {}
+        self.hints = Hints()
+        self.prefetches = Hints()
+        self.check_size: Callable[[], None] = source.check_size if source.backend == "mmap" else _nothing
+
+    def __getattr__(self, name: str) -> Any:
+        # Asked only for what is not there yet.
+        if name == "rows":
+            self.rows = {each: self.field(each) for each in self.numbers}
+            return self.rows
+        if name == "getters":
+            found = [(each, rows.getter()) for each, rows in self.rows.items()]
+            self.getters = distant.getters(self.source, self.rows, found) if self.source.distant else found
+            return self.getters
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def field(self, name: str) -> Rows:
+        """How to read one field, by a name that is in `numbers`."""
+        made = self.made.get(name)
+        # Threads that make one at the same time must get the same: it remembers what is proven.
+        return made or self.made.setdefault(name, self._rows(self.numbers[name], self._verify))
+
+    def _rows(self, number: int, verify: Verify) -> Rows:
+        field_index = FieldIndex(self.index, number)
+        # Nothing below may refer to this object: a cycle would keep the map until the garbage collector runs.
+        checker = Checker(field_index, self.source, verify, partial(_key_at, self.keys))
+        index = self.index
+        return rows_of(field_index, self.source, checker, lambda: index.dictionary(number))
+
+
+def _key_at(keys: Keys | None, position: int) -> str | None:
+    """For messages: None also where the key itself is damaged."""
+    try:
+        return None if keys is None else keys[position]
+    except ChunkstoreError:
+        return None
+
+
+def _nothing() -> None:
+    """Reads that cannot go beyond the file need no look at its size."""
