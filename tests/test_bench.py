@@ -46,6 +46,7 @@ def check_figures(figures: list[dict[str, Any]]) -> None:
         "read_single",
         "ragged_batch",
         "first_pass",
+        "many",
         "in_order",
         "in_order_cold",
         "convert_many",

@@ -61,6 +61,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.save(root / "spectrograms" / f"{number}.npy", random.normal(size=(16, 20)).astype(np.float32))
         np.save(root / "utterances" / f"{number}.npy", random.normal(size=(5 + number % 7, 4)).astype(np.float32))
         np.savez(root / "shots" / f"{number}.npz", x=random.normal(size=(3, 4)).astype(np.float32), y=np.int64(number))
+    (root / "shards").mkdir()
+    for number in range(3):
+        with chunkstore.Writer(root / "shards" / f"{number}.cks") as writer:
+            writer.add({"data": np.zeros(4, np.uint8)}, key=f"{number}")
     np.save(root / "big.npy", random.integers(0, 256, (300, 6, 5), np.uint8))
     return root
 

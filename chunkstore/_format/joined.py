@@ -44,7 +44,7 @@ class JoinedColumn(Column):
 
     def take(self, positions: type_ints, shift: int = 0) -> NDArray[Any]:
         """As of `Column`."""
-        if len(self._parts) == 1:
+        if len(self._parts) == 1 or not len(positions):
             return super().take(positions, shift)
         which = self._lookup.find(positions)
         if not self._all_seen:

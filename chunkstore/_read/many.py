@@ -382,7 +382,9 @@ def containers_at(path: Path) -> list[str]:
 
 def is_paths(source: object) -> TypeGuard[Paths]:
     """Whether this is something that `open` takes, and not a reader."""
-    return isinstance(source, str | os.PathLike | list | tuple)
+    if isinstance(source, list | tuple):
+        return all(isinstance(each, str | os.PathLike) for each in source)
+    return isinstance(source, str | os.PathLike)
 
 
 def open(  # noqa: A001 - the public name

@@ -6,7 +6,19 @@ from collections.abc import Callable, Iterator, Mapping
 
 from tools.bench.bench import Bench
 from tools.bench.record import Figure
-from tools.bench.workloads import append, batches, cold, ingest, load_tf, load_torch, opening, order, verifying, writing
+from tools.bench.workloads import (
+    append,
+    batches,
+    cold,
+    ingest,
+    load_tf,
+    load_torch,
+    many,
+    opening,
+    order,
+    verifying,
+    writing,
+)
 
 Workload = Callable[[Bench], Iterator[Figure]]
 
@@ -16,6 +28,7 @@ WORKLOADS: Mapping[str, Workload] = {
     "read_single": batches.read_single,
     "ragged_batch": batches.ragged_batch,
     "first_pass": batches.first_pass,
+    "many": many.many,
     "in_order": order.in_order,
     "in_order_cold": order.in_order_cold,
     "cold_batch": cold.cold_batch,
