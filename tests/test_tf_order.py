@@ -15,7 +15,6 @@ from chunkstore._loading.order import Order
 
 tf = pytest.importorskip("tensorflow")
 
-from chunkstore._loading.permutation import round_keys  # noqa: E402
 from chunkstore._tf import order as graph_order  # noqa: E402 - needs TensorFlow
 from chunkstore._tf.graph import Host  # noqa: E402
 from chunkstore.tf import dataset  # noqa: E402
@@ -158,23 +157,6 @@ def test_checkpoint_of_a_later_epoch(path: str, tmp_path: Path) -> None:
     fresh = iter(dataset(path, 50, shuffle=True))
     tf.train.Checkpoint(batches=fresh).restore(saved).assert_consumed()
     assert [batch["x"].numpy().tolist() for batch in fresh] == left
-
-
-@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (7, 3), (2**64 - 1, 2**31), (2**63, 1)])
-def test_round_keys_in_the_graph(seed: int, epoch: int) -> None:
-    """The keys of spec 2, from unsigned arithmetic in TensorFlow."""
-    keys = tf.function(graph_order.round_keys)(seed, tf.constant(epoch, tf.int64))
-    assert keys.numpy().tolist() == list(round_keys(seed, epoch))
-
-
-@pytest.mark.parametrize("num_items", [1, 5, 257, 4096, 10**9, 2**62])
-def test_permutation_in_the_graph(num_items: int) -> None:
-    """`permute` equals the NumPy permutation, walks included; nothing of size N is made."""
-    order = Order(num_items, seed=6)
-    x = np.unique(np.random.default_rng(0).integers(0, num_items, 3000))
-    permute = tf.function(lambda x, keys: graph_order.permute(x, num_items, tf.unstack(keys)))
-    found = permute(tf.constant(x), graph_order.round_keys(6, tf.constant(2, tf.int64)))
-    assert np.array_equal(found, order.ids(x, 2))
 
 
 def test_a_billion_samples_start_at_once() -> None:

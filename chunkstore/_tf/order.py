@@ -1,4 +1,4 @@
-"""The order of the samples as a tf.data pipeline of ids (spec/order-1.md), computed in the graph.
+"""The order of the samples as a tf.data pipeline of ids (spec/order-1.md).
 
     epochs -> groups of steps -> positions -> ids of a group -> proven -> ids of a batch
 
@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from chunkstore._loading.order import Order
-from chunkstore._loading.permutation import PURPOSE_FULL, Permutation
 from chunkstore._tf.graph import Host, ahead, as_written
 
-_GROUP_IDS: Final = 8192  # ids per pass of the rounds, whose some sixty ops cost more than the ids of one batch
-_GOLDEN: Final = 0x9E37_79B9_7F4A_7C15
+_GROUP_IDS: Final = 8192  # per call of Python, which costs as much as some hundred ids
 
 Admit = Callable[[Any], Any]
 
@@ -141,69 +139,5 @@ def _ids_of(order: Order, host: Host, epoch: Any, positions: Any) -> Any:
     """The ids at positions of an epoch; both int64 of shape (n,)."""
     if order.shuffle is False:
         return positions
-    if order.shuffle == "full":
-        return permute(positions, order.num_samples, tf.unstack(round_keys(order.seed, epoch)))
-
-    # Windows differ in size and key, and a table of blocks may be large: NumPy, once for many batches.
+    # NumPy, once for many batches: as ops, the rounds of the permutation make each iterator start later.
     return tf.ensure_shape(host.call(order.ids, [positions, epoch], tf.int64), [None])
-
-
-def permute(x: Any, num_items: int, keys: Any) -> Any:
-    """`perm` of spec 3 on a tensor.
-
-    Args:
-        x: int64, shape (n,), in [0, num_items).
-        keys: six scalars, int64, in [0, 2^32).
-    """
-    permutation = Permutation(num_items, seed=0)
-    permutation.keys = cast("tuple[int, ...]", tuple(keys))  # those of an epoch are known in the graph only
-
-    def rounds(y: Any) -> Any:
-        return permutation.forward(y, _shift_right)
-
-    y = rounds(x)
-    if permutation.domain == num_items:
-        return y
-    (y,) = tf.while_loop(lambda y: tf.reduce_any(y >= num_items), lambda y: (_walk(y, num_items, rounds),), (y,))
-    return y
-
-
-def _walk(y: Any, num_items: int, rounds: Callable[[Any], Any]) -> Any:
-    """Apply the rounds again to those that are not below num_items, which are few."""
-    walking = tf.where(y >= num_items)
-    return tf.tensor_scatter_nd_update(y, walking, rounds(tf.gather_nd(y, walking)))
-
-
-def _shift_right(x: Any, count: int) -> Any:
-    return tf.bitwise.right_shift(x, tf.constant(count, tf.int64))
-
-
-def round_keys(seed: int, epoch: Any) -> Any:
-    """Six round keys of a full shuffle (spec 2); int64, shape (6,).
-
-    Args:
-        epoch: int64 scalar tensor, 0 or more.
-    """
-    h = tf.constant(0, tf.uint64)
-    for word in (_uint64(seed), tf.cast(epoch, tf.uint64), _uint64(PURPOSE_FULL), _uint64(0)):
-        h = _splitmix64(tf.bitwise.bitwise_xor(h, word))
-    keys = []
-    for i in range(3):
-        word = _splitmix64(h + _uint64(i * _GOLDEN))
-        keys += [tf.bitwise.bitwise_and(word, _uint64(0xFFFF_FFFF)), _shift_u64(word, 32)]
-    return tf.cast(tf.stack(keys), tf.int64)
-
-
-def _splitmix64(z: Any) -> Any:
-    z = z + _uint64(_GOLDEN)
-    z = tf.bitwise.bitwise_xor(z, _shift_u64(z, 30)) * _uint64(0xBF58_476D_1CE4_E5B9)
-    z = tf.bitwise.bitwise_xor(z, _shift_u64(z, 27)) * _uint64(0x94D0_49BB_1331_11EB)
-    return tf.bitwise.bitwise_xor(z, _shift_u64(z, 31))
-
-
-def _uint64(value: int) -> Any:
-    return tf.constant(np.uint64(value & 0xFFFF_FFFF_FFFF_FFFF))
-
-
-def _shift_u64(z: Any, count: int) -> Any:
-    return tf.bitwise.right_shift(z, _uint64(count))
