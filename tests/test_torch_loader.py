@@ -388,18 +388,18 @@ def test_threads_live_as_long_as_an_iteration(path: str) -> None:
 
 
 def test_how_many_threads(tmp_path: Path, path: str) -> None:
-    """Two for batches of 4 MiB without transforms, which may not expect a second thread; else one."""
+    """Two where 512 KiB a field are read at a time, without transforms, which may not expect them; else one."""
     with chunkstore.Writer(tmp_path / "a.cks") as writer:
-        for i in range(8):
-            writer.add({"x": np.full(1 << 20, i, np.uint8)})
+        for i in range(256):
+            writer.add({"x": np.full(8 << 10, i, np.uint8)})
     file = tmp_path / "a.cks"
     for expected, loader in [
-        (2, Loader(file, 4)),
+        (2, Loader(file, 4)),  # 16 batches are read at a time
         (1, Loader(file, 3)),
-        (1, Loader(file, 4, batch_transform=dict)),
-        (1, Loader(file, 4, transform=dict)),
-        (1, Loader(file, 4, device_transform=dict)),
-        (3, Loader(file, 2, batch_transform=dict, threads=3)),
+        (1, Loader(file, 64, batch_transform=dict)),
+        (1, Loader(file, 64, transform=dict)),
+        (1, Loader(file, 64, device_transform=dict)),
+        (3, Loader(file, 4, batch_transform=dict, threads=3)),
         (1, Loader(path, 4)),
     ]:
         batches = iter(loader)
