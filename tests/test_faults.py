@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # tools/ is not installed
 
 import chunkstore  # noqa: E402
-from tools.battery import faults  # noqa: E402
+from tools.battery import faults, nomemory  # noqa: E402
 from tools.battery.crash import read_fully  # noqa: E402
 from tools.battery.faults import OPERATIONS, Findings, Operation  # noqa: E402
 from tools.battery.samples import key, sample  # noqa: E402
@@ -98,6 +98,19 @@ def test_real_calls_that_fail_or_are_the_last(memory: Path) -> None:
         faults.try_strace(memory, APPEND, findings, injected, range(2, 3), ("fdatasync", "pwrite64"))
     assert findings.wrong == []
     assert findings.tried == 4
+
+
+@pytest.mark.parametrize(
+    "task", [task for task in nomemory.TASKS if task.name in ("read", "add")], ids=lambda t: t.name
+)
+def test_memory_runs_out(memory: Path, task: nomemory.Task) -> None:
+    """At some of the allocations of a read or an add: an error, and the reader or writer goes on as if nothing was."""
+    if nomemory.why_not():
+        pytest.skip(str(nomemory.why_not()))
+    findings = Findings()
+    nomemory.try_task(memory, task, findings, every=401, widths=(1,))
+    assert findings.wrong == []
+    assert findings.raised["MemoryError"] >= 1
 
 
 def test_a_container_replaced_under_its_writer(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ REPORT = HERE / "report.md"
 _HEAD = """# The battery: the latest report
 
 What was tried to lose data or to break a reader, how often, and what was found. Made by `tools/battery/run`; the quick
-part of it is in every test run. A line that was not run this time keeps its figures from the run before.
+part of it is in every test run. A line that was not run this time keeps its figures from the run before; where the code
+that it tries has changed since, the note ends with "(earlier code)".
 
 | test | goal | tried | wrong | seconds | note |
 |---|---|---|---|---|---|
@@ -38,9 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, help="for each part that can go on another time: bitflips, model, fuzz"
     )
+    parser.add_argument("--no-memory-every", type=int, default=1, help="fail one allocation of so many")
     parser.add_argument("--processes", type=int, help="default two")
     args = parser.parse_args(arguments)
     parts.SECONDS = args.seconds
+    parts.NO_MEMORY_EVERY = args.no_memory_every
     parts.PROCESSES = args.processes or parts.PROCESSES
     if args.model_steps:
         parts.MODEL_STEPS = args.model_steps
@@ -63,6 +66,10 @@ def _line(row: Row) -> str:
     return f"{row.test}: {row.tried}; {verdict}; {row.seconds:.0f} s" + (f"; {row.note}" if row.note else "")
 
 
+def _age(part: str, row: dict[str, Any]) -> str:
+    return "" if row.get("code") == parts.code_of(part) else " (earlier code)"
+
+
 def _known(path: Path) -> dict[str, Any]:
     known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     return known
@@ -75,8 +82,8 @@ def _keep(path: Path, name: str, row: Row) -> None:
     path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
     lines = [
         f"| {row['test']} | {row['goal']} | {row['tried']} | {row['num_wrong'] if row['tried'] != 'skipped' else '-'} "
-        f"| {row['seconds']:.0f} | {row['note']} |"
-        for row in known.values()
+        f"| {row['seconds']:.0f} | {row['note']}{_age(part, row)} |"
+        for part, row in known.items()
     ]
     machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, two processes."
     path.with_suffix(".md").write_text(_HEAD + "\n".join(lines) + f"\n\n{machine}\n", "utf-8")

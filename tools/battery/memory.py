@@ -75,3 +75,32 @@ def boundary(folder: Path, nbytes: int) -> list[str]:
             wrong.append(f"{nbytes}: pread")
     path.unlink()
     return wrong
+
+
+def many_rows(folder: Path, count: int) -> list[str]:
+    """So many rows of one byte, from a sparse file: those around 2^31, 2^32 and the end are right."""
+    source, path = folder / "x.npy", folder / "x.cks"
+    places = sorted({n for base in (0, 2**31, 2**32, count) for n in range(base - 2, base + 2) if 0 <= n < count})
+    rows = np.lib.format.open_memmap(source, mode="w+", dtype=np.uint8, shape=(count,))
+    rows[places] = np.arange(1, len(places) + 1)
+    del rows
+    chunkstore.convert(source, path, layout="rows")
+    source.unlink()
+    wanted = list(range(1, len(places) + 1))
+    wrong = [] if chunkstore.verify(path).ok else [f"{count} rows: verify"]
+    for backend in ("mmap", "pread"):
+        with chunkstore.open(path, backend=backend) as ds:  # type: ignore[arg-type]
+            found = ds.batch(places)["data"].tolist()
+            one_by_one = [int(ds[place]["data"]) for place in places]
+            if (len(ds), found, one_by_one) != (count, wanted, wanted):
+                wrong.append(f"{count} rows, {backend}: {found}, {one_by_one}")
+            tail = ds[count - 2**31 - 5 : count]["data"]  # more than one call can move
+            if (
+                len(tail) != 2**31 + 5
+                or int(tail[-1]) != wanted[-1]
+                or int(np.count_nonzero(tail)) != sum(place >= count - 2**31 - 5 for place in places)
+            ):
+                wrong.append(f"{count} rows, {backend}: a slice")
+            del tail
+    path.unlink()
+    return wrong

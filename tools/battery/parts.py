@@ -14,7 +14,7 @@ from typing import Any
 import xxhash
 
 import chunkstore
-from tools.battery import bitflips, faults, fuzz, memory, model, mutants, powerloss, readers, scenarios
+from tools.battery import bitflips, faults, fuzz, memory, model, mutants, nomemory, powerloss, readers, scenarios
 from tools.battery.crash import Crash, Tally
 from tools.battery.scratch import in_memory
 
@@ -33,7 +33,8 @@ class Row:
         num_wrong: all of it.
         seconds: how long it took.
         note: what else is to be said, such as why it was skipped.
-        progress: of a part that goes on where it stopped: the code that it was run on, and how far it came.
+        code: what it was run on, as a number of `code_of`.
+        progress: of a part that goes on where it stopped: how far it came.
     """
 
     test: str
@@ -43,6 +44,7 @@ class Row:
     num_wrong: int = 0
     seconds: float = 0.0
     note: str = ""
+    code: str = ""
     progress: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,14 +52,15 @@ class Row:
         return asdict(self)
 
 
-def _code() -> str:
-    """The code that is tried, as a number: what was counted on other code does not count."""
+def code_of(name: str) -> str:
+    """The code that a part tries, as a number: what was counted on other code does not count."""
     package = Path(chunkstore.__file__).parent
-    files = sorted(path for folder in _TRIED for path in (package / folder).rglob("*.py"))
+    folders = _READING if name == "bitflips" or name.startswith("fuzz") else (*_READING, "_write", "_rewrite")
+    files = sorted(path for folder in folders for path in (package / folder).rglob("*.py"))
     return xxhash.xxh3_64_hexdigest(b"".join(path.read_bytes() for path in files))
 
 
-_TRIED = ("_format", "_storage", "_read", "_verify", "_ingest/npy")
+_READING = ("_format", "_storage", "_read", "_verify", "_ingest/npy")
 
 
 def _row(test: str, goal: str, tried: str, wrong: list[str], note: str = "") -> Row:
@@ -81,7 +84,7 @@ def _crash_one(name: str, number: int, kills: bool, seed: int) -> Tally:
 
 def crash_states(quick: bool) -> Row:
     """Rebuild what a disk may show after a crash, for every scenario."""
-    number = 16 if quick else 4000
+    number = 16 if quick else 12_000
     total = Tally()
     with ProcessPoolExecutor(PROCESSES) as pool:
         jobs = [pool.submit(_crash_one, name, number, False, 1) for name in scenarios.ALL]
@@ -274,14 +277,31 @@ def little_memory(quick: bool) -> Row:
 
 
 def boundaries(quick: bool) -> Row:
-    """Rows around 2 and 4 GiB."""
+    """Rows around 2 and 4 GiB, and as many rows."""
+    test = "rows of 2^31 and 2^32 ± 1 bytes, and as many rows"
     if quick:
-        return Row("rows of 2^31 and 2^32 ± 1 bytes", "each", "skipped", note="only in the long run: 9 GB of disk")
+        return Row(test, "each", "skipped", note="only in the long run: 9 GB of disk")
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        for nbytes in memory.SIZES:
-            wrong += memory.boundary(Path(folder), nbytes)
-    return _row("rows of 2^31 and 2^32 ± 1 bytes", "each", f"{len(memory.SIZES)} sizes", wrong)
+        for number in memory.SIZES:
+            wrong += memory.boundary(Path(folder), number) + memory.many_rows(Path(folder), number)
+    note = "by a map and by pread; slices of more than 2 GiB in one call; sparse sources"
+    return _row(test, "each", f"{2 * len(memory.SIZES)} containers", wrong, note)
+
+
+def no_memory(quick: bool) -> Row:
+    """The interpreter has no memory at any one allocation."""
+    test, reason = "out of memory at each allocation of open, read, add, commit, verify", nomemory.why_not()
+    if reason:
+        return Row(test, "each", "skipped", note=reason)
+    findings = faults.Findings()
+    every = 499 if quick else NO_MEMORY_EVERY
+    with in_memory() as folder:
+        for task in nomemory.TASKS:
+            nomemory.try_task(folder, task, findings, every=every)
+    note = ", ".join(f"{name} {count:,}" for name, count in findings.raised.most_common())
+    tried = f"{findings.tried:,} runs" + (f", one allocation of {every}" if every > 1 else "")
+    return _row(test, "each", tried, findings.wrong, note)
 
 
 def lost_power(quick: bool) -> Row:
@@ -330,6 +350,7 @@ def _fuzzed(kind: str, quick: bool, before: dict[str, Any] | None = None) -> Row
 FUZZ_SECONDS = 1800.0  # for each kind; `--fuzz-seconds` of the command
 MODEL_STEPS = 1_000_000  # `--model-steps`
 
+NO_MEMORY_EVERY = 1  # `--no-memory-every`
 SECONDS: float | None = None  # `--seconds`: how long a part works at most that can go on another time
 CONTINUED = ("bitflips", "model", *(f"fuzz-{kind}" for kind in fuzz.KINDS))
 PARTS: dict[str, Callable[..., Row]] = {
@@ -346,6 +367,7 @@ PARTS: dict[str, Callable[..., Row]] = {
     "files": files_under_readers,
     "memory": little_memory,
     "boundaries": boundaries,
+    "nomemory": no_memory,
     "power": lost_power,
     **{f"fuzz-{kind}": functools.partial(_fuzzed, kind) for kind in fuzz.KINDS},
 }
@@ -358,18 +380,14 @@ def run(name: str, quick: bool, before: dict[str, Any] | None = None) -> Row:
         quick: its short dose.
         before: its row of the last run. A part of `CONTINUED` goes on from there if the code is the same.
     """
-    began, code, known = time.perf_counter(), _code(), before or {}
-    if quick or name not in CONTINUED:
-        row = PARTS[name](quick)
-        row.seconds = time.perf_counter() - began
-        return row
-    same = known.get("progress", {}).get("code") == code
-    row = PARTS[name](quick, known["progress"] if same else None)
-    row.seconds = time.perf_counter() - began
+    began, code, known = time.perf_counter(), code_of(name), before or {}
+    goes_on = not quick and name in CONTINUED
+    same = goes_on and known.get("code") == code
+    row = PARTS[name](quick, known["progress"] if same else None) if goes_on else PARTS[name](quick)
+    row.seconds, row.code = time.perf_counter() - began, code
     if same:
         row.seconds += known["seconds"]
         row.wrong, row.num_wrong = [*known["wrong"], *row.wrong][:20], known["num_wrong"] + row.num_wrong
-    row.progress["code"] = code
     return row
 
 
