@@ -35,6 +35,7 @@ LAYERS = [
     ["_write.*", "_read.*", "_verify.*"],
     ["_rewrite.attrs", "_rewrite.room"],
     ["_rewrite.*"],
+    ["_refs.*"],
     ["_ingest.npy.*", "_ingest.plan.specs"],
     ["_ingest.plan.*"],
     ["_ingest.convert.*", "_ingest.export.*"],

@@ -22,7 +22,7 @@ from chunkstore._cli.main import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-FRAMEWORKS = {"torch": "chunkstore.torch", "tensorflow": "chunkstore.tf"}
+FRAMEWORKS = {"torch": "chunkstore.torch", "tensorflow": "chunkstore.tf", "zarr": "zarr"}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "merge": ("rewriting", "Put the samples of several FILEs into the new container OUT."),
     "repack": ("rewriting", "Write FILE (or some of it) anew, each field in one piece."),
     "recover": ("rewriting", "Save what can be proven good of a damaged FILE into OUT."),
+    "refs": ("describing", "Describe FILE for zarr and xarray, which then read it."),
     "bench": ("checking", "Measure how fast FILE is read on this machine."),
     "demo": ("demo", "Show all of this on handwritten digits, in a few seconds."),
 }

@@ -1,0 +1,1 @@
+"""Descriptions of containers by which other libraries read them."""
