@@ -51,6 +51,7 @@ def check_figures(figures: list[dict[str, Any]]) -> None:
         "in_order_cold",
         "convert_many",
         "convert_large",
+        "convert_workers",
         "write_batch",
         "write_single",
         "verify",

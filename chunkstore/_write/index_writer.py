@@ -68,14 +68,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys of consecutive samples: UTF-8 back to back, and where each begins; offsets has one entry more.
-
-    `known` are their hashes, where whoever made them had each key as an object of its own.
-    """
+    """Keys of consecutive samples: UTF-8 back to back, and where each begins; offsets has one entry more."""
 
     text: bytes
     offsets: NDArray[np.int64]
-    known: NDArray[np.uint64] | None = None
+    known: NDArray[np.uint64] | None = None  # their hashes, where each was an object of its own
 
     @classmethod
     def of(cls, keys: Iterable[str]) -> Keys:
@@ -96,13 +93,10 @@ class Keys:
     @classmethod
     def joined(cls, parts: Sequence[Keys]) -> Keys:
         """Keys of all parts, one after another."""
-        if len(parts) == 1:
-            return parts[0]
-        bases = np.cumsum([0, *(len(part.text) for part in parts)], dtype=np.int64)
-        offsets = [part.offsets[1:] + base for part, base in zip(parts, bases[:-1].tolist(), strict=True)]
-        text = b"".join(part.text for part in parts)
-        hashes = np.concatenate([np.zeros(0, np.uint64), *(part.hashes() for part in parts)])
-        return cls(text, np.concatenate([np.zeros(1, np.int64), *offsets]), hashes)
+        bases = np.cumsum([0, *(len(part.text) for part in parts)])
+        offsets = [[0], *(part.offsets[1:] + base for part, base in zip(parts, bases, strict=False))]
+        hashes = np.concatenate([part.hashes() for part in parts])
+        return cls(b"".join(part.text for part in parts), np.concatenate(offsets).astype(np.int64), hashes)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

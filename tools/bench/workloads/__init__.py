@@ -16,6 +16,7 @@ from tools.bench.workloads import (
     many,
     opening,
     order,
+    scaling,
     verifying,
     writing,
 )
@@ -34,6 +35,7 @@ WORKLOADS: Mapping[str, Workload] = {
     "cold_batch": cold.cold_batch,
     "convert_many": ingest.convert_many,
     "convert_large": ingest.convert_large,
+    "convert_workers": scaling.convert_workers,
     "write_batch": writing.write_batch,
     "write_single": writing.write_single,
     "verify": verifying.verify,
