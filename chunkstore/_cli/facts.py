@@ -112,14 +112,18 @@ def joined_text(facts: dict[str, Any]) -> str:
 def _field_facts(index: Index, number: int) -> dict[str, Any]:
     field = index.fields[number]
     blocks = index.blocks[:, number]
-    extents = FieldIndex(index, number).extents()
+    found = FieldIndex(index, number)
+    extents = found.extents()
+    nbytes, decoded = int(blocks["nbytes"].sum()), found.decoded_nbytes()
     return {
         "name": field.name,
         "dtype": field.dtype,
         "shape": list(field.shape),
         "codec": field.codec,
         "row_nbytes": field.row_nbytes,
-        "nbytes": int(blocks["nbytes"].sum()),
+        "nbytes": nbytes,
+        "decoded_nbytes": decoded,
+        "ratio": decoded / nbytes if nbytes else 1.0,
         "num_extents": len(extents),
         "offset": extents[0].offset if len(extents) == 1 else None,
     }
@@ -206,7 +210,7 @@ def facts_text(facts: dict[str, Any]) -> str:
 
 
 def _fields_text(fields: list[dict[str, Any]]) -> str:
-    rows = [("field", "dtype", "shape", "codec", "bytes a row", "bytes", "extents")]
+    rows = [("field", "dtype", "shape", "codec", "bytes a row", "bytes", "ratio", "extents")]
     for field in fields:
         row = "varies" if field["row_nbytes"] is None else f"{field['row_nbytes']:,}"
         rows.append(
@@ -217,10 +221,11 @@ def _fields_text(fields: list[dict[str, Any]]) -> str:
                 field["codec"],
                 row,
                 f"{field['nbytes']:,}",
+                "" if field["codec"] == "raw" or "ratio" not in field else f"{field['ratio']:.2f}",
                 f"{field['num_extents']:,}" if "num_extents" in field else "",
             )
         )
-    return table(rows, right=(4, 5, 6))
+    return table(rows, right=(4, 5, 6, 7))
 
 
 def _size_lines(facts: dict[str, Any]) -> list[str]:

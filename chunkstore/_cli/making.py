@@ -12,6 +12,7 @@ import chunkstore
 from chunkstore._cli.guard import BAD_DATA
 from chunkstore._cli.options import (
     check_fields,
+    codec_option,
     container_argument,
     json_option,
     open_container,
@@ -47,7 +48,8 @@ Examples:
   chunkstore convert mnist.npz mnist.cks --field image=x_train --field label=y_train
   chunkstore convert X.npy y.npy xy.cks --layout columns --field image=X --field label=y
   chunkstore convert shots/ shots.cks --exclude 'old/*' --on-error skip
-  chunkstore convert data/ train.cks --dry-run
+  chunkstore convert data/ train.cks --codec image=zstd:5 --codec pose=blosc2
+  chunkstore convert data/ train.cks --codec auto --dry-run
 """
 )
 @click.argument("paths", nargs=-1, type=click.Path(), metavar="SRC... DST")
@@ -61,8 +63,9 @@ Examples:
     metavar="SIZE",
     default=f"{SHARD_NBYTES >> 20}MiB",
     show_default=True,
-    help="Stored bytes of a shard, the unit of parallel work and verification.",
+    help="Bytes of a shard, before codecs: the unit of parallel work and verification.",
 )
+@codec_option(auto=True)
 @click.option("--verify", is_flag=True, help="Read the container back and compare every value with the sources.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and how large it would be; write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace DST, once the new one is complete, if it is a container.")

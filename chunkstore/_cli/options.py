@@ -54,6 +54,30 @@ def _checked(parse: str) -> Callable[[click.Context, click.Parameter, tuple[str,
     return callback
 
 
+def codec_option(*, auto: bool) -> Callable[[_F], _F]:
+    """--codec
+
+    Args:
+        auto: whether `auto` is one.
+    """
+
+    def callback(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+        from chunkstore._format.encode import parse_codecs
+
+        try:
+            parse_codecs(value, auto=auto)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+        return value
+
+    text = (
+        "Store the chunks of FIELD, or of all fields with rows that are not short, by CODEC: raw, zlib[:LEVEL], "
+        "zstd[:LEVEL][,dict], blosc2[:CODEC][,LEVEL][,FILTER]"
+    )
+    more = "; auto tries a sample and says what it chose. Repeat it for more fields." if auto else "."
+    return click.option("--codec", multiple=True, metavar="[FIELD=]CODEC", callback=callback, help=text + more)
+
+
 def source_options(function: _F) -> _F:
     """What decides how files become samples; the same for `convert` and `append`."""
     decorators = [

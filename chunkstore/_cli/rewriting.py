@@ -8,7 +8,7 @@ import click
 
 import chunkstore
 from chunkstore._cli import guard
-from chunkstore._cli.options import advise_if_no_container, json_option
+from chunkstore._cli.options import advise_if_no_container, codec_option, json_option
 from chunkstore._cli.output import bytes_bar, nbytes_text, one_line, plural, samples_bar, write, write_json, write_prose
 
 _SHOWN = 20
@@ -61,6 +61,7 @@ def merge(out: str, files: tuple[str, ...], overwrite: bool, as_json: bool) -> N
 Examples:
   chunkstore repack appended.cks train.cks
   chunkstore repack train.cks subset.cks --keys chosen.txt
+  chunkstore repack train.cks small.cks --codec image=zstd:9
 """
 )
 @click.argument("file", type=click.Path())
@@ -72,18 +73,20 @@ Examples:
     metavar="LIST",
     help="Only the samples whose keys stand in LIST, one a line ('-': standard input), in that order.",
 )
+@codec_option(auto=False)
 @_overwrite
 @json_option
-def repack(file: str, out: str, keys_file: Any, overwrite: bool, as_json: bool) -> None:
+def repack(file: str, out: str, keys_file: Any, codec: tuple[str, ...], overwrite: bool, as_json: bool) -> None:
     """Write the samples of FILE into the new container OUT, each field in one piece again.
 
-    For files that grew by appending or streaming: reads in order get faster, and superseded parts are gone. Every row
-    is proven as it is read, and OUT is verified before it gets its name.
+    For files that grew by appending or streaming: reads in order get faster, and superseded parts are gone. --codec
+    changes how chunks are stored; fields that it does not name keep their codec. Every row is proven as it is read, and
+    OUT is verified before it gets its name.
     """
     advise_if_no_container(file)
     keys = None if keys_file is None else [line.rstrip("\n") for line in keys_file if line.strip()]
     with bytes_bar("repack") as progress:
-        chunkstore.repack(file, out, keys=keys, mode=_mode(overwrite), progress=progress)
+        chunkstore.repack(file, out, keys=keys, mode=_mode(overwrite), codec=codec, progress=progress)
     _report(out, as_json)
 
 

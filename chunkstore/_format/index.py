@@ -124,6 +124,14 @@ class FieldIndex:
             for a, b in zip(firsts, lasts, strict=True)
         ]
 
+    def decoded_nbytes(self) -> int:
+        """Bytes of all rows, before codecs; from the ends of the index arrays alone."""
+        num_samples = int(self.shard_starts[-1]) - int(self.shard_starts[0])
+        if self._items is None or not num_samples:
+            return num_samples * self.field.item_nbytes
+        first, last = self._items.item(int(self.shard_starts[0])), self._items.item(int(self.shard_starts[-1]) - 1, 1)
+        return (last - first) * self.field.item_nbytes
+
     def rows(self, positions: type_ints) -> tuple[type_ints, type_ints]:
         """(offset in the file, stored nbytes) of rows at positions in `[0, N)`; each of shape (B,).
 

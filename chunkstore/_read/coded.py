@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any, cast
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format import codec
+from chunkstore._format.decode import BatchDecoder, batch_decoder
 from chunkstore._format.index import FieldIndex
 from chunkstore._read.batch import Positions, checked_buffer, checked_out, empty_array, empty_rows
 from chunkstore._read.checked import Checker
@@ -18,9 +22,18 @@ from chunkstore._storage.buffers import byte_view
 from chunkstore._storage.source import Source
 from chunkstore.errors import CorruptError, UnsupportedFeatureError
 
+_FEW_ROWS: Final = 2  # looking at heads together costs 60 µs, whatever their number
+_MOST_THREADS: Final = 4
+_THREADED_NBYTES: Final = 256 << 10  # decoded; below it starting a thread, 60 µs, is not worth it
+_PARTS: Final = 4  # for each thread, so that all end at about the same time
+_PIECE_NBYTES: Final = 64 << 20
+
 
 class CodedRows:
-    """Rows behind a codec: each chunk is proven, then decoded."""
+    """Rows behind a codec: each chunk is proven, then decoded.
+
+    A batch of more than 256 KiB is decoded in up to four threads, which live as long as the batch.
+    """
 
     def __init__(self, index: FieldIndex, source: Source, checker: Checker, dictionary: Callable[[], bytes]) -> None:
         self.field = index.field
@@ -29,7 +42,9 @@ class CodedRows:
         self.source = source
         self._load_dictionary = dictionary
         self._dictionary: bytes | None = None
+        self._decoder: BatchDecoder | None = None
         self._view = source.view(0, source.size)
+        self._ordered: memoryview | None = None
 
     def target(self, num_rows: int, out: Any) -> Any:
         if out is None:
@@ -40,29 +55,107 @@ class CodedRows:
         return checked_out(self.field, out, num_rows)
 
     def batch(self, positions: Positions, target: Any) -> NDArray[Any] | Ragged:
+        return self._read(positions, target, self._view)
+
+    def _read(self, positions: Positions, target: Any, view: memoryview | None) -> NDArray[Any] | Ragged:
         field, index = self.field, self.index
         counts = index.counts(positions) if field.ragged else np.ones(len(positions), np.int64)
         shapes = index.shapes(positions, counts) if field.varying > 1 else None
         sizes = counts * field.item_nbytes
         self.checker.prove(positions)
-        # Decoded before there is an array: sizes in the index may claim anything, a decoder gives what is there.
-        chunks = [
-            self._decode(*chunk)
-            for chunk in zip(positions.tolist(), *self._chunks(positions), sizes.tolist(), strict=True)
-        ]
-        if not field.ragged:
-            rows = empty_rows(field, len(positions)) if target is None else target
-            _fill_flat(rows, chunks)
-            return cast("NDArray[Any]", rows)
-        offsets = row_offsets(field, counts, 0)
-        shape = (int(offsets[-1]), *field.item_shape)
-        values = empty_array(field, shape) if target is None else checked_buffer(field, target, shape[0])
-        _fill_flat(values, chunks)
-        return Ragged(values, offsets, shapes, field.is_string)
+        offsets, nbytes = index.rows(positions)
+        # Sizes in the index may claim anything: what no chunk can hold is found before there is an array for it.
+        self._check_claims(positions, offsets, nbytes, sizes)
+        if field.ragged:
+            bounds = row_offsets(field, counts, 0)
+            shape = (int(bounds[-1]), *field.item_shape)
+            values = empty_array(field, shape) if target is None else checked_buffer(field, target, shape[0])
+            self._fill(_Chunks(positions, offsets, nbytes, sizes), values, view)
+            return Ragged(values, bounds, shapes, field.is_string)
+        rows = empty_rows(field, len(positions)) if target is None else target
+        self._fill(_Chunks(positions, offsets, nbytes, sizes), rows, view)
+        return cast("NDArray[Any]", rows)
 
-    def _chunks(self, positions: Positions) -> tuple[list[int], list[int]]:
-        offsets, nbytes = self.index.rows(positions)
-        return offsets.tolist(), nbytes.tolist()
+    def _check_claims(self, positions: Positions, offsets: Positions, nbytes: Positions, sizes: Positions) -> None:
+        wrong = np.where(sizes > 0, ~self._batch_decoder().possible(nbytes, sizes), nbytes > 0)
+        for place in np.flatnonzero(wrong).tolist():
+            self._decode(*(int(column[place]) for column in (positions, offsets, nbytes, sizes)))  # says why
+
+    def _batch_decoder(self) -> BatchDecoder:
+        if self._decoder is None:
+            self._dictionary = self._load_dictionary()
+            self._decoder = batch_decoder(self.field.codec, self._dictionary)
+        return self._decoder
+
+    def _fill(self, chunks: _Chunks, rows: NDArray[Any], view: memoryview | None) -> None:
+        """Decode everything into the memory of the rows, in pieces whose chunks fit in memory twice."""
+        if not rows.nbytes:
+            return
+        flat = np.frombuffer(byte_view(rows, writable=True), np.uint8)
+        chunks = chunks.with_bytes()
+        done = 0
+        for start, stop in chunks.pieces():
+            piece = chunks.part(start, stop)
+            size = int(piece.sizes.sum())
+            self._fill_piece(piece, flat[done : done + size], view)
+            done += size
+
+    def _fill_piece(self, chunks: _Chunks, flat: NDArray[np.uint8], view: memoryview | None) -> None:
+        decoder = self._batch_decoder()
+        data, places = self._bytes_of(chunks, view, decoder.private())
+        if len(places) <= _FEW_ROWS:
+            self._decode_plainly(chunks, flat)
+            return
+        good = decoder.ordinary(data, places, chunks.nbytes, chunks.sizes)
+        if not good.all() or not self._decode_fast(decoder, data, places, chunks, flat):
+            self._decode_plainly(chunks, flat)
+
+    def _bytes_of(self, chunks: _Chunks, view: memoryview | None, private: bool) -> tuple[NDArray[np.uint8], Positions]:
+        """(memory that holds the chunks, where in it each begins)."""
+        if view is not None and not private:
+            return np.frombuffer(view, np.uint8), chunks.offsets
+        begins = np.cumsum(chunks.nbytes) - chunks.nbytes
+        if view is None:
+            data = np.empty(int(chunks.nbytes.sum()), np.uint8)
+            self.source.read_scattered(chunks.offsets, chunks.nbytes, data)
+            return data, begins
+        stops = (chunks.offsets + chunks.nbytes).tolist()
+        return np.frombuffer(
+            b"".join(map(view.__getitem__, map(slice, chunks.offsets.tolist(), stops))), np.uint8
+        ), begins
+
+    def _decode_fast(
+        self,
+        decoder: BatchDecoder,
+        data: NDArray[np.uint8],
+        places: Positions,
+        chunks: _Chunks,
+        flat: NDArray[np.uint8],
+    ) -> bool:
+        threads = min(_threads(), len(places)) if len(flat) >= _THREADED_NBYTES else 1
+        if threads == 1 or decoder.in_c(chunks.sizes):
+            return decoder.decode(data, places, chunks.nbytes, chunks.sizes, flat, threads)
+        ends = np.cumsum(chunks.sizes)
+        cuts = np.searchsorted(ends, np.arange(1, _PARTS * threads) * (len(flat) // (_PARTS * threads)), "right")
+        bounds = np.unique(np.concatenate([[0], cuts, [len(ends)]])).tolist()
+        parts = iter(list(pairwise(bounds)))
+        results: list[bool] = []
+
+        def work() -> None:
+            for start, stop in parts:
+                row = flat[int(ends[start - 1]) if start else 0 : int(ends[stop - 1])]
+                mine = slice(start, stop)
+                results.append(decoder.decode(data, places[mine], chunks.nbytes[mine], chunks.sizes[mine], row, 1))
+
+        run_together(work, threads)
+        return len(results) == len(bounds) - 1 and all(results)
+
+    def _decode_plainly(self, chunks: _Chunks, flat: NDArray[np.uint8]) -> None:
+        at = 0
+        columns = (chunks.positions, chunks.offsets, chunks.nbytes, chunks.sizes)
+        for position, offset, nbytes, size in zip(*(column.tolist() for column in columns), strict=True):
+            flat.data[at : at + size] = self._decode(position, offset, nbytes, size)
+            at += size
 
     def _decode(self, position: int, offset: int, nbytes: int, row_nbytes: int) -> bytes:
         if self._dictionary is None:
@@ -70,8 +163,6 @@ class CodedRows:
         view = self._view
         chunk = memoryview(self.source.read(offset, nbytes)) if view is None else view[offset : offset + nbytes]
         try:
-            if nbytes and not row_nbytes:  # spec section 11
-                raise CorruptError(f"a row of 0 bytes has a chunk of {nbytes}")
             return codec.decode(self.field.codec, chunk, row_nbytes, self._dictionary)
         except CorruptError as error:
             where = f"{self.source.path}: sample {position}, field {self.field.name!r}"
@@ -86,8 +177,12 @@ class CodedRows:
 
     def run(self, start: int, stop: int, target: Any) -> NDArray[Any] | Ragged:
         positions = np.arange(start, stop)
-        with self.source.staged(*self.needed(positions)) if self.source.distant else nullcontext():
-            return self.batch(positions, target)
+        if self.source.distant:
+            with self.source.staged(*self.needed(positions)):
+                return self._read(positions, target, None)
+        if self._view is not None and self._ordered is None:
+            self._ordered = self.source.sequential_view(0, self.source.size)
+        return self._read(positions, target, self._ordered)
 
     def getter(self) -> Callable[[int], Any]:
         return self._row
@@ -137,9 +232,67 @@ class UnknownRows:
         return positions[:0], positions[:0]
 
 
-def _fill_flat(array: NDArray[Any], chunks: list[bytes]) -> None:
-    flat = byte_view(array, writable=bool(array.nbytes))
-    at = 0
-    for chunk in chunks:
-        flat[at : at + len(chunk)] = chunk
-        at += len(chunk)
+@dataclass(frozen=True)
+class _Chunks:
+    """Chunks of rows: position, offset in the file, nbytes, and nbytes of the decoded row. All of shape (B,)."""
+
+    positions: Positions
+    offsets: Positions
+    nbytes: Positions
+    sizes: Positions
+
+    def part(self, start: int, stop: int) -> _Chunks:
+        columns = (self.positions, self.offsets, self.nbytes, self.sizes)
+        return _Chunks(*(column[start:stop] for column in columns))
+
+    def with_bytes(self) -> _Chunks:
+        """Without rows that have no bytes; they have no chunks."""
+        some = self.sizes > 0
+        if some.all():
+            return self
+        return _Chunks(self.positions[some], self.offsets[some], self.nbytes[some], self.sizes[some])
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Runs of chunks of about `_PIECE_NBYTES`, decoded."""
+        ends, start = np.cumsum(self.sizes), 0
+        while start < len(ends):
+            begin = int(ends[start - 1]) if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, begin + _PIECE_NBYTES, "right")))
+            yield start, stop
+            start = stop
+
+
+def _threads() -> int:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, _MOST_THREADS)
+
+
+def run_together(work: Callable[[], None], threads: int) -> None:
+    """Run `work` in this thread and in others at a time; all have ended when this returns.
+
+    Raises:
+        BaseException: the first that one of them raised.
+    """
+    errors: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised below, in the thread that asked
+            errors.append(error)
+
+    started = []
+    try:
+        for _ in range(threads - 1):
+            thread = threading.Thread(target=guarded, name="chunkstore-decode", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter is ending, or there are too many: this one does it alone
+                break
+            started.append(thread)
+        guarded()
+    finally:
+        for thread in started:
+            thread.join()
+    if errors:
+        raise errors[0]

@@ -1,11 +1,13 @@
 """Where every block of a converted container goes, known before a byte is written (spec section 17).
 
 8192: segment | field 0: block of shard 0, of shard 1, ... | field 1: ... | ...      each | at a multiple of 4096
+
+Where there are codecs, only the fields without one have a place beforehand; see coded.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from chunkstore._format.constants import HEAD_NBYTES, MAX_FILE_NBYTES, PART_ALIGNMENT
 from chunkstore._format.layout import num_groups, shard_starts
 from chunkstore._format.segment import pad
+from chunkstore._ingest.convert.coded import Coding, most_nbytes
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._write.index_writer import planned_segment_nbytes
 from chunkstore.errors import IngestError
@@ -28,10 +31,11 @@ class Arrangement:
 
     Attributes:
         starts: int64 [shards + 1], first sample of each shard, and N.
-        nbytes: int64 [fields, shards], of each block.
-        offsets: int64 [fields, shards], of each block in the file.
-        data_end: offset behind the last block.
-        committed_end: length of the file.
+        nbytes: int64 [fields, shards], of the rows of each block: before codecs.
+        offsets: int64 [fields, shards], of each block in the file; with a codec, where a worker is to put it.
+        data_end: offset behind the last block without a codec.
+        committed_end: length of the file; with codecs, as far as it is known.
+        codings: for each field its codec, None where it is raw; empty where all are.
     """
 
     starts: Ints
@@ -39,23 +43,29 @@ class Arrangement:
     offsets: Ints
     data_end: int
     committed_end: int
+    codings: tuple[Coding | None, ...] = ()
 
     @property
     def num_shards(self) -> int:
         return len(self.starts) - 1
 
 
-def arrange(plan: Plan, attrs: Mapping[str, Any], shard_nbytes: int) -> Arrangement:
+def arrange(
+    plan: Plan, attrs: Mapping[str, Any], shard_nbytes: int, codings: Sequence[Coding | None] = ()
+) -> Arrangement:
     """Cut a plan into shards and place them. O(N) for ragged fields, else O(shards).
 
     Args:
         plan: samples and fields.
         attrs: ATTRS, as they will be written.
-        shard_nbytes: a shard ends with the sample that brings it to this size.
+        shard_nbytes: a shard ends with the sample that brings it to this size, before codecs.
+        codings: of each field; nothing where all are raw.
     Raises:
         IngestError: the file would be longer than the format allows.
     """
     starts, nbytes = _cut(plan, shard_nbytes)
+    if any(codings):
+        return _arrange_coded(starts, nbytes, tuple(codings))
     samples = np.diff(starts).tolist()
     groups = [sum(map(num_groups, samples, row)) for row in nbytes.tolist()]
     segment = planned_segment_nbytes(
@@ -71,12 +81,42 @@ def arrange(plan: Plan, attrs: Mapping[str, Any], shard_nbytes: int) -> Arrangem
     for number in range(len(plan.fields)):
         begin = pad(tail, PART_ALIGNMENT)
         tail = begin + sum(nbytes[number].tolist())  # Python's integers do not wrap
-        if tail > MAX_FILE_NBYTES:
-            raise IngestError(
-                f"the container would have more than {MAX_FILE_NBYTES:,} bytes, the most that the format allows."
-            )
+        _check_end(tail)
         offsets[number] = begin + np.append(0, np.cumsum(nbytes[number])[:-1])
     return Arrangement(starts, nbytes, offsets, tail, pad(tail, PART_ALIGNMENT))
+
+
+def _arrange_coded(starts: Ints, nbytes: Ints, codings: tuple[Coding | None, ...]) -> Arrangement:
+    """The raw fields at the head; room for the blocks of the others behind all that there can be."""
+    offsets = np.zeros_like(nbytes)
+    tail = HEAD_NBYTES
+    for number, coding in enumerate(codings):
+        if coding is None:
+            begin = pad(tail, PART_ALIGNMENT)
+            tail = begin + sum(nbytes[number].tolist())
+            _check_end(tail)
+            offsets[number] = begin + np.append(0, np.cumsum(nbytes[number])[:-1])
+    data_end = tail
+    samples = np.diff(starts).tolist()
+    rooms = {
+        number: [most_nbytes(*block) for block in zip(nbytes[number].tolist(), samples, strict=True)]
+        for number, coding in enumerate(codings)
+        if coding is not None
+    }
+    tail += sum(sum(room) + PART_ALIGNMENT for room in rooms.values()) + PART_ALIGNMENT
+    for number, room in rooms.items():
+        begin = pad(tail, PART_ALIGNMENT)
+        tail = begin + sum(room)
+        _check_end(tail)
+        offsets[number] = begin + np.cumsum([0, *room[:-1]])[: len(room)]
+    return Arrangement(starts, nbytes, offsets, data_end, pad(data_end, PART_ALIGNMENT), codings)
+
+
+def _check_end(tail: int) -> None:
+    if tail > MAX_FILE_NBYTES:
+        raise IngestError(
+            f"the container would have more than {MAX_FILE_NBYTES:,} bytes, the most that the format allows."
+        )
 
 
 def _cut(plan: Plan, shard_nbytes: int) -> tuple[Ints, Ints]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chunkstore._format.index import FieldIndex, Index, read_index
 from chunkstore._ingest.convert.arrangement import Arrangement
+from chunkstore._ingest.convert.coded import decoded
 from chunkstore._ingest.convert.tasks import PlannedBlock, Task, cut_tasks, open_rows
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.scan import Skipped
@@ -76,8 +79,14 @@ def _compare_task(task: Task, source: Source, index: Index, advance: Callable[[i
         for place in range(len(task.starts) - 1):
             for number in task.numbers:
                 found = _Found(source, fields[number], first)
-                for start, stop, piece, part in PlannedBlock(task, place, number).pieces(rows, scratch.buffer):
-                    if not found.equals(start, stop, piece, part):
+                block = PlannedBlock(task, place, number)
+                coding = task.coding(number)
+                for start, stop, piece, part in block.pieces(rows, scratch.buffer):
+                    if coding is None:
+                        same = found.equals(start, stop, piece, part)
+                    else:
+                        same = found.decodes_to(piece, start, block.row_ends(start, stop), coding.dictionary)
+                    if not same:
                         task.plan.check_sources()  # a uniform one looked at each file while it read it
                         raise CorruptError(
                             f"samples {first + start} to {first + stop - 1}, field {task.plan.fields[number].name!r} "
@@ -118,6 +127,14 @@ class _Found:
         stored = self._scratch.buffer(len(piece))
         self._source.read_into(begin, stored)
         return np.array_equal(np.frombuffer(stored, np.uint8), np.frombuffer(piece, np.uint8))
+
+    def decodes_to(self, piece: memoryview, start: int, ends: NDArray[np.int64], dictionary: bytes) -> bool:
+        """Whether the rows from `start` on have these bytes; one chunk for each of `ends`."""
+        offsets, nbytes = self._field.rows(np.arange(start, start + len(ends), dtype=np.int64) + self._first)
+        chunks = memoryview(bytearray(int(nbytes.sum())))
+        self._source.read_into(int(offsets[0]), chunks)
+        rows = decoded(self._field.field, chunks, nbytes, np.diff(ends, prepend=0), dictionary)
+        return all(row == piece[a:b] for row, (a, b) in zip(rows, pairwise([0, *ends.tolist()]), strict=True))
 
 
 def find_unreadable(plan: Plan) -> dict[str, Skipped]:

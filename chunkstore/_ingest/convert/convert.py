@@ -13,10 +13,15 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from chunkstore._format import superblock as superblocks
-from chunkstore._format.constants import ATTRS_RESERVED, HEAD_NBYTES, SHARD_NBYTES
+from chunkstore._format.codec import RAW
+from chunkstore._format.constants import ATTRS_RESERVED, HEAD_NBYTES, PART_ALIGNMENT, SHARD_NBYTES
+from chunkstore._format.encode import CodecArg, CodecSpec, parse_codecs
 from chunkstore._format.schema import encode_attrs
+from chunkstore._format.segment import pad
 from chunkstore._format.superblock import Superblock
 from chunkstore._ingest.convert.arrangement import Arrangement, arrange
+from chunkstore._ingest.convert.choosing import Chosen, choose_codings
+from chunkstore._ingest.convert.coded import CodedFields
 from chunkstore._ingest.convert.compare import compare, find_unreadable
 from chunkstore._ingest.convert.pool import WorkerPool, run_on
 from chunkstore._ingest.convert.progress import Progress, Tell
@@ -44,6 +49,7 @@ _POOL_SECONDS: Final = 1.5  # of work; two processes save half of it, and starti
 _PIECE_SECONDS: Final = 40e-6  # measured: one file or member by the general way
 _INFLATE_RATE: Final = 250e6  # bytes a second
 _TURN_RATE: Final = 500e6  # Fortran order to C order
+_ENCODE_RATE: Final = 150e6
 
 
 def convert(
@@ -61,6 +67,7 @@ def convert(
     on_error: OnError = "fail",
     allow_pickle: bool = False,
     shard_nbytes: int = SHARD_NBYTES,
+    codec: CodecArg | None = None,
     attrs: Mapping[str, Any] | None = None,
     verify: bool = False,
     dry_run: bool = False,
@@ -93,7 +100,10 @@ def convert(
             twice the number of processors of this machine. The executor stays yours: it is not shut down.
         on_error: `"skip"` leaves out files that cannot be read or do not fit, and lists them in the report.
         allow_pickle: read object arrays. They are pickles, which can run any code: own trusted files only.
-        shard_nbytes: stored bytes of a shard.
+        shard_nbytes: bytes of a shard, before codecs.
+        codec: how chunks are stored, as in `Writer`: `{"image": "zstd:5"}`, `["image=zstd:5"]`, or `"zstd"` for every
+            field with rows that are not short. `"auto"` tries a sample and says what it chose. Workers then take the
+            memory of a shard's chunks more, and the disk needs room for all chunks twice while it works. Default raw.
         attrs: JSON object for the container.
         verify: read the finished container from the disk and compare it with the sources before it gets its name.
         dry_run: plan only; nothing is written, and `path` is not looked at.
@@ -116,6 +126,7 @@ def convert(
     _check_arguments(mode, workers, on_error, shard_nbytes, attrs)
     choices = _Choices(layout, fields, dtype, on_error, allow_pickle)
     named = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    codecs = parse_codecs(codec, auto=True)
     if executor is not None:
         named = [os.path.abspath(source) for source in named]  # its workers may be in another directory
     with (
@@ -126,7 +137,7 @@ def convert(
             check_replaceable(target, named, mode=mode)
             NewFile.create(target, mode).discard()  # what is in the way is found before any work
         scan = scan_sources(named, include=_texts(include), exclude=_texts(exclude))
-        work = _Work(target, mode, workers, executor, shard_nbytes, dict(attrs or {}), verify, progress)
+        work = _Work(target, mode, workers, executor, shard_nbytes, codecs, dict(attrs or {}), verify, progress)
         report = _dry_run(scan, choices, work) if dry_run else _convert(scan, choices, work)
         left = () if dry_run else left_behind(target)
     notes, seconds = (*report.notes, *left), time.perf_counter() - started
@@ -168,6 +179,7 @@ class _Work:
     workers: int | None
     executor: Executor | None
     shard_nbytes: int
+    codecs: CodecSpec
     attrs: dict[str, Any]
     verify: bool
     progress: Tell | bool | None = field(repr=False)
@@ -207,7 +219,12 @@ def _dry_run(scan: Scan, choices: _Choices, work: _Work) -> ConvertReport:
     plan = choices.plan(scan)
     attrs, notes = _all_attrs(plan, work.attrs)
     nbytes = arrange(plan, attrs, work.shard_nbytes).committed_end
-    return replace(_report(plan, work, nbytes, None, notes), dry_run=True)
+    chosen = choose_codings(plan, work.codecs, estimate=True)
+    if chosen.codings:
+        sizes = [plan.nbytes(number) for number in range(len(plan.fields))]
+        nbytes -= int(sum(size - size / ratio for size, ratio in zip(sizes, chosen.ratios, strict=True)))
+        notes = (*notes, "how small codecs make the fields is estimated from a sample")
+    return replace(_report(chosen, work, nbytes, None, notes), dry_run=True)
 
 
 def _convert(scan: Scan, choices: _Choices, work: _Work) -> ConvertReport:
@@ -252,7 +269,8 @@ def _all_attrs(plan: Plan, attrs: Mapping[str, Any]) -> tuple[dict[str, Any], tu
         return merged, ("the names of the files are too many to be kept: `export` will name them by position",)
 
 
-def _report(plan: Plan, work: _Work, nbytes: int, fingerprint: str | None, notes: Sequence[str]) -> ConvertReport:
+def _report(chosen: Chosen, work: _Work, nbytes: int, fingerprint: str | None, notes: Sequence[str]) -> ConvertReport:
+    plan = chosen.plan
     return ConvertReport(
         work.path,
         plan.num_samples,
@@ -268,12 +286,15 @@ def _report(plan: Plan, work: _Work, nbytes: int, fingerprint: str | None, notes
         seconds=0.0,
         verified=work.verify and fingerprint is not None,
         rounded=plan.rounded,
+        codecs=chosen.texts,
     )
 
 
 def _write(plan: Plan, work: _Work) -> ConvertReport:
+    chosen = choose_codings(plan, work.codecs)
+    plan = chosen.plan
     attrs, notes = _all_attrs(plan, work.attrs)
-    arrangement = arrange(plan, attrs, work.shard_nbytes)
+    arrangement = arrange(plan, attrs, work.shard_nbytes, chosen.codings)
     total = plan.total_nbytes
     folder = os.path.dirname(work.path) or os.curdir
     with (
@@ -282,24 +303,29 @@ def _write(plan: Plan, work: _Work) -> ConvertReport:
         Progress(work.progress, "convert", plan.num_samples, total * (1 + work.verify)) as progress,
     ):
         new.sink.preallocate(arrangement.committed_end)
-        collector = _Collector(plan, arrangement, index)
+        collector = _Collector(plan, arrangement, index, new)
         with closing(_blocks(plan, arrangement, work, new, progress)) as blocks:
             for written in blocks:
                 collector.take(written)
-        superblock = _finish(new, index, arrangement)
+        superblock = _finish(new, index, arrangement, collector.coded)
         if work.verify:
             new.sink.sync()
             compare(plan, arrangement, new.temporary, progress.advance)
         plan.check_sources()
         progress.finish()
         new.publish()
-    return _report(plan, work, arrangement.committed_end, superblock.directory_sum.hex(), notes)
+    return _report(chosen, work, superblock.committed_end, superblock.directory_sum.hex(), notes)
 
 
-def _finish(new: NewFile, index: IndexWriter, arrangement: Arrangement) -> Superblock:
+def _finish(new: NewFile, index: IndexWriter, arrangement: Arrangement, coded: CodedFields | None) -> Superblock:
     """Write the index and both superblocks."""
-    superblock = index.write(new.sink, HEAD_NBYTES, data_end=arrangement.data_end)
-    assert superblock.committed_end == arrangement.committed_end, "the index is not as long as planned"
+    if coded is None:
+        superblock = index.write(new.sink, HEAD_NBYTES, data_end=arrangement.data_end)
+        assert superblock.committed_end == arrangement.committed_end, "the index is not as long as planned"
+    else:
+        end = coded.finish(index)
+        superblock = index.write(new.sink, pad(end, PART_ALIGNMENT), data_end=end)
+        new.sink.truncate(superblock.committed_end)
     write_superblocks(new.sink, superblocks.encode(superblock))
     return superblock
 
@@ -324,7 +350,7 @@ def _blocks(
 
 def _num_workers(plan: Plan, arrangement: Arrangement, work: _Work) -> int:
     """Processes to start; 1 for none."""
-    if plan.uniform or work.executor is not None:
+    if (plan.uniform and not arrangement.codings) or work.executor is not None:
         return 1
     if work.workers is not None:
         return work.workers
@@ -343,6 +369,8 @@ def _estimate_seconds(plan: Plan) -> float:
             seconds += nbytes / _INFLATE_RATE
         if any(plan.kinds[kind].fortran for kind in np.unique(column.kind).tolist()):
             seconds += nbytes / _TURN_RATE
+        if plan.fields[number].codec != RAW:
+            seconds += nbytes / _ENCODE_RATE
     return seconds
 
 
@@ -355,8 +383,11 @@ def _processors() -> int:
 class _Collector:
     """Puts blocks into the index shard by shard, whatever the order in which they come."""
 
-    def __init__(self, plan: Plan, arrangement: Arrangement, index: IndexWriter) -> None:
+    def __init__(self, plan: Plan, arrangement: Arrangement, index: IndexWriter, new: NewFile) -> None:
         self._plan, self._arrangement, self._index = plan, arrangement, index
+        coded = {number: coding for number, coding in enumerate(arrangement.codings) if coding is not None}
+        self.coded = CodedFields(list(coded), new.sink, arrangement.data_end) if coded else None
+        index.dictionaries = {number: coding.dictionary for number, coding in coded.items() if coding.dictionary}
         self._shapes = {number: plan.row_shapes(number) for number, f in enumerate(plan.fields) if f.ragged}
         self._waiting: dict[int, dict[int, Written]] = {}
         self._next = 0
@@ -377,11 +408,16 @@ class _Collector:
     def _block(self, written: Written, start: int, stop: int) -> Block:
         shapes = self._shapes.get(written.number)
         place = written.number, written.shard
+        offset, nbytes = int(self._arrangement.offsets[place]), int(self._arrangement.nbytes[place])
+        if written.stored is not None and self.coded is not None:
+            nbytes = int(written.stored.sum())
+            offset = self.coded.take(written.number, offset, nbytes)
         return Block(
-            int(self._arrangement.offsets[place]),
-            int(self._arrangement.nbytes[place]),
+            offset,
+            nbytes,
             written.sum,
             written.group_sums,
             None if shapes is None else count_items(shapes[start:stop]),
             None if shapes is None else np.ascontiguousarray(shapes[start:stop]),
+            written.stored,
         )

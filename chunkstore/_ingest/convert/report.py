@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Final
 
+from chunkstore._format.codec import RAW
 from chunkstore._format.schema import Field
 from chunkstore._ingest.plan.scan import Skipped, count_text
 from chunkstore._storage.commit import stale_temporaries
@@ -20,7 +21,7 @@ class ConvertReport:
     Attributes:
         path: of the container.
         num_samples, num_files: that went into it.
-        nbytes: of the container; of a dry run too, exactly.
+        nbytes: of the container; of a dry run too, exactly if there are no codecs.
         source_nbytes: of the files; -1 where they were not asked (many equal `.npy` files).
         fields: schema.
         layout: how files became samples.
@@ -32,6 +33,7 @@ class ConvertReport:
         dry_run: nothing was written.
         verified: the container was read back and compared with the sources.
         rounded: fields whose values `--dtype` rounds to a narrower type.
+        codecs: what codec each field got by `auto`, and why.
     """
 
     path: str
@@ -49,6 +51,7 @@ class ConvertReport:
     dry_run: bool = False
     verified: bool = False
     rounded: tuple[str, ...] = ()
+    codecs: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -60,12 +63,13 @@ class ConvertReport:
             ],
             "notes": list(self.notes),
             "rounded": list(self.rounded),
+            "codecs": list(self.codecs),
             "skipped": [{"path": item.path, "reason": item.reason} for item in self.skipped],
         }
 
     def summary(self) -> str:
         """Text for people, several lines."""
-        lines = [self.explanation, *(f"note: {note}" for note in self.notes)]
+        lines = [self.explanation, *(f"note: {note}" for note in self.notes), *self.codecs]
         lines += [f"  {_field_text(field)}" for field in self.fields[:_SHOWN]]
         if len(self.fields) > _SHOWN:
             lines.append(f"  ... and {len(self.fields) - _SHOWN:,} more fields")
@@ -86,7 +90,8 @@ class ConvertReport:
 
 def _field_text(field: Field) -> str:
     shape = ", ".join("?" if dim is None else str(dim) for dim in field.shape)
-    return f"{field.name}: {field.dtype} ({shape}{',' if len(field.shape) == 1 else ''})"
+    codec = "" if field.codec == RAW else f", {field.codec}"
+    return f"{field.name}: {field.dtype} ({shape}{',' if len(field.shape) == 1 else ''}){codec}"
 
 
 def left_behind(path: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -1,14 +1,15 @@
 """The work of one worker: rows of a few shards from their sources into the unfinished container.
 
 A task says all that a worker needs, in any process that sees the same files; what comes back are the checksums.
-Memory: two buffers of 4 MiB, or of the longest text, and what `PlanReader` needs.
+Memory: two buffers of 4 MiB, or of the longest text, and what `PlanReader` needs; for a field with a codec its longest
+row and the chunks of one block.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from chunkstore._format import dtypes
 from chunkstore._format.checksum import BlockSums
 from chunkstore._format.layout import group_bounds, rows_per_group
 from chunkstore._ingest.convert.arrangement import Arrangement
+from chunkstore._ingest.convert.coded import BlockEncoder, Coding, most_nbytes
 from chunkstore._ingest.plan.inventory import STORED
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.read import PlanReader, read_uniform
@@ -47,8 +49,9 @@ class Task:
         first_shard: number of the first shard in the container.
         starts: int64 [shards + 1], first sample of each shard in `plan`, and behind the last. Samples before are those
             with which their source begins: they are read for its CRC, and belong to another task.
-        nbytes, offsets: int64 [fields of the plan, shards], of each block.
+        nbytes, offsets: int64 [fields of the plan, shards], of each block, as in `Arrangement`.
         overlap: whether a second thread writes while this one reads.
+        codings: as in `Arrangement`.
     """
 
     temporary: str
@@ -59,21 +62,30 @@ class Task:
     nbytes: Ints
     offsets: Ints
     overlap: bool
+    codings: tuple[Coding | None, ...] = ()
 
     @property
     def num_bytes(self) -> int:
-        """Stored bytes of the task."""
+        """Bytes of the task's rows."""
         return int(self.nbytes[list(self.numbers)].sum())
+
+    def coding(self, number: int) -> Coding | None:
+        """The codec of a field, None where it is raw."""
+        return self.codings[number] if self.codings else None
 
 
 @dataclass(frozen=True)
 class Written:
-    """Checksums of a block that was written: its xxh3-64 and those of its groups."""
+    """Checksums of a block that was written: its xxh3-64 and those of its groups.
+
+    `stored`, int64 [rows]: nbytes of each chunk; None where the field is raw.
+    """
 
     shard: int
     number: int
     sum: int
     group_sums: NDArray[np.uint64]
+    stored: Ints | None = None
 
 
 def cut_tasks(plan: Plan, arrangement: Arrangement, temporary: str, *, split: bool) -> Iterator[Task]:
@@ -152,6 +164,7 @@ def _cut(
         arrangement.nbytes[:, first:last],
         arrangement.offsets[:, first:last],
         overlap,
+        arrangement.codings,
     )
 
 
@@ -180,6 +193,10 @@ def write_blocks(task: Task, sink: Receiver, advance: Callable[[int], None]) -> 
         for place in range(len(task.starts) - 1):
             for number in task.numbers:
                 block = PlannedBlock(task, place, number)
+                coding = task.coding(number)
+                if coding is not None:
+                    yield _encode_block(block, coding, rows, pipe, advance)
+                    continue
                 for _, _, piece, shared in block.pieces(rows, pipe.buffer):
                     pipe.put(block, piece)
                     if shared:
@@ -187,6 +204,20 @@ def write_blocks(task: Task, sink: Receiver, advance: Callable[[int], None]) -> 
                     advance(len(piece))
                 yield block.finish()
         pipe.settle()
+
+
+def _encode_block(
+    block: PlannedBlock, coding: Coding, rows: Rows, pipe: _Pipe, advance: Callable[[int], None]
+) -> Written:
+    """Read a block, encode it, and write its chunks."""
+    encoder = BlockEncoder(coding.encoder(block.field))
+    for start, stop, piece, _ in block.pieces(rows, pipe.buffer):
+        encoder.add(piece, block.row_ends(start, stop))
+        advance(len(piece))
+    chunks, sizes, sums = encoder.finish()
+    assert sizes.sum() <= most_nbytes(block.nbytes, len(sizes)), "a codec gave more than there is room for"
+    pipe.write(block.offset, chunks)
+    return Written(block.shard, block.number, *sums, sizes)
 
 
 class Rows(Protocol):
@@ -261,7 +292,9 @@ class PlannedBlock:
         self.shard, self.number = task.first_shard + place, number
         self.offset, self.nbytes = int(task.offsets[number, place]), int(task.nbytes[number, place])
         self.first, self.last = int(task.starts[place]), int(task.starts[place + 1])
-        self.row_nbytes = task.plan.fields[number].row_nbytes
+        self.field = task.plan.fields[number]
+        self.row_nbytes = self.field.row_nbytes
+        self._whole = task.coding(number) is not None
         self._ends = self._row_ends(task.plan) if self.row_nbytes is None else None
         self.piece_nbytes = self._piece_nbytes(task.plan)
         self.sums = BlockSums(self._bounds())
@@ -281,12 +314,12 @@ class PlannedBlock:
         return [*range(0, self.nbytes, step), self.nbytes] if self.nbytes else [0, 0]
 
     def _piece_nbytes(self, plan: Plan) -> int:
-        """Bytes of a buffer: texts and rows of object arrays come whole, all else by elements at least."""
+        """Bytes of a buffer: texts, rows of object arrays and for codecs come whole, all else by elements at least."""
         field, column = plan.fields[self.number], plan.columns[self.number]
         least = dtypes.element_nbytes(field.dtype) * math.prod(column.subshape)
-        if (field.is_string or column.shapes is not None) and self._ends is not None:
+        if (field.is_string or column.shapes is not None or self._whole) and self._ends is not None:
             least = int(np.diff(self._ends, prepend=0).max())
-        elif column.shapes is not None:
+        elif column.shapes is not None or self._whole:
             least = self.row_nbytes or 0
         return max(PIECE_NBYTES, least)
 
@@ -318,6 +351,13 @@ class PlannedBlock:
         if self._ends is not None:
             return self.first + int(np.searchsorted(self._ends, self._end(row) + self.piece_nbytes, "right"))
         return min(self.last, row + self.piece_nbytes // self.row_nbytes) if self.row_nbytes else self.last
+
+    def row_ends(self, start: int, stop: int) -> Ints:
+        """Where rows `[start, stop)` end, counted from the first of them."""
+        if self._ends is not None:
+            ends: Ints = self._ends[start - self.first : stop - self.first] - self._end(start)
+            return ends
+        return np.arange(1, stop - start + 1, dtype=np.int64) * (self.row_nbytes or 0)
 
     def _end(self, row: int) -> int:
         """Bytes of the block before a row."""
@@ -360,6 +400,12 @@ class _Pipe:
             self._sink.pwrite(offset, piece)
         else:
             self._jobs.append(self._thread.submit(self._sink.pwrite, offset, piece))
+
+    def write(self, offset: int, pieces: Iterable[bytes]) -> None:
+        """Write pieces that nobody changes, one after another."""
+        for piece in pieces:
+            self._sink.pwrite(offset, piece)
+            offset += len(piece)
 
     def settle(self) -> None:
         """Wait until everything is written."""

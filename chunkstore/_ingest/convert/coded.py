@@ -1,0 +1,136 @@
+"""Fields behind a codec in a conversion: what is known of them beforehand, and where their chunks go.
+
+How long chunks are is known when they are made. So the fields without codec get their regions at the head of the file;
+workers put the blocks of the others behind all that the file can ever have, each into room for its longest form; and
+one place copies them, in the order of fields and shards, to where they belong. The room is cut off at the end.
+
+8192: raw field | ... | field with a codec | ... | segment               the file; behind it holes, and room for blocks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chunkstore._format.checksum import BlockSums
+from chunkstore._format.codec import decode
+from chunkstore._format.constants import PART_ALIGNMENT
+from chunkstore._format.dtypes import element_nbytes
+from chunkstore._format.encode import CodecOptions, Encoder
+from chunkstore._format.layout import group_bounds
+from chunkstore._format.schema import Field
+from chunkstore._format.segment import pad
+from chunkstore._storage.sink import Sink
+from chunkstore._storage.source import open_source
+from chunkstore._write.index_writer import IndexWriter
+
+# A row that a codec cannot make smaller: zlib adds 5 bytes for each 16 KiB and 11, zstd 3 for each 128 KiB and 18 (less
+# than 64 in all for short ones), Blosc2 32.
+_ROW_ROOM: Final = 64
+_SHARE_ROOM: Final = 1024
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the chunks of a field are made; a worker gets it with its task."""
+
+    options: CodecOptions
+    dictionary: bytes = b""
+
+    def encoder(self, field: Field) -> Encoder:
+        """One for a worker."""
+        return Encoder(self.options, element_nbytes(field.dtype), self.dictionary)
+
+
+def most_nbytes(nbytes: int, num_rows: int) -> int:
+    """What the chunks of so many rows have at most."""
+    return nbytes + nbytes // _SHARE_ROOM + _ROW_ROOM * num_rows
+
+
+class BlockEncoder:
+    """Collects the chunks of one block. Memory: the chunks, until the block is taken.
+
+    The sums of groups need the length of the whole block, so nothing is summed before its end.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._chunks: list[bytes] = []
+        self._sizes: list[Ints] = [np.zeros(0, np.int64)]
+
+    def add(self, rows: memoryview, ends: Ints) -> None:
+        """Take whole rows; `ends` counts from the first byte."""
+        chunks, sizes = self._encoder.encode(rows, ends)
+        self._chunks.append(chunks)
+        self._sizes.append(sizes)
+
+    def finish(self) -> tuple[list[bytes], Ints, tuple[int, NDArray[np.uint64]]]:
+        """(the block in pieces, nbytes of each chunk, the sums of the block and its groups)."""
+        sizes = np.concatenate(self._sizes)
+        sums = BlockSums(group_bounds(np.cumsum(sizes)))
+        for piece in self._chunks:
+            sums.update(memoryview(piece))
+        return self._chunks, sizes, sums.finish()
+
+
+class CodedFields:
+    """Moves blocks from where workers put them to where they belong.
+
+    Args:
+        numbers: of the fields with a codec, in the order of the schema.
+        sink: the unfinished container.
+        begin: where they may begin.
+    """
+
+    def __init__(self, numbers: Sequence[int], sink: Sink, begin: int) -> None:
+        self._sink = sink
+        self._first = numbers[0] if numbers else -1
+        self._begin = begin
+        self._nbytes = dict.fromkeys(numbers, 0)
+        self._later: dict[int, list[tuple[int, int]]] = {number: [] for number in numbers}
+
+    def take(self, number: int, offset: int, nbytes: int) -> int:
+        """The next block of a field lies at `offset`; where it is counted from the first block of the field.
+
+        The first field is copied at once, the others wait until its end is known.
+        """
+        before = self._nbytes[number]
+        self._nbytes[number] += nbytes
+        if number == self._first:
+            self._copy(offset, pad(self._begin, PART_ALIGNMENT) + before, nbytes)
+        else:
+            self._later[number].append((offset, nbytes))
+        return before
+
+    def finish(self, index: IndexWriter) -> int:
+        """Copy what waited, and tell the index where each field is; the offset behind the last of them."""
+        end = self._begin
+        for number, nbytes in self._nbytes.items():
+            begin = at = pad(end, PART_ALIGNMENT)
+            index.move(number, begin)
+            for offset, size in self._later[number]:
+                self._copy(offset, at, size)
+                at += size
+            end = begin + nbytes
+        return end
+
+    def _copy(self, offset: int, target: int, nbytes: int) -> None:
+        with open_source(self._sink.path, "pread") as source:
+            self._sink.copy_from(source, offset, target, nbytes)
+
+
+def decoded(field: Field, chunks: memoryview, nbytes: Ints, row_nbytes: Ints, dictionary: bytes) -> Iterator[bytes]:
+    """Rows of chunks that lie back to back, by the plain decoder.
+
+    Raises:
+        CorruptError: a chunk does not decode to so many bytes.
+    """
+    at = 0
+    for size, wanted in zip(nbytes.tolist(), row_nbytes.tolist(), strict=True):
+        yield decode(field.codec, chunks[at : at + size], wanted, dictionary)
+        at += size

@@ -1,0 +1,168 @@
+"""`convert(codec=)`: the same rows, the same bytes for any number of workers, and what `auto` chooses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import chunkstore
+from chunkstore._cli.main import cli
+from chunkstore._format.index import FieldIndex
+from chunkstore._ingest.convert.coded import most_nbytes
+
+pytest.importorskip("blosc2")
+
+MIXED = {"image": "zstd:5", "pose": "blosc2:lz4,bitshuffle", "text": "zlib"}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Sixty `.npz` files with an image, a pose of varying length, texts, and a number."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "src").mkdir()
+    for i in range(60):
+        np.savez_compressed(
+            tmp_path / "src" / f"{i:03}.npz",
+            image=np.cumsum(rng.integers(-2, 3, (30, 40)), axis=1).astype(np.uint8),
+            pose=rng.normal(size=(i % 5, 3)).astype(np.float32).round(1),
+            text=np.array([f"a text {i:02} of the same words"] * 9),
+            label=np.int64(i),
+        )
+    return tmp_path / "src"
+
+
+def check(path: Path, source: Path) -> None:
+    """Every row as `np.load` has it."""
+    assert chunkstore.verify(path, deep=True).ok
+    with chunkstore.open(path) as ds:
+        for i, file in enumerate(sorted(source.iterdir())):
+            with np.load(file) as wanted:
+                sample = ds[i]
+                assert all(np.array_equal(sample[name], wanted[name]) for name in wanted.files)
+
+
+@pytest.mark.parametrize("codec", ["zstd", MIXED, {"label": "zlib", "pose": "zstd:3,dict"}, {"image": "zstd:3,dict"}])
+def test_same_bytes_for_any_number_of_workers(tmp_path: Path, source: Path, codec: Any) -> None:
+    """One process, two, threads of an executor; each field is one extent, and nothing else is left in the folder."""
+    options: dict[str, Any] = {"codec": codec, "shard_nbytes": 20_000, "verify": True}
+    report = chunkstore.convert(source, tmp_path / "1.cks", workers=1, **options)
+    chunkstore.convert(source, tmp_path / "2.cks", workers=2, **options)
+    with ThreadPoolExecutor(3) as executor:
+        chunkstore.convert(source, tmp_path / "3.cks", executor=executor, **options)
+    data = (tmp_path / "1.cks").read_bytes()
+    assert data == (tmp_path / "2.cks").read_bytes() == (tmp_path / "3.cks").read_bytes()
+    assert report.nbytes == len(data)
+    assert {path.name for path in tmp_path.iterdir()} == {"src", "1.cks", "2.cks", "3.cks"}
+    check(tmp_path / "1.cks", source)
+    with chunkstore.open(tmp_path / "1.cks") as ds:
+        assert all(len(FieldIndex(ds._index, n).extents()) == 1 for n in range(4))
+        assert len(ds._index.blocks) > 3
+        chunkstore.export(ds, tmp_path / "out")
+    for file in sorted(source.iterdir()):
+        with np.load(file) as wanted, np.load(tmp_path / "out" / file.name) as found:
+            assert all(np.array_equal(wanted[name], found[name]) for name in wanted.files)
+
+
+def test_one_large_file(tmp_path: Path) -> None:
+    """Rows of one `.npy`, more than a piece of memory; a shard is cut by its bytes before codecs."""
+    rows = np.repeat(np.arange(200, dtype=np.int32)[:, None], 30_000, axis=1)
+    np.save(tmp_path / "x.npy", rows)
+    chunkstore.convert(tmp_path / "x.npy", tmp_path / "a.cks", layout="rows", codec="zstd", shard_nbytes=9 << 20)
+    with chunkstore.open(tmp_path / "a.cks") as ds:
+        assert len(ds._index.blocks) == 3
+        assert np.array_equal(ds.column("data"), rows)
+    assert (tmp_path / "a.cks").stat().st_size < rows.nbytes / 100
+
+
+def test_append_goes_on(tmp_path: Path, source: Path) -> None:
+    """Files that are appended get the codecs of the container."""
+    (tmp_path / "first").mkdir()
+    for file in sorted(source.iterdir())[:40]:
+        file.rename(tmp_path / "first" / file.name)
+    chunkstore.convert(tmp_path / "first", tmp_path / "a.cks", codec=MIXED)
+    result = CliRunner().invoke(cli, ["append", str(tmp_path / "a.cks"), str(source)])
+    assert result.exit_code == 0, result.output
+    for file in (tmp_path / "first").iterdir():
+        file.rename(source / file.name)
+    check(tmp_path / "a.cks", source)
+    with chunkstore.open(tmp_path / "a.cks") as ds:
+        assert [field.codec for field in ds.fields.values()] == ["zstd", "blosc2", "zlib", "raw"]
+
+
+def test_auto(tmp_path: Path, source: Path) -> None:
+    """A field whose sample gets much smaller is stored by a codec, another is not; the report says why."""
+    rng = np.random.default_rng(1)
+    for file in source.iterdir():
+        with np.load(file) as old:
+            np.savez(file, image=old["image"], noise=rng.integers(0, 256, 2000, dtype=np.uint8), label=old["label"])
+    report = chunkstore.convert(source, tmp_path / "a.cks", codec="auto")
+    found = {field.name: field.codec for field in report.fields}
+    assert found["image"] != "raw"
+    assert (found["noise"], found["label"]) == ("raw", "raw")
+    assert f"codec of 'image': {found['image']}:" in report.codecs[0]
+    assert "codec of 'noise': raw, since no other makes it 1.25 times smaller" in report.codecs[1]
+    dry = chunkstore.convert(source, tmp_path / "b.cks", codec="auto", dry_run=True)
+    assert 0.7 < dry.nbytes / report.nbytes < 1.3
+    assert [text.split(";")[0] for text in dry.codecs] == [text.split(";")[0] for text in report.codecs]
+    check(tmp_path / "a.cks", source)
+
+
+def test_auto_without_the_packages(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then everything stays raw, and the report has the line that installs them."""
+    for name in ("zstandard", "blosc2"):
+        monkeypatch.setitem(sys.modules, name, None)
+    report = chunkstore.convert(source, tmp_path / "a.cks", codec="auto", workers=1)
+    assert {field.codec for field in report.fields} == {"raw"}
+    assert "pip install 'chunkstore-arrays[codecs]'" in report.codecs[0]
+    with pytest.raises(chunkstore.MissingExtraError, match="pip install"):
+        chunkstore.convert(source, tmp_path / "b.cks", codec="zstd", workers=1)
+    assert not (tmp_path / "b.cks").exists()
+
+
+def test_wrong_codecs(tmp_path: Path, source: Path) -> None:
+    """Found before any work; by the command line as an error of usage."""
+    with pytest.raises(chunkstore.IngestError, match="there is no field 'x'; the fields are 'image'"):
+        chunkstore.convert(source, tmp_path / "a.cks", codec={"x": "zstd"})
+    with pytest.raises(ValueError, match="expected raw, zlib"):
+        chunkstore.convert(source, tmp_path / "a.cks", codec="lz4")
+    result = CliRunner().invoke(cli, ["convert", str(source), str(tmp_path / "a.cks"), "--codec", "image=zstd:99"])
+    assert result.exit_code == 2
+    assert "no level from -7 to 22" in result.output
+    assert not (tmp_path / "a.cks").exists()
+
+
+def test_command_line(tmp_path: Path, source: Path) -> None:
+    """`convert --codec`, `info` with the ratio of each field, `repack --codec`."""
+    path, raw = str(tmp_path / "a.cks"), str(tmp_path / "raw.cks")
+    run = CliRunner().invoke
+    assert run(cli, ["convert", str(source), path, "--codec", "zstd", "--codec", "pose=blosc2:lz4"]).exit_code == 0
+    facts = json.loads(run(cli, ["info", path, "--json"]).output)
+    ratios = {field["name"]: field["ratio"] for field in facts["fields"]}
+    assert ratios["label"] == 1.0
+    assert ratios["text"] > 5
+    assert facts["fields"][0]["decoded_nbytes"] == 60 * 1200
+    assert "ratio" in run(cli, ["info", path]).output
+    result = run(cli, ["repack", path, raw, "--codec", "raw"])
+    assert result.exit_code == 0, result.output
+    check(Path(raw), source)
+    with chunkstore.open(raw) as ds:
+        assert {field.codec for field in ds.fields.values()} == {"raw"}
+
+
+@pytest.mark.parametrize("codec", ["zlib:0", "zlib:9", "zstd:1", "zstd:19", "blosc2", "blosc2:lz4,9,bitshuffle"])
+def test_the_room_for_a_block_is_enough(codec: str) -> None:
+    """Noise, which no codec makes smaller, in rows of all sizes."""
+    from chunkstore._format.encode import Encoder, parse_codec
+
+    noise = memoryview(np.random.default_rng(0).bytes(3_000_000))
+    encoder = Encoder(parse_codec(codec), 2)
+    for nbytes in (1, 2, 15, 100, 4096, 131_072, 200_000, 3_000_000):
+        _, sizes = encoder.encode(noise[:nbytes], np.array([nbytes]))
+        assert sizes[0] <= most_nbytes(nbytes, 1)
