@@ -9,6 +9,7 @@ from tools.bench.record import Figure
 from tools.bench.workloads import (
     append,
     batches,
+    codecs,
     cold,
     ingest,
     load_tf,
@@ -41,6 +42,7 @@ WORKLOADS: Mapping[str, Workload] = {
     "verify": verifying.verify,
     "file_overhead": verifying.file_overhead,
     "append": append.append,
+    "codecs": codecs.codecs,
     "load_torch": load_torch.load_torch,
     "load_tf": load_tf.load_tf,
     "load_gpu": load_torch.load_gpu,
