@@ -302,7 +302,7 @@ class FixedRows(_RawRows):
             sums = self._copy_and_sum(self._grid, self._places(positions), wanted, rows, flat)
         else:
             # From a distant file all at once: what it costs is the round trip.
-            step = len(positions) if self.source.distant else max(1, _CACHE_NBYTES // nbytes)
+            step = max(1, len(positions) if self.source.distant else _CACHE_NBYTES // nbytes)
             for start in range(0, len(positions), step):
                 self._gather(positions[start : start + step], rows[start : start + step])
                 places = np.flatnonzero(wanted[start : start + step]) + start

@@ -17,6 +17,7 @@ from tools.bench.workloads import (
     many,
     opening,
     order,
+    remote,
     scaling,
     verifying,
     writing,
@@ -46,4 +47,5 @@ WORKLOADS: Mapping[str, Workload] = {
     "load_torch": load_torch.load_torch,
     "load_tf": load_tf.load_tf,
     "load_gpu": load_torch.load_gpu,
+    "remote": remote.remote,
 }

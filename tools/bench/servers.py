@@ -1,4 +1,4 @@
-"""A real S3 server (moto's) in a process of its own, on the loopback; for the benchmark and for the tests.
+"""Servers on the loopback, each in a process of its own: a real S3 server (moto's), and a quick web server.
 
     with S3Server(latency=0.05) as server:       # needs moto[s3], flask, flask-cors
         os.environ.update(server.environment)    # what the client library reads
@@ -47,30 +47,71 @@ server.serve_forever()
 """
 
 
-class S3Server:
-    """Runs until the block ends; ends with this process in any case.
+_WEB_SERVER = """
+import os, socket, sys, threading, time
+latency, file = float(sys.argv[1]), os.open(sys.argv[2], os.O_RDONLY)
+size = os.fstat(file).st_size
+end = bytes([13, 10])
 
-    Args:
-        latency: seconds added to each request.
-    """
+def serve(connection):
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    data = b""
+    while True:
+        while end + end not in data:
+            more = connection.recv(65536)
+            if not more:
+                return
+            data += more
+        head, _, data = data.partition(end + end)
+        time.sleep(latency)
+        ranges = [line for line in head.lower().split(end) if line.startswith(b"range:")]
+        start, last = ranges[0].split(b"=")[1].split(b"-")
+        start, stop = int(start), min(size, int(last) + 1)
+        lines = [
+            "HTTP/1.1 206 Partial Content",
+            f"Content-Range: bytes {start}-{stop - 1}/{size}",
+            f"Content-Length: {stop - start}",
+            'ETag: "one"',
+            "Last-Modified: Sat, 21 Nov 2026 15:00:00 GMT",
+        ]
+        connection.send(end.join([*map(str.encode, lines), b"", b""]), socket.MSG_MORE)
+        while start < stop:
+            start += os.sendfile(connection.fileno(), file, start, stop - start)
 
-    bucket = "bench"
+def end_with_parent():
+    sys.stdin.read()
+    os._exit(0)
+threading.Thread(target=end_with_parent, daemon=True).start()
+listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+print(listener.getsockname()[1], flush=True)
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"""
 
-    def __init__(self, latency: float = 0.0) -> None:
-        self._latency = latency
+
+class _Server:
+    """Runs until the block ends; ends with this process in any case."""
+
+    script: str
+
+    def __init__(self, latency: float, *arguments: str) -> None:
+        self._arguments = (str(latency), *arguments)
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-c", _SERVER, str(self._latency)]
+        command = [sys.executable, "-c", self.script, *self._arguments]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line.strip():
             self.__exit__(None, None, None)
-            raise RuntimeError("the S3 server did not start; it needs moto[s3], flask and flask-cors")
+            raise RuntimeError("the server did not start; that of S3 needs moto[s3], flask and flask-cors")
         self.port = int(line)
-        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/{self.bucket}", method="PUT")).close()
+        self.begin()
         return self
+
+    def begin(self) -> None:
+        """What there is to do once it runs."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -81,6 +122,37 @@ class S3Server:
     def endpoint(self) -> str:
         """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
+
+
+class WebServer(_Server):
+    """One file, by GET with a range, as fast as the system sends it; Linux only.
+
+    Args:
+        path: of the file, whatever URL is asked for.
+        latency: seconds added to each request.
+    """
+
+    script = _WEB_SERVER
+
+    def __init__(self, path: str, latency: float = 0.0) -> None:
+        super().__init__(latency, path)
+
+
+class S3Server(_Server):
+    """An empty bucket; all the ways of S3.
+
+    Args:
+        latency: seconds added to each request.
+    """
+
+    script = _SERVER
+    bucket = "bench"
+
+    def __init__(self, latency: float = 0.0) -> None:
+        super().__init__(latency)
+
+    def begin(self) -> None:
+        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/{self.bucket}", method="PUT")).close()
 
     @property
     def options(self) -> dict[str, object]:

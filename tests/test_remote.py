@@ -1,0 +1,305 @@
+"""Containers behind URLs: the same values as from the file, and how many requests that takes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from object_server import Fault, RangeServer
+
+import chunkstore
+from chunkstore import Remote
+
+pytest.importorskip("obstore", reason="the extra [remote] is not installed")
+
+NUM = 300
+MIB = 1 << 20
+
+
+def write_mixed(path: Path, num: int = NUM, *, keys: bool = True) -> None:
+    """Images, short rows that share checksums, ragged rows and texts: streamed, so the index lies behind."""
+    rng = np.random.default_rng(1)
+    fields = {"image": ("uint8", (64, 64, 3)), "vector": ("float32", (32,))}
+    fields |= {"ragged": ("int16", (None, 4)), "text": ("string", ())}
+    with chunkstore.Writer(path, fields=fields, shard_nbytes=MIB) as writer:
+        for number in range(num):
+            sample = {
+                "image": rng.integers(0, 256, (64, 64, 3), np.uint8),
+                "vector": rng.normal(size=32).astype(np.float32),
+                "ragged": rng.integers(0, 9, (int(rng.integers(0, 50)), 4), np.int16),
+                "text": f"text {number}",
+            }
+            writer.add(sample, key=f"k{number:05d}" if keys else None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`streamed.cks`, `front.cks` (its index in front), `appended.cks` (four segments)."""
+    path = tmp_path_factory.mktemp("remote")
+    write_mixed(path / "streamed.cks")
+    chunkstore.merge([path / "streamed.cks"], path / "front.cks")
+    write_mixed(path / "appended.cks", 100, keys=False)
+    for _ in range(3):
+        with chunkstore.Writer(path / "appended.cks", mode="a") as writer:
+            for sample in chunkstore.open(path / "appended.cks")[:10]["vector"]:
+                row = {"image": np.zeros((64, 64, 3), np.uint8), "vector": sample}
+                writer.add(row | {"ragged": np.ones((3, 4), np.int16), "text": "more"})
+    return path
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[RangeServer]:
+    objects = {path.name: path.read_bytes() for path in folder.glob("*.cks")}
+    with RangeServer(objects) as running:
+        yield running
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, chunkstore.Ragged):
+            assert np.array_equal(found[name].values, value.values), name
+            assert np.array_equal(found[name].offsets, value.offsets), name
+        elif isinstance(value, str):
+            assert found[name] == value, name
+        else:
+            assert found[name].dtype == value.dtype, name
+            assert np.array_equal(found[name], value), name
+
+
+@pytest.mark.parametrize("verify", ["once", "always", "off"])
+@pytest.mark.parametrize("name", ["streamed.cks", "front.cks", "appended.cks"])
+def test_every_way_of_reading_gives_the_values_of_the_file(
+    server: RangeServer, folder: Path, tmp_path: Path, name: str, verify: Any
+) -> None:
+    """Batches, slices, single samples, columns, selections, iteration, keys; with and without a cache on disk."""
+    remote = Remote(cache_dir=str(tmp_path)) if verify == "once" else None
+    with chunkstore.open(server.url(name), verify=verify, remote=remote) as ds, chunkstore.open(folder / name) as file:
+        assert (len(ds), ds.backend, ds.fingerprint, ds.fields) == (len(file), "remote", file.fingerprint, file.fields)
+        order = np.random.default_rng(2).permutation(len(file))
+        for indices in (order[:40], order[:40][::-1], [5, 5, 5], [], range(10, 90), order < 7):
+            ds.prefetch(indices)
+            assert_equal(ds.batch(indices), file.batch(indices))
+        for part in (slice(3, 50), slice(None), slice(90, 10, -7)):
+            assert_equal(ds[part], file[part])
+        assert_equal(ds[-1], file[-1])
+        assert_equal(ds.batch(order[:9], fields=["text", "image"]), file.batch(order[:9], fields=["text", "image"]))
+        assert_equal(ds.select(order).batch([3, 1]), file.select(order).batch([3, 1]))
+        for number, (mine, theirs) in enumerate(zip(ds, file, strict=True)):
+            if number % 50 == 0:
+                assert_equal(mine, theirs)
+        for field in file.fields:
+            assert_equal({field: ds.column(field)}, {field: file.column(field)})
+        assert ds._typed("image") is None
+        if file.keys is not None:
+            assert list(ds.keys or ()) == list(file.keys)
+            assert ds.find(["k00250", "k00007"]).tolist() == [250, 7]
+            assert_equal(ds["k00123"], file["k00123"])
+        assert ds.refresh() is False
+
+
+class TestRequests:
+    @pytest.mark.parametrize(("name", "most"), [("front.cks", 1), ("streamed.cks", 2), ("appended.cks", 5)])
+    def test_opening(self, server: RangeServer, name: str, most: int) -> None:
+        """One where the index is in front; two where it lies behind; one more for each earlier segment, at once."""
+        with server.counting() as requests, chunkstore.open(server.url(name)) as ds:
+            assert len(ds.fields) == 4
+        assert len(requests) <= most
+
+    def test_opening_does_not_grow_with_the_samples(self, tmp_path: Path) -> None:
+        """A million samples with an index of 10 MB open as a hundred do."""
+        with chunkstore.Writer(tmp_path / "a.cks", num_samples=1_000_000) as writer:
+            writer.add_batch({"x": np.arange(1_000_000)})
+        chunkstore.merge([tmp_path / "a.cks"], tmp_path / "b.cks")
+        with RangeServer({"b.cks": (tmp_path / "b.cks").read_bytes()}) as server:
+            with server.counting() as requests, chunkstore.open(server.url("b.cks")) as ds:
+                assert len(ds) == 1_000_000
+            assert len(requests) == 1
+
+    def test_a_batch_is_one_call(self, server: RangeServer) -> None:
+        """All fields, and the parts of the index that they need, in requests that run side by side."""
+        with chunkstore.open(server.url("streamed.cks")) as ds:
+            ds.batch([0, 299])  # from here on the offsets of ragged rows are known
+            server.fault = lambda request: Fault(delay=0.1)
+            began = time.perf_counter()
+            ds.batch([17, 60, 130, 222])
+            assert time.perf_counter() - began < 0.19
+
+    def test_a_random_batch_asks_once_for_each_row(self, server: RangeServer) -> None:
+        """Rows that are far apart; those closer than the gap share a request, and nothing is asked for twice."""
+        with chunkstore.open(server.url("streamed.cks"), fields=["image"], remote=Remote(max_gap_nbytes=0)) as ds:
+            ds.batch([0])
+            indices = np.random.default_rng(0).permutation(NUM)[:32]
+            runs = 1 + int((np.diff(np.sort(indices)) > 1).sum())
+            with server.counting() as requests:
+                ds.batch(indices)
+            assert len(requests) <= runs
+            with server.counting() as requests:
+                ds.batch(indices)
+            assert requests == []  # still in the buffer
+        with chunkstore.open(server.url("front.cks"), fields=["image"]) as ds:
+            with server.counting() as requests:
+                ds.batch(range(NUM))
+            assert len(requests) <= -(-NUM * 12288 // (8 * MIB)) + 1
+
+    def test_the_batch_after_prefetch_asks_for_nothing(self, server: RangeServer) -> None:
+        """It takes what the background has fetched, or waits for it."""
+        with chunkstore.open(server.url("streamed.cks")) as ds:
+            ds.batch([0])
+            server.fault = lambda request: Fault(delay=0.05)
+            indices = np.random.default_rng(3).permutation(NUM)[:32]
+            began = time.perf_counter()
+            ds.prefetch(indices)
+            assert time.perf_counter() - began < 0.045
+            time.sleep(0.3)
+            with server.counting() as requests:
+                began = time.perf_counter()
+                ds.batch(indices)
+            assert requests == []
+            assert time.perf_counter() - began < 0.045
+
+    def test_one_sample_is_one_call(self, server: RangeServer) -> None:
+        """Fields of one sample come side by side."""
+        with chunkstore.open(server.url("streamed.cks")) as ds:
+            ds[0]
+            server.fault = lambda request: Fault(delay=0.1)
+            began = time.perf_counter()
+            ds[150]
+            assert time.perf_counter() - began < 0.19
+
+
+class TestDamage:
+    def test_a_flipped_bit_names_the_sample(self, server: RangeServer, folder: Path) -> None:
+        """The checksum is that of the file; other samples stay readable."""
+        with chunkstore.open(folder / "streamed.cks") as file:
+            offset, _ = (int(part[0]) for part in file._opened.rows["image"].index.rows(np.array([7])))
+        data = bytearray(server.objects["streamed.cks"])
+        data[offset + 5] ^= 1
+        server.objects["streamed.cks"] = bytes(data)
+        with chunkstore.open(server.url("streamed.cks")) as ds:
+            with pytest.raises(chunkstore.CorruptError, match="sample 7 'k00007'"):
+                ds.batch([3, 7])
+            ds.batch([3, 8])
+        report = chunkstore.verify(server.url("streamed.cks"))
+        assert [damage.field for damage in report.damage] == ["image"]
+
+    def test_a_replaced_object(self, server: RangeServer) -> None:
+        """Noticed by the next read; opening again reads the new one, an unpickled copy refuses it."""
+        ds = chunkstore.open(server.url("streamed.cks"))
+        copy = pickle.dumps(ds)
+        server.objects["streamed.cks"] = server.objects["appended.cks"]
+        with pytest.raises(chunkstore.ReplacedError, match="Open it again"):
+            ds.batch([7])
+        with pytest.raises(chunkstore.ReplacedError, match="replaced"):
+            len(pickle.loads(copy))
+        assert len(chunkstore.open(server.url("streamed.cks"))) == 130
+
+    def test_refresh_moves_to_a_later_generation(self, folder: Path, tmp_path: Path) -> None:
+        """A longer version of the same container, as an append and an upload make it."""
+        path = tmp_path / "a.cks"
+        path.write_bytes((folder / "appended.cks").read_bytes())
+        with RangeServer({"a.cks": path.read_bytes()}) as server, chunkstore.open(server.url("a.cks")) as ds:
+            sample = ds[5]
+            with chunkstore.Writer(path, mode="a") as writer:
+                writer.add(sample)
+            server.objects["a.cks"] = path.read_bytes()
+            assert ds.refresh() is True
+            assert len(ds) == 131
+            assert_equal(ds[130], sample)
+
+    def test_not_a_container(self, server: RangeServer) -> None:
+        """The same errors as of files."""
+        server.objects["text"] = b"hello" * 5000
+        server.objects["cut"] = server.objects["streamed.cks"][:50_000]
+        with pytest.raises(chunkstore.NotAContainerError):
+            chunkstore.open(server.url("text"))
+        with pytest.raises(chunkstore.TruncatedError):
+            chunkstore.open(server.url("cut"))
+
+    def test_a_server_that_fails_is_no_damage(self, server: RangeServer) -> None:
+        """`verify` says that it could not look, not that the data are bad."""
+        server.fault = lambda request: Fault(status=400) if request.range != (0, MIB) else None
+        with pytest.raises(chunkstore.RemoteError):
+            chunkstore.verify(server.url("streamed.cks"))
+
+
+def _sum(ds: Any, indices: Any) -> int:
+    return int(ds.batch(indices)["image"].sum())
+
+
+class TestProcesses:
+    def test_pickles(self, server: RangeServer) -> None:
+        """Small, with its options, and reopened at first use."""
+        remote = Remote(max_requests=3, storage_options={"client_options": {"timeout": "9s"}})
+        with chunkstore.open(server.url("streamed.cks"), remote=remote, fields=["image"]) as ds:
+            data = pickle.dumps(ds)
+            assert len(data) < 1000
+            with server.counting() as requests:
+                copy = pickle.loads(data)
+            assert requests == []
+            assert np.array_equal(copy.batch([9])["image"], ds.batch([9])["image"])
+            assert copy._source._remote == remote
+            copy.close()
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    def test_in_other_processes(self, server: RangeServer, method: str) -> None:
+        """A forked process has no threads of the client library and loads a copy; its own children do, too."""
+        with chunkstore.open(server.url("streamed.cks"), fields=["image"]) as ds:
+            ds.prefetch(range(100, 200))
+            parts = [np.arange(start, start + 50) for start in range(0, 300, 50)]
+            expected = [_sum(ds, part) for part in parts]
+            with multiprocessing.get_context(method).Pool(2) as pool:
+                assert pool.starmap(_sum, [(ds, part) for part in parts]) == expected
+            assert [_sum(ds, part) for part in parts] == expected
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+    def test_fork_of_a_fork(self, server: RangeServer) -> None:
+        """The object that the parent has opened works in a child, and in the child of the child."""
+        with chunkstore.open(server.url("streamed.cks"), fields=["image"]) as ds:
+            expected = [_sum(ds, range(200, 240)), _sum(ds, range(40, 80))]
+            child = os.fork()
+            if child == 0:
+                good = _sum(ds, range(200, 240)) == expected[0]
+                grandchild = os.fork()
+                if grandchild == 0:
+                    os._exit(0 if _sum(ds, range(40, 80)) == expected[1] else 1)
+                os._exit(0 if good and os.waitpid(grandchild, 0)[1] == 0 else 1)
+            assert os.waitpid(child, 0)[1] == 0
+
+
+def test_command_line(server: RangeServer, tmp_path: Path) -> None:
+    """Looking at, listing, getting, verifying and exporting work on a URL as on a file."""
+    url = server.url("streamed.cks")
+    for command in (["info", url], ["ls", url, "--head", "3"], ["get", url, "k00007"], ["verify", url]):
+        done = subprocess.run(
+            [sys.executable, "-m", "chunkstore", *command], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert url in done.stdout or "k00" in done.stdout
+    missing = [sys.executable, "-m", "chunkstore", "info", server.url("none.cks")]
+    done = subprocess.run(missing, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "no such object" in done.stderr
+
+
+def test_without_the_client(folder: Path) -> None:
+    """The error has the line that installs it; files need no client."""
+    script = (
+        "import sys; sys.modules['obstore'] = None\n"
+        "import chunkstore\n"
+        f"assert len(chunkstore.open({str(folder / 'front.cks')!r})) == {NUM}\n"
+        "try: chunkstore.open('s3://bucket/a.cks')\n"
+        "except chunkstore.MissingExtraError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "pip install 'chunkstore-arrays[remote]'" in done.stdout
