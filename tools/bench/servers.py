@@ -146,7 +146,7 @@ class S3Server(_Server):
     """
 
     script = _SERVER
-    bucket = "bench"
+    bucket = "bucket"
 
     def __init__(self, latency: float = 0.0) -> None:
         super().__init__(latency)
