@@ -12,7 +12,7 @@ import pytest
 
 import chunkstore
 from chunkstore import Field, Writer
-from chunkstore._format.index import FieldIndex
+from chunkstore._format.field_index import FieldIndex
 
 pytest.importorskip("blosc2")
 

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 import chunkstore
 from chunkstore import Field, Ragged, Reader, Writer
 from chunkstore._format import codec
-from chunkstore._format.index import FieldIndex, read_index
+from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.index import read_index
 from chunkstore._storage.source import open_source
 
 BACKENDS = ("mmap", "pread")

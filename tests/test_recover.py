@@ -13,7 +13,8 @@ import pytest
 from damaged import Damaged, repair
 
 import chunkstore
-from chunkstore._format.index import FieldIndex, read_index
+from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.index import read_index
 from chunkstore._format.superblock import decode_head
 from chunkstore._rewrite.recover import Recovery, recover
 from chunkstore._rewrite.room import BEHIND, EMPTY, MOST_EMPTY, OVERLAP, runs

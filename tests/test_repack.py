@@ -14,7 +14,8 @@ import pytest
 import strategies
 from hypothesis import given
 
-from chunkstore._format.index import FieldIndex, read_index
+from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.index import read_index
 from chunkstore._format.schema import Field
 from chunkstore._rewrite.repack import repack
 from chunkstore._storage.source import open_source

@@ -9,7 +9,8 @@ from typing import Any, Final
 from chunkstore._cli.options import open_container
 from chunkstore._cli.output import nbytes_text, one_line, plural, shape_text, table
 from chunkstore._format.constants import ATTRS_RESERVED, FORMAT_MAJOR, HEAD_NBYTES, SUM_ALIGNMENT, Kind
-from chunkstore._format.index import FieldIndex, Index
+from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.index import Index
 from chunkstore._format.segment import num_pages, pad
 from chunkstore._read.many import Containers
 from chunkstore._read.reader import Reader

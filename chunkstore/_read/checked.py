@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format.checksum import sum64, sum64_large
-from chunkstore._format.index import FieldIndex
+from chunkstore._format.field_index import FieldIndex
 from chunkstore._read.batch import Positions
 from chunkstore._storage.source import Source
 from chunkstore.errors import CorruptError

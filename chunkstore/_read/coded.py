@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from chunkstore._format import codec
 from chunkstore._format.decode import BatchDecoder, batch_decoder
-from chunkstore._format.index import FieldIndex
+from chunkstore._format.field_index import FieldIndex
 from chunkstore._read.batch import Positions, checked_buffer, checked_out, empty_array, empty_rows
 from chunkstore._read.checked import Checker
 from chunkstore._read.ragged import Ragged, only_row, row_offsets

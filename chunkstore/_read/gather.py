@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format import codec
-from chunkstore._format.index import FieldIndex
+from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.lookup import Lookup
 from chunkstore._format.schema import Field, known_codec
 from chunkstore._read.batch import Positions, checked_buffer, checked_out, empty_array, empty_rows

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format import superblock as superblocks
-from chunkstore._format.index import FieldIndex, Index, read_generation
+from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.index import Index, read_generation
 from chunkstore._format.joined import JoinedIndex
 from chunkstore._format.superblock import Superblock
 from chunkstore._read.batch import Indices, Positions, as_position, as_positions

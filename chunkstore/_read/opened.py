@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from chunkstore._format.index import FieldIndex, Index
+from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.index import Index
 from chunkstore._read import distant
 from chunkstore._read.checked import Checker, Verify
 from chunkstore._read.gather import Hints, Rows, rows_of

@@ -17,7 +17,8 @@ import numpy as np
 
 from chunkstore._format import dtypes
 from chunkstore._format.constants import ATTRS_RESERVED, Kind
-from chunkstore._format.index import FieldIndex, Index, read_index
+from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.index import Index, read_index
 from chunkstore._format.schema import Field
 from chunkstore._refs.grid import MOST_CHUNKS, Grid, Run, lay_grid
 from chunkstore._storage.source import Source, open_source

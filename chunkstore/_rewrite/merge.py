@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from chunkstore._format import superblock as superblocks
 from chunkstore._format.constants import HEAD_NBYTES, PART_ALIGNMENT, Kind
-from chunkstore._format.index import FieldIndex, Index
+from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.index import Index
 from chunkstore._format.schema import Field
 from chunkstore._format.segment import Directory, pad
 from chunkstore._read.newest import open_newest

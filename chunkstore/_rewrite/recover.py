@@ -25,7 +25,8 @@ from chunkstore._format.constants import (
     SUPERBLOCK_OFFSETS,
 )
 from chunkstore._format.dtypes import element_nbytes
-from chunkstore._format.index import FieldIndex, Groups, Index, read_generation
+from chunkstore._format.field_index import FieldIndex, Groups
+from chunkstore._format.index import Index, read_generation
 from chunkstore._format.schema import Field, known_codec
 from chunkstore._format.segment import Directory, decode_directory, nbytes_of_directory
 from chunkstore._format.superblock import Head, Superblock

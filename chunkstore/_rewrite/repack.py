@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from chunkstore._format.codec import RAW
 from chunkstore._format.constants import SHARD_NBYTES
 from chunkstore._format.encode import CodecArg, CodecSpec, parse_codecs
-from chunkstore._format.index import FieldIndex
+from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.schema import Field
 from chunkstore._read.batch import Indices
 from chunkstore._read.reader import Reader

@@ -247,8 +247,8 @@ class Loader:
         prefetch: batches ready or in the making while the user is busy. 0: no threads, all is done in `next()`. Small
             batches in host memory without transforms are made up to 16 at a time, up to 2 MiB, and count as one.
         threads: that make batches. Default, without transforms: 2 where at least 512 KiB a field are read at a time
-            (1.3 to 1.6 times the speed of one) and for a container behind a URL; else 1. More can pay for cold data, and
-            for transforms that let go of the GIL and are safe to run in several threads at a time.
+            (1.3 to 1.6 times the speed of one) and for a container behind a URL; else 1. More can pay for cold data,
+            and for transforms that let go of the GIL and are safe to run in several threads at a time.
         fields, transform, batch_transform, ragged, pad_value, backend, verify: as `Dataset`. Transforms run in the
             loader's threads. With a device they see memory that is used again afterwards, and must not keep it; and
             ragged="list" costs a copy for each row.

@@ -94,12 +94,7 @@ class Writer:
         shard_nbytes: int = SHARD_NBYTES,
         codec: CodecArg | None = None,
     ) -> None:
-        if mode not in ("x", "w", "a"):
-            raise ValueError(f"mode: expected 'x' (new), 'w' (replace) or 'a' (append), found {mode!r}")
-        if shard_nbytes < 1:
-            raise ValueError(f"shard_nbytes: expected at least 1, found {shard_nbytes}")
-        if num_samples is not None and (num_samples < 0 or mode == "a"):
-            raise ValueError(f"num_samples: expected 0 or more and not with mode 'a', found {num_samples}")
+        _check_arguments(mode, shard_nbytes, num_samples)
         known = None if fields is None else _as_fields(fields)
         self._codecs = parse_codecs(codec)
         self._shard_nbytes = shard_nbytes
@@ -559,3 +554,12 @@ def _as_field(name: str, value: Any) -> Field:
         raise
     except ValueError as error:
         raise SchemaError(f"field {name!r}: {error}") from None
+
+
+def _check_arguments(mode: str, shard_nbytes: int, num_samples: int | None) -> None:
+    if mode not in ("x", "w", "a"):
+        raise ValueError(f"mode: expected 'x' (new), 'w' (replace) or 'a' (append), found {mode!r}")
+    if shard_nbytes < 1:
+        raise ValueError(f"shard_nbytes: expected at least 1, found {shard_nbytes}")
+    if num_samples is not None and (num_samples < 0 or mode == "a"):
+        raise ValueError(f"num_samples: expected 0 or more and not with mode 'a', found {num_samples}")

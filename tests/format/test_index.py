@@ -9,7 +9,8 @@ import pytest
 from damaged import repair
 
 from chunkstore._format.constants import PAGE_NBYTES, Kind
-from chunkstore._format.index import FieldIndex, read_index
+from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.index import read_index
 from chunkstore._format.section import Section
 from chunkstore._storage.source import open_source
 from chunkstore._write.writer import Writer

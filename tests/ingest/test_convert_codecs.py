@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import chunkstore
 from chunkstore._cli.main import cli
-from chunkstore._format.index import FieldIndex
+from chunkstore._format.field_index import FieldIndex
 from chunkstore._ingest.convert.coded import most_nbytes
 
 pytest.importorskip("blosc2")

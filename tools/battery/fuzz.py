@@ -23,7 +23,8 @@ import numpy as np
 from damaged import NUMBERS, Damaged, mutate
 
 import chunkstore
-from chunkstore._format.index import FieldIndex, read_index
+from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.index import read_index
 from chunkstore._ingest.npy.arrays import open_array
 from chunkstore._ingest.npy.npyheader import check_nbytes, parse_header
 from chunkstore.errors import ChunkstoreError, TruncatedError

@@ -10,7 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkstore._format.index import FieldIndex, Index, read_index
+from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.index import Index, read_index
 from chunkstore._ingest.convert.arrangement import Arrangement
 from chunkstore._ingest.convert.coded import decoded
 from chunkstore._ingest.convert.tasks import PlannedBlock, Task, cut_tasks, open_rows
