@@ -532,7 +532,7 @@ def _reopen(
     return Reader(path, backend, verify, names, superblocks.decode_record(superblock), remote)
 
 
-def open(  # noqa: A001 - the public name
+def open(  # noqa: A001 - named as the public one
     path: str | os.PathLike[str],
     *,
     backend: Backend = "auto",
@@ -540,26 +540,7 @@ def open(  # noqa: A001 - the public name
     fields: Sequence[str] | None = None,
     remote: Remote | None = None,
 ) -> Reader:
-    """Open a container for reading. Costs the same for any number of samples.
-
-    Args:
-        path: of the container; or the URL of an object: `s3://bucket/key`, `gs://`, `az://`, `https://`, `http://`. One
-            request opens it where the index is in front (any converted container), two where it lies behind (a stream),
-            and one more for each earlier segment (appends), all at once.
-        backend: "mmap" (fastest; if somebody truncates the file meanwhile, the process may die by SIGBUS), "pread"
-            (copies; such a file is a clean `TruncatedError`), "auto": mmap on local file systems, else pread.
-        verify: "once" checks each chunk the first time that it is read and remembers it; "always" each time; "off"
-            never. The index is checked in any case.
-        fields: read only these; default all.
-        remote: where `path` is a URL, how to read it: `Remote`. Credentials come from the environment.
-    Raises:
-        NotAContainerError, UnsupportedVersionError, UnsupportedFeatureError, LimitError, CorruptError: the file cannot
-            be read as a container.
-        TruncatedError: it is shorter than its last commit.
-        FileNotFoundError, PermissionError, IsADirectoryError: as the built-in `open`.
-        RemoteError: a server failed, although the client tried again. MissingExtraError: there is no client.
-        ValueError: an unknown backend, verify or field.
-    """
+    """Open one container; arguments and errors are those of the public `open` (many.py)."""
     _check_options(verify, fields)
     reader = Reader(os.fsdecode(path), backend, verify, None if fields is None else tuple(fields), remote=remote)
     reader._opened  # noqa: B018 - opens now, so that errors come here
