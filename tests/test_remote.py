@@ -18,6 +18,7 @@ from object_server import Fault, RangeServer
 
 import chunkstore
 from chunkstore import Remote
+from chunkstore._read import distant
 
 pytest.importorskip("obstore", reason="the extra [remote] is not installed")
 
@@ -166,6 +167,19 @@ class TestRequests:
                 ds.batch(indices)
             assert requests == []
             assert time.perf_counter() - began < 0.045
+
+    def test_the_index_in_memory_is_bounded(self, server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Beyond the bound the pages are dropped and read again as they are needed; what was proven stays proven."""
+        monkeypatch.setattr(distant, "INDEX_NBYTES", 1000)
+        with chunkstore.open(server.url("appended.cks")) as ds, chunkstore.open(server.url("appended.cks")) as other:
+            before = ds._opened
+            for start in range(0, 100, 10):
+                assert_equal(ds.batch([start, start + 7]), other[start : start + 8 : 7])
+            assert ds._opened is not before
+            assert ds._opened.source is before.source
+            flags = ds._opened.rows["image"].checker.flags
+            assert flags is not None
+            assert flags[[0, 7, 90, 97]].all()
 
     def test_one_sample_is_one_call(self, server: RangeServer) -> None:
         """Fields of one sample come side by side."""

@@ -93,6 +93,12 @@ class Checker:
                 self.flags[here : here + count] = earlier.flags[there : there + count]
             self._recount()
 
+    def share(self, other: Checker) -> None:
+        """Have one memory with another checker of the same groups: what either proves, both know."""
+        if self.flags is not None and other.flags is not None:
+            self.flags = other.flags
+            self._recount()
+
     def group_ids(self, positions: Positions) -> Positions:
         """The group of each row; shape (B,)."""
         if self.rows_per_group == 1:

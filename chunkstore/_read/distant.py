@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from chunkstore._read.batch import Positions, is_run
 from chunkstore._read.gather import Rows, joined
 from chunkstore._read.ragged import Ragged
+from chunkstore._storage.remote import RemoteSource
 from chunkstore._storage.source import Source
 
 _STAGED_NBYTES: Final = 256 << 20
+INDEX_NBYTES = 256 << 20  # of pages that a reader keeps: the sums of 128 GB of small rows
 Getter = Callable[[int], Any]
 
 
@@ -35,6 +37,14 @@ def batch(
             start = positions.item(0)
             return {name: each.run(start, start + len(positions), target) for name, each, target in targets}
         return {name: each.batch(positions, target) for name, each, target in targets}
+
+
+def is_heavy(source: Source) -> bool:
+    """Whether the pages of the index that were read have much memory by now; then they count from 0 again."""
+    if not isinstance(source, RemoteSource) or source.num_read_nbytes <= INDEX_NBYTES:
+        return False
+    source.num_read_nbytes = 0
+    return True
 
 
 def prefetch(source: Source, positions: Positions, rows: Iterable[Rows]) -> None:

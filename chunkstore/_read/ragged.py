@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -165,3 +165,20 @@ def offsets_of(counts: NDArray[np.int64], most: int = 0) -> NDArray[np.int64]:
     offsets = np.zeros(len(counts) + 1, np.int64)
     counts.cumsum(out=offsets[1:])
     return offsets
+
+
+def split_batch(batch: Mapping[str, NDArray[Any] | Ragged]) -> Iterator[dict[str, Any]]:
+    """Samples of a batch, one by one."""
+    columns = []
+    for values in batch.values():
+        array = values.values if isinstance(values, Ragged) else values
+        array.flags.writeable = False
+        columns.append(iter(values) if isinstance(values, Ragged) or values.ndim > 1 else _scalars(values))
+    names = tuple(batch)
+    for rows in zip(*columns, strict=True):
+        yield dict(zip(names, rows, strict=True))
+
+
+def _scalars(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Arrays of no dimensions, where iteration would give NumPy scalars."""
+    return (values[place, ...] for place in range(len(values)))

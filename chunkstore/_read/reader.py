@@ -30,7 +30,7 @@ from chunkstore._read.gather import FixedRows, RaggedRows, Rows
 from chunkstore._read.keys import Keys, find_all, find_one
 from chunkstore._read.newest import check_lineage, check_newer, open_newest
 from chunkstore._read.opened import Opened
-from chunkstore._read.ragged import Ragged
+from chunkstore._read.ragged import Ragged, split_batch
 from chunkstore._read.select import Selection
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.remote import Remote
@@ -180,6 +180,17 @@ class Reader:
             self.close()
         return True
 
+    def _renew(self, opened: _Opened) -> None:
+        """Open the same generation again, without the pages of the index that were gathered; the source stays."""
+        newer = _Opened(
+            opened.source, read_generation(opened.source, opened.index.superblock), self._verify, self._names
+        )
+        for name, rows in newer.rows.items():
+            rows.checker.share(opened.rows[name].checker)
+        self._opened = newer
+        if self._closed:  # another thread closed it meanwhile
+            self.close()
+
     # --- what it is ---
 
     def __len__(self) -> int:
@@ -325,6 +336,8 @@ class Reader:
             positions = positions.copy()  # the first field would write over the positions of the second
         opened.check_size()
         if opened.source.distant:
+            if distant.is_heavy(opened.source):
+                self._renew(opened)  # the batch under way, and others, end with what they began with
             return distant.batch(opened.source, positions, targets)
         if is_run(positions):
             start = positions.item(0)
@@ -427,7 +440,7 @@ class Reader:
         for start in range(0, len(self), step):
             if self._source.distant:
                 self.prefetch(range(start, min(start + 2 * step, len(self))))
-            yield from _split(self[start : start + step])
+            yield from split_batch(self[start : start + step])
 
     def _samples_a_piece(self) -> int:
         stored = sum(int(rows.checker.index.block_nbytes.sum()) for rows in self._opened.rows.values())
@@ -483,23 +496,6 @@ class Reader:
             checker.prove_all()
         else:
             checker.prove(positions)
-
-
-def _split(batch: Mapping[str, NDArray[Any] | Ragged]) -> Iterator[dict[str, Any]]:
-    """Samples of a batch, one by one."""
-    columns = []
-    for values in batch.values():
-        array = values.values if isinstance(values, Ragged) else values
-        array.flags.writeable = False
-        columns.append(iter(values) if isinstance(values, Ragged) or values.ndim > 1 else _scalars(values))
-    names = tuple(batch)
-    for rows in zip(*columns, strict=True):
-        yield dict(zip(names, rows, strict=True))
-
-
-def _scalars(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Arrays of no dimensions, where iteration would give NumPy scalars."""
-    return (values[place, ...] for place in range(len(values)))
 
 
 def _check_known(names: Sequence[str], known: Collection[str], path: str, what: str = "fields") -> None:

@@ -124,6 +124,7 @@ class RemoteSource(PreadSource):
         if remote.cache_dir is not None and self._version.known:
             self._cache = BlockCache(remote.cache_dir, remote.cache_nbytes, f"{url}|{version}|{self.size}")
         self._state = _State(remote.buffer_nbytes)
+        self.num_read_nbytes = 0  # by `read`, which is how the index is read, and what its pages have in memory
 
     @property
     def closed(self) -> bool:
@@ -135,6 +136,7 @@ class RemoteSource(PreadSource):
     def read(self, offset: int, nbytes: int) -> bytes:
         self._check_open()
         self._check_range(offset, nbytes)
+        self.num_read_nbytes += nbytes  # threads may lose each other's count: a hint
         if offset + nbytes <= self._head.stop:
             return bytes(self._head.read(offset, offset + nbytes))
         data = bytearray(nbytes)
