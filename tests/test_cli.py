@@ -663,7 +663,8 @@ def test_every_error_has_an_exit_code() -> None:
     codes = {name: exit_code(getattr(chunkstore, name)("x")) for name in chunkstore.__all__ if name.endswith("Error")}
     assert set(codes.values()) == {1, 3}
     assert {name for name, code in codes.items() if code == 3} == {
-        "CommitUnknownError", "LockedError", "MissingExtraError", "PoisonedError", "RemoteError", "ReplacedError", "WriteError",
+        "CommitUnknownError", "LockedError", "MissingExtraError", "PoisonedError", "RemoteError", "ReplacedError",
+        "WriteError",
     }  # fmt: skip
 
 

@@ -130,10 +130,10 @@ class TestRequests:
         """All fields, and the parts of the index that they need, in requests that run side by side."""
         with chunkstore.open(server.url("streamed.cks")) as ds:
             ds.batch([0, 299])  # from here on the offsets of ragged rows are known
-            server.fault = lambda request: Fault(delay=0.1)
+            server.fault = lambda request: Fault(delay=0.3)
             began = time.perf_counter()
             ds.batch([17, 60, 130, 222])
-            assert time.perf_counter() - began < 0.19
+            assert time.perf_counter() - began < 0.57
 
     def test_a_random_batch_asks_once_for_each_row(self, server: RangeServer) -> None:
         """Rows that are far apart; those closer than the gap share a request, and nothing is asked for twice."""
@@ -156,17 +156,17 @@ class TestRequests:
         """It takes what the background has fetched, or waits for it."""
         with chunkstore.open(server.url("streamed.cks")) as ds:
             ds.batch([0])
-            server.fault = lambda request: Fault(delay=0.05)
+            server.fault = lambda request: Fault(delay=0.3)
             indices = np.random.default_rng(3).permutation(NUM)[:32]
             began = time.perf_counter()
             ds.prefetch(indices)
-            assert time.perf_counter() - began < 0.045
-            time.sleep(0.3)
+            assert time.perf_counter() - began < 0.27
+            time.sleep(0.8)
             with server.counting() as requests:
                 began = time.perf_counter()
                 ds.batch(indices)
             assert requests == []
-            assert time.perf_counter() - began < 0.045
+            assert time.perf_counter() - began < 0.27
 
     def test_the_index_in_memory_is_bounded(self, server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
         """Beyond the bound the pages are dropped and read again as they are needed; what was proven stays proven."""
@@ -185,10 +185,10 @@ class TestRequests:
         """Fields of one sample come side by side."""
         with chunkstore.open(server.url("streamed.cks")) as ds:
             ds[0]
-            server.fault = lambda request: Fault(delay=0.1)
+            server.fault = lambda request: Fault(delay=0.3)
             began = time.perf_counter()
             ds[150]
-            assert time.perf_counter() - began < 0.19
+            assert time.perf_counter() - began < 0.57
 
 
 class TestDamage:
