@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
@@ -70,7 +69,7 @@ class BlockCache:
     def put(self, number: int, block: memoryview) -> None:
         """Keep a block, if the disk takes it."""
         path = self._path(number)
-        temporary = f"{path}.{uuid.uuid4().hex}{_TEMPORARY}"
+        temporary = f"{path}.{os.urandom(16).hex()}{_TEMPORARY}"
         try:
             with open(temporary, "wb", buffering=0) as file:
                 whole = bytes(block) + sum64(block).to_bytes(_SUM_NBYTES, "little")

@@ -19,9 +19,7 @@ import errno
 import importlib.machinery
 import importlib.util
 import os
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -239,6 +237,9 @@ def _library(url: str) -> Any:
 
 def _load_copy(origin: str) -> Any:
     """Load a native module a second time: the loader knows files by their inodes, so it is given another file."""
+    import shutil
+    import tempfile
+
     names = ("obstore._store", "obstore.exceptions")
     before = {name: sys.modules[name] for name in names if name in sys.modules}
     with ExitStack() as stack:
