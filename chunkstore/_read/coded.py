@@ -25,6 +25,7 @@ from chunkstore.errors import CorruptError, UnsupportedFeatureError
 _FEW_ROWS: Final = 2  # looking at heads together costs 60 µs, whatever their number
 _MOST_THREADS: Final = 4
 _THREADED_NBYTES: Final = 256 << 10  # decoded; below it starting a thread, 60 µs, is not worth it
+_THREADED_ROW_NBYTES: Final = 32 << 10  # on average; shorter rows have our threads wait for the GIL more than decode
 _PARTS: Final = 4  # for each thread, so that all end at about the same time
 _PIECE_NBYTES: Final = 64 << 20
 
@@ -102,7 +103,7 @@ class CodedRows:
 
     def _fill_piece(self, chunks: _Chunks, flat: NDArray[np.uint8], view: memoryview | None) -> None:
         decoder = self._batch_decoder()
-        data, places = self._bytes_of(chunks, view, decoder.private())
+        data, places = self._bytes_of(chunks, view)
         if len(places) <= _FEW_ROWS:
             self._decode_plainly(chunks, flat)
             return
@@ -110,19 +111,13 @@ class CodedRows:
         if not good.all() or not self._decode_fast(decoder, data, places, chunks, flat):
             self._decode_plainly(chunks, flat)
 
-    def _bytes_of(self, chunks: _Chunks, view: memoryview | None, private: bool) -> tuple[NDArray[np.uint8], Positions]:
+    def _bytes_of(self, chunks: _Chunks, view: memoryview | None) -> tuple[NDArray[np.uint8], Positions]:
         """(memory that holds the chunks, where in it each begins)."""
-        if view is not None and not private:
+        if view is not None:
             return np.frombuffer(view, np.uint8), chunks.offsets
-        begins = np.cumsum(chunks.nbytes) - chunks.nbytes
-        if view is None:
-            data = np.empty(int(chunks.nbytes.sum()), np.uint8)
-            self.source.read_scattered(chunks.offsets, chunks.nbytes, data)
-            return data, begins
-        stops = (chunks.offsets + chunks.nbytes).tolist()
-        return np.frombuffer(
-            b"".join(map(view.__getitem__, map(slice, chunks.offsets.tolist(), stops))), np.uint8
-        ), begins
+        data = np.empty(int(chunks.nbytes.sum()), np.uint8)
+        self.source.read_scattered(chunks.offsets, chunks.nbytes, data)
+        return data, np.cumsum(chunks.nbytes) - chunks.nbytes
 
     def _decode_fast(
         self,
@@ -133,7 +128,7 @@ class CodedRows:
         flat: NDArray[np.uint8],
     ) -> bool:
         threads = min(_threads(), len(places)) if len(flat) >= _THREADED_NBYTES else 1
-        if threads == 1 or decoder.in_c(chunks.sizes):
+        if decoder.in_c(chunks.sizes) or threads == 1 or len(flat) < _THREADED_ROW_NBYTES * len(places):
             return decoder.decode(data, places, chunks.nbytes, chunks.sizes, flat, threads)
         ends = np.cumsum(chunks.sizes)
         cuts = np.searchsorted(ends, np.arange(1, _PARTS * threads) * (len(flat) // (_PARTS * threads)), "right")
