@@ -25,7 +25,7 @@ from chunkstore._format.schema import Field
 from chunkstore._format.superblock import Superblock
 from chunkstore._read import distant
 from chunkstore._read.batch import Indices, Positions, as_position, as_positions, is_run
-from chunkstore._read.checked import VERIFY, Verify, Where
+from chunkstore._read.checked import VERIFY, Checker, Verify, Where
 from chunkstore._read.gather import FixedRows, RaggedRows, Rows
 from chunkstore._read.keys import Keys, find_all, find_one
 from chunkstore._read.newest import check_lineage, check_newer, open_newest
@@ -180,13 +180,15 @@ class Reader:
             self.close()
         return True
 
-    def _renew(self, opened: _Opened) -> None:
+    def _renew(self, opened: Opened) -> None:
         """Open the same generation again, without the pages of the index that were gathered; the source stays."""
-        newer = _Opened(
+        newer = Opened(
             opened.source, read_generation(opened.source, opened.index.superblock), self._verify, self._names
         )
-        for name, rows in newer.rows.items():
-            rows.checker.share(opened.rows[name].checker)
+        for name, rows in list(opened.made.items()):
+            mine, earlier = newer.field(name).checker, rows.checker
+            if isinstance(mine, Checker) and isinstance(earlier, Checker):
+                mine.share(earlier)
         self._opened = newer
         if self._closed:  # another thread closed it meanwhile
             self.close()
