@@ -122,11 +122,12 @@ class _Descriptor:
 
     __slots__ = ("__weakref__", "fd")
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
+    def __init__(self) -> None:
+        self.fd = -1  # opened once this object is there: without memory for it nobody would close the file
 
     def __del__(self, _close: Callable[[int], None] = os.close) -> None:
-        _close(self.fd)  # not `os.close`: at the end of the interpreter `os` may be gone
+        if self.fd >= 0:
+            _close(self.fd)  # not `os.close`: at the end of the interpreter `os` may be gone
 
 
 class PreadSource:
@@ -482,7 +483,8 @@ def cold_reads() -> int:
 def _open_regular(path: str) -> _Descriptor:
     # Before opening: to open a FIFO waits for a writer, and to open some devices acts on them.
     _require_regular(os.stat(path), path)
-    file = _Descriptor(os.open(path, os.O_RDONLY | platform.OPEN_FLAGS | platform.OPEN_NONBLOCK))
+    file = _Descriptor()
+    file.fd = os.open(path, os.O_RDONLY | platform.OPEN_FLAGS | platform.OPEN_NONBLOCK)
     _require_regular(os.fstat(file.fd), path)  # the path may name another file by now
     return file
 
