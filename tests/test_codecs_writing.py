@@ -137,7 +137,7 @@ def test_same_bytes_for_any_number_of_threads(tmp_path: Path, monkeypatch: pytes
     for one, three in zip(paths[:3], paths[3:], strict=True):
         assert one.read_bytes() == three.read_bytes()
         assert one.stat().st_size < 0.95 * rows.nbytes
-    assert not [t for t in threading.enumerate() if t.name.startswith("chunkstore")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("chunkstore-writer")]
 
 
 def test_append_goes_on_with_codec_and_dictionary(tmp_path: Path) -> None:
