@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sparse
+import sparse_container as sparse
 
 from chunkstore._format.constants import SHARD_SAMPLES
 

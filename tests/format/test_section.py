@@ -21,6 +21,7 @@ class InMemory:
     """A file of some bytes, of which nothing can be mapped."""
 
     path = "x.cks"
+    distant = False
 
     def __init__(self, data: bytes) -> None:
         self.data = bytearray(data)

@@ -172,6 +172,7 @@ class InMemory:
     """A file that is only bytes, for the index: what is read through a real one differs in nothing but its cost."""
 
     path = "x.cks"
+    distant = False
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -147,7 +147,7 @@ READERS = (
            "if computed != entry.directory_sum:", "if False:", _DAMAGE),
     Mutant("page sums are not compared", SECTION, "Section._compare", "if computed != stored:", "if False:", _DAMAGE),
     Mutant("the sum of page sums is not compared", SECTION, "Section._checked_sums",
-           "if computed != self._entry.sum:", "if False:", _DAMAGE),
+           "if sum64(data) != self._entry.sum:", "if False:", _DAMAGE),
     Mutant("chunk sums are not compared", "_read.checked", "Checker.compare", "if wrong.any():", "if False:",
            _DAMAGE),
     Mutant("block sums are not compared by verify", "_verify.blocks", "Walk._check_job", "if computed != stored:",
