@@ -66,6 +66,7 @@ class Model:
         self.folder = folder
         self.path = folder / "a.cks"
         self.committed: list[int] | None = None  # None: there is no container
+        self.older: list[int] | None = None  # after a crash: what superblock B may still say, if A is damaged, too
         self.steps: Counter[str] = Counter()
         self._writer: _Writer | None = None
         self._readers: list[_Reader] = []
@@ -135,7 +136,7 @@ class Model:
             self._writer.writer.commit()
         if self.committed is None:
             self._file += 1
-        self.committed = [*(self.committed or []), *self._writer.pending]
+        self.committed, self.older = [*(self.committed or []), *self._writer.pending], None
         self._writer.pending = []
         self._writer.acked.append((len(self._writer.recorder.ops), list(self.committed)))
 
@@ -187,7 +188,8 @@ class Model:
             size = contents.sizes[int(rng.integers(len(contents.sizes)))]
             image = contents.image(choices[b % len(choices)])[:size].tobytes()
         self._replace_by(image)
-        self._accept([numbers for _, numbers in acked[place:]], image is not None)
+        numbers = [each for _, each in acked]
+        self._accept(numbers, numbers[place:], image is not None)
 
     def _replace_by(self, image: bytes | None) -> None:
         """Have another file with these bytes under the name; the writer keeps the old one, and lets go of it."""
@@ -200,17 +202,19 @@ class Model:
             self._writer.writer.close()
         self._writer = None
 
-    def _accept(self, possible: list[list[int] | None], found: bool) -> None:
+    def _accept(self, acked: list[list[int] | None], possible: list[list[int] | None], found: bool) -> None:
         """After a crash the container is at the last acknowledged commit or a later one."""
         if not found:
             assert None in possible, "the container is gone"
-            self.committed = None
+            self.committed = self.older = None
             return
         with chunkstore.open(self.path) as ds:
             count = len(ds)
         lengths = {len(numbers): numbers for numbers in possible if numbers is not None}
         assert count in lengths, f"{count} samples after a crash, expected one of {sorted(lengths)}"
         self.committed = lengths[count]
+        earlier = [numbers for numbers in acked if numbers is not None and len(numbers) < count]
+        self.older = earlier[-1] if earlier else self.older
 
     # -- reading
 
@@ -261,7 +265,7 @@ class Model:
             repack(self.path, self.path, mode="w", keys=[key(number) for number in self.committed])
         else:
             repack(self.path, self.path, mode="w", shard_nbytes=_SHARDS[b % len(_SHARDS)])
-        self._file += 1
+        self._file, self.older = self._file + 1, None
 
     def _merge(self, a: int, b: int) -> None:
         """With another container, into one that takes its place."""
@@ -276,7 +280,7 @@ class Model:
         merge([self.path, other], out)
         os.replace(out, self.path)
         other.unlink()
-        self.committed = [*self.committed, *numbers]
+        self.committed, self.older = [*self.committed, *numbers], None
         self._file += 1
 
     # -- damage
@@ -291,8 +295,11 @@ class Model:
             report = chunkstore.verify(damaged)
         assert report is None or not report.ok, "a flipped bit was not found"
         with contextlib.suppress(chunkstore.ChunkstoreError), chunkstore.open(damaged) as ds:
-            assert len(ds) == len(self.committed)
-            for position, number in enumerate(self.committed):
+            numbers = self.committed
+            if self.older is not None and len(ds) == len(self.older):  # spec section 12: B of a crash, and A is gone
+                numbers = self.older
+            assert len(ds) == len(numbers)
+            for position, number in enumerate(numbers):
                 with contextlib.suppress(chunkstore.ChunkstoreError):
                     assert same_as_written(ds[position], number)
         damaged.unlink()
@@ -309,7 +316,8 @@ class Model:
                 texts = [] if ds.keys is None else list(ds.keys)
                 assert all(same_as_written(ds[p], int(text.partition("/")[2])) for p, text in enumerate(texts))
             saved = {int(text.partition("/")[2]) for text in texts}
-            missing = {p for p, number in enumerate(self.committed) if number not in saved}
+            known = self.committed if self.older is None or len(saved) > len(self.older) else self.older
+            missing = {p for p, number in enumerate(known) if number not in saved}
             assert missing <= lost or any("lost without a trace" in note for note in report.notes), "loss is not listed"
         damaged.unlink()
         out.unlink(missing_ok=True)
