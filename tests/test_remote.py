@@ -10,15 +10,19 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from object_server import Fault, RangeServer
 
 import chunkstore
 from chunkstore import Remote
+from chunkstore._cli.main import cli
 from chunkstore._read import distant
+from chunkstore._storage.objects import RemoteObject
 
 pytest.importorskip("obstore", reason="the extra [remote] is not installed")
 
@@ -304,6 +308,70 @@ def test_command_line(server: RangeServer, tmp_path: Path) -> None:
     done = subprocess.run(missing, capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert "no such object" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["info", "s3://bucket"], 2, "expected the URL of one object, such as s3://bucket/train.cks"),
+        (["info", "https://host/a.cks?signature=1"], 2, "URLs with a query"),
+        (["convert", ".", "http://host/a.cks"], 2, "nothing can be uploaded to a web server"),
+        (["info", "ftp://host/a.cks"], 3, "a URL is a text that begins with s3://, gs://"),
+        (["info", "s3:/bucket/a.cks"], 3, "a URL is a text that begins with s3://, gs://"),
+        (["append", "s3://bucket/a.cks", "."], 2, "only a file is written piece by piece, or appended to"),
+        (["recover", "s3://bucket/a.cks", "b.cks"], 3, "Here a file is wanted: download the object"),
+        (["refs", "ftp://host/a.cks"], 3, "no URL of a known kind"),
+        (["merge", "a.cks", "none-*.cks"], 3, "Here one file is wanted"),
+    ],
+)
+def test_urls_that_cannot_be(arguments: list[str], code: int, message: str) -> None:
+    """They end as a message that says what is wanted and a code, without a request and without a traceback."""
+    result = CliRunner(catch_exceptions=False).invoke(cli, arguments)
+    assert (result.exit_code, message in result.stderr) == (code, True), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "advice"),
+    [
+        ("PanicException", "request valid: InvalidUri", "https://host:port is expected"),
+        ("GenericError", "HTTP error: builder error", "needs AWS_ALLOW_HTTP=true"),
+        (
+            "GenericError",
+            "PUT http://169.254.169.254/latest/api/token",
+            "No credentials were found.* AWS_ACCESS_KEY_ID",
+        ),
+        ("GenericError", "503", "look at the server, and try later"),
+    ],
+)
+def test_advice_on_what_the_client_says(name: str, reason: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its errors, a panic of its native code too, come as ours with what to do about the settings behind them."""
+    failure = type(name, (BaseException if name == "PanicException" else Exception,), {})
+
+    def head(store: object, key: str) -> None:
+        raise failure(reason)
+
+    target = RemoteObject("s3://bucket/a.cks", {"region": "us-east-1"})
+    monkeypatch.setattr(target, "_client", lambda: (SimpleNamespace(head=head), None))
+    with pytest.raises(chunkstore.RemoteError, match=f"s3://bucket/a.cks: a look at the object: .*{advice}"):
+        target.look()
+
+
+def test_ctrl_c_passes_through_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no failure of the client stays what it is."""
+
+    def head(store: object, key: str) -> None:
+        raise KeyboardInterrupt
+
+    target = RemoteObject("s3://bucket/a.cks", {"region": "us-east-1"})
+    monkeypatch.setattr(target, "_client", lambda: (SimpleNamespace(head=head), None))
+    with pytest.raises(KeyboardInterrupt):
+        target.look()
+
+
+def test_a_writer_takes_no_url() -> None:
+    """The message says how a container gets there."""
+    with pytest.raises(ValueError, match=r"s3://bucket/a.cks: only a file is written.*`repack` uploads it"):
+        chunkstore.Writer("s3://bucket/a.cks")
 
 
 def test_without_the_client(folder: Path) -> None:

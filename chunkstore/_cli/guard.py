@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from glob import has_magic
 from types import FrameType
 from typing import Any, Final
 
@@ -69,6 +70,12 @@ class Commands(click.Group):
             return result
         except (ChunkstoreError, OSError, KeyboardInterrupt, MemoryError) as error:
             ctx.exit(report(error))
+        except ValueError as error:
+            from chunkstore._storage.objects import UrlError
+
+            if not isinstance(error, UrlError):
+                raise  # a mistake of ours, which shows where
+            ctx.exit(report(error))
 
 
 def report(error: BaseException) -> int:
@@ -112,10 +119,22 @@ def _advice(error: OSError) -> str:
     if error.errno is None or error.strerror != os.strerror(error.errno):
         return ""  # we raised it, and it says what to do
     if isinstance(error, FileNotFoundError):
-        return ". Check the path"
+        return _advice_on_name(os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "")
     if isinstance(error, FileExistsError):
         return ". Give another name, or remove it"
     return ""
+
+
+def _advice_on_name(name: str) -> str:
+    from chunkstore._storage.objects import is_url, looks_like_url
+
+    if is_url(name):
+        return ". Here a file is wanted: download the object first"
+    if looks_like_url(name):
+        return ". This is no URL of a known kind, and no file"
+    if has_magic(name):
+        return ". Here one file is wanted; where several go, the shell expands a pattern without quotes"
+    return ". Check the path"
 
 
 def _discard_stdout() -> None:

@@ -106,9 +106,10 @@ def _level(name: str, options: list[str]) -> int:
     if not options:
         return _DEFAULT_LEVELS[name]
     low, high = _LEVELS[name]
+    noun = "codec or filter, and no level" if name == "blosc2" else "level"
     digits = options[0].removeprefix("-")
     if not (digits.isascii() and digits.isdigit()) or not low <= int(options[0]) <= high:
-        raise ValueError(f"{options[0]!r} is no level from {low} to {high}")
+        raise ValueError(f"{options[0]!r} is no {noun} from {low} to {high}")
     return int(options[0])
 
 
@@ -168,7 +169,9 @@ def parse_codecs(argument: CodecArg | None, *, auto: bool = False) -> CodecSpec:
         return CodecSpec({})
 
     def options(text: str) -> CodecOptions | None:
-        return None if auto and text == AUTO else parse_codec(text)
+        if text == AUTO and not auto:
+            raise ValueError(f"codec {text!r}: only convert tries a sample; expected {_ALLOWED}")
+        return None if text == AUTO else parse_codec(text)
 
     if isinstance(argument, Mapping):
         return CodecSpec({name: options(text) for name, text in argument.items()})

@@ -19,10 +19,11 @@ import errno
 import importlib.machinery
 import importlib.util
 import os
+import re
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -35,16 +36,28 @@ _CREDENTIALS: Final = {
     "AzureStore": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY",
     "HTTPStore": "default_headers in client_options",
 }
+URL_KINDS: Final = ", ".join(f"{scheme}://" for scheme in _STORES)
+_URL_LIKE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a drive has one letter
 _MODULE: Final = "obstore._obstore"
+_METADATA_SERVER: Final = "169.254.169.254"
 _REASON_LENGTH: Final = 300
 _MIN_PART_NBYTES: Final = 16 << 20
 _MAX_PARTS: Final = 9000  # S3 takes 10,000
 _ATOMIC_NBYTES: Final = 64 << 20  # up to here an upload is one request, which can refuse to overwrite
 
 
+class UrlError(ValueError):
+    """A URL, or the options that go with it, cannot be used as they are: nothing was asked of a server."""
+
+
 def is_url(path: object) -> bool:
     """Whether a path is the URL of an object that this module knows how to reach."""
     return isinstance(path, str) and path.partition("://")[0] in _STORES and "://" in path
+
+
+def looks_like_url(path: object) -> bool:
+    """Whether somebody may have meant a URL: of an unknown kind, or as `pathlib` leaves it (`s3:/bucket/key`)."""
+    return _URL_LIKE.match(os.fsdecode(path) if isinstance(path, os.PathLike) else str(path)) is not None
 
 
 class Version(NamedTuple):
@@ -68,7 +81,7 @@ class RemoteObject:
         options: arguments of the store class of obstore: `config`, `client_options`, `retry_config`,
             `credential_provider`, and single settings such as `endpoint` or `region`.
     Raises:
-        ValueError: a URL without bucket or key, or with a query; options that the client refuses.
+        UrlError: a URL without bucket or key, or with a query; options that the client refuses. It is a ValueError.
         MissingExtraError: obstore is not installed.
     """
 
@@ -95,16 +108,12 @@ class RemoteObject:
         options: dict[str, Any] = {"range": (start, stop)}
         if version is not None and version.etag is not None and not version.etag.startswith("W/"):
             options["if_match"] = version.etag
-        try:
+        with self._translated(f"bytes [{start}, {stop})"):
             result = library.get(store, self._key, options=options)
             found = _version_of(result.meta)
             if version is not None and found != version:
                 raise self._replaced(f"expected {_shown(version)}, found {_shown(found)}")
             data = memoryview(result.bytes())
-        except ReplacedError:
-            raise
-        except Exception as error:  # noqa: BLE001 - classes of a native library, translated in one place
-            self._fail(error, f"bytes [{start}, {stop})")
         expected = min(stop, found.size) - start
         if len(data) != expected:
             raise RemoteError(f"{self.url}: bytes [{start}, {stop}): expected {expected} bytes, found {len(data)}")
@@ -114,11 +123,10 @@ class RemoteObject:
         """What is there now, by a request without a body; None for nothing."""
         library, store = self._client()
         try:
-            return _version_of(library.head(store, self._key))
+            with self._translated("a look at the object"):
+                return _version_of(library.head(store, self._key))
         except FileNotFoundError:
             return None
-        except Exception as error:  # noqa: BLE001
-            self._fail(error, "a look at the object")
 
     def put(self, path: str, *, overwrite: bool) -> None:
         """Upload a file; the object appears when it is whole, or not at all.
@@ -137,11 +145,8 @@ class RemoteObject:
         parts: dict[str, Any] = {"chunk_size": max(_MIN_PART_NBYTES, -(-nbytes // _MAX_PARTS)), "max_concurrency": 8}
         if nbytes <= _ATOMIC_NBYTES:
             parts = {"use_multipart": False} | ({} if overwrite else {"mode": "create"})
-        try:
-            with open(path, "rb") as file:
-                library.put(store, self._key, file, **parts)
-        except Exception as error:  # noqa: BLE001
-            self._fail(error, f"the upload of {nbytes} bytes")
+        with self._translated(f"the upload of {nbytes} bytes"), open(path, "rb") as file:
+            library.put(store, self._key, file, **parts)
         found = self.look()
         if found is None or found.size != nbytes:
             raise RemoteError(f"{self.url}: uploaded {nbytes} bytes, found {found and found.size}: upload it again")
@@ -162,30 +167,58 @@ class RemoteObject:
             try:
                 store = getattr(library._store, self._kind).from_url(self._root, **self._options)
             except Exception as error:  # noqa: BLE001
-                raise ValueError(f"{self.url}: the client refuses its options: {_reason(error)}") from None
+                text = f"the client refuses its options: {_reason(error)}. It takes them from storage_options and from"
+                raise UrlError(f"{self.url}: {text} {_CREDENTIALS[self._kind]}") from None
             made = self._made = os.getpid(), library, store
         return made[1], made[2]
 
     def _replaced(self, what: str) -> ReplacedError:
         return ReplacedError(f"{self.url}: the object was changed since it was opened ({what}). Open it again")
 
-    def _fail(self, error: Exception, what: str) -> NoReturn:
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Errors of the client, classes of a native library, become ours in one place."""
+        try:
+            yield
+        except ReplacedError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._fail(error, what)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # what an endpoint that is no URL ends in; no Exception
+                raise
+            self._fail(error, what)
+
+    def _fail(self, error: BaseException, what: str) -> NoReturn:
         """Translate an error of the client."""
         name, reason = type(error).__name__, _reason(error)
         if name == "PreconditionError":
             raise self._replaced("the server says so") from None
         if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(errno.ENOENT, "there is no such object", self.url) from None
+            text = "there is no such object"
+            text += "; patterns are for paths, give a list of URLs" if "*" in self.url else ""
+            raise FileNotFoundError(errno.ENOENT, text, self.url) from None
         if name == "AlreadyExistsError":
             raise self.exists() from None
         if name in ("PermissionDeniedError", "UnauthenticatedError"):
             text = f"the server refuses access; the client takes credentials from {_CREDENTIALS[self._kind]}"
             raise PermissionError(errno.EACCES, f"{text} ({reason})", self.url) from None
         if name == "NotSupportedError" and "ange" in reason:
-            reason, todo = "the server does not answer range requests", "Download the file, or use another server"
-        else:
-            todo = "The client has tried again as its retry_config says; look at the server, and try later"
-        raise RemoteError(f"{self.url}: {what}: {reason}. {todo}") from None
+            reason = "the server does not answer range requests"
+        raise RemoteError(f"{self.url}: {what}: {reason}. {self._todo(name, reason)}") from None
+
+    def _todo(self, name: str, reason: str) -> str:
+        """What to do about an error of the client."""
+        if name == "NotSupportedError" and "ange" in reason:
+            return "Download the file, or use another server"
+        if name == "PanicException":
+            return "Look at the endpoint: a URL such as https://host:port is expected"
+        if "builder error" in reason:  # the words of its HTTP library
+            return "Look at the endpoint; one that begins with http:// needs AWS_ALLOW_HTTP=true"
+        if _METADATA_SERVER in reason:  # which clouds have, and which is asked where nothing else is known
+            public = "; AWS_SKIP_SIGNATURE=true reads a public bucket" if self._kind == "S3Store" else ""
+            return f"No credentials were found: the client takes them from {_CREDENTIALS[self._kind]}{public}"
+        return "The client has tried again as its retry_config says; look at the server, and try later"
 
 
 def _split_url(url: str) -> tuple[str, str, str]:
@@ -193,9 +226,9 @@ def _split_url(url: str) -> tuple[str, str, str]:
     parts = urlsplit(url)
     key = parts.path.removeprefix("/")
     if not parts.netloc or not key or key.endswith("/"):
-        raise ValueError(f"{url}: expected the URL of one object, such as s3://bucket/train.cks")
+        raise UrlError(f"{url}: expected the URL of one object, such as s3://bucket/train.cks")
     if parts.query or parts.fragment:
-        raise ValueError(f"{url}: URLs with a query or a fragment are not supported; give credentials as options")
+        raise UrlError(f"{url}: URLs with a query or a fragment are not supported; give credentials as options")
     web = parts.scheme in ("http", "https")
     return _STORES[parts.scheme], f"{parts.scheme}://{parts.netloc}", unquote(key) if web else key
 
@@ -209,7 +242,7 @@ def _shown(version: Version) -> str:
     return f"{version.size} bytes, ETag {version.etag}"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """The first line; what follows repeats it in the words of the library's source."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
     return text if len(text) <= _REASON_LENGTH else text[:_REASON_LENGTH] + "..."

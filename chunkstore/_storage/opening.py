@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from chunkstore._storage.objects import is_url
+from chunkstore._storage.objects import URL_KINDS, is_url, looks_like_url
 from chunkstore._storage.remote import Remote, RemoteSource
 from chunkstore._storage.source import Backend, Source, open_source
 
@@ -30,7 +30,13 @@ def open_any(
     if not is_url(path):
         if remote is not None:
             raise ValueError(f"remote: goes with a URL such as s3://bucket/train.cks, found the path {path!r}")
-        return open_source(path, backend)
+        try:
+            return open_source(path, backend)
+        except FileNotFoundError as error:
+            if not looks_like_url(path):
+                raise
+            text = f"no file has this name, and a URL is a text that begins with {URL_KINDS}"
+            raise FileNotFoundError(error.errno, text, os.fspath(path)) from None
     if backend not in ("auto", "pread"):
         raise ValueError(f'backend: expected "auto" for a URL, found {backend!r}')
     return RemoteSource(os.fspath(path), remote or Remote(), in_order=in_order)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from chunkstore._format.constants import MAGIC
-from chunkstore._storage.objects import RemoteObject, is_url
+from chunkstore._storage.objects import RemoteObject, UrlError, is_url
 from chunkstore._storage.remote import Remote
 
 
@@ -35,7 +35,7 @@ def uploaded(path: str | os.PathLike[str], mode: str, remote: Remote | None) -> 
         return
     target = RemoteObject(os.fspath(path), (remote or Remote()).storage_options)
     if not target.writable:
-        raise ValueError(f"{path}: nothing can be uploaded to a web server; write a file, or to s3://, gs://, az://")
+        raise UrlError(f"{path}: nothing can be uploaded to a web server; write a file, or to s3://, gs://, az://")
     _check_free(target, mode)
     with tempfile.TemporaryDirectory(prefix="chunkstore-upload-") as folder:
         local = os.path.join(folder, os.path.basename(target.url))

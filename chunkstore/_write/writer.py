@@ -24,6 +24,7 @@ from chunkstore._format.encode import CodecArg, parse_codecs
 from chunkstore._format.layout import samples_per_shard
 from chunkstore._format.schema import Field, check_fields, encode_attrs
 from chunkstore._format.segment import pad
+from chunkstore._storage.objects import UrlError, is_url
 from chunkstore._write.coding import FieldCoder, choose_codecs, coders_of
 from chunkstore._write.index_writer import IndexWriter, Keys, encode_key
 from chunkstore._write.late import LateBlocks
@@ -94,7 +95,7 @@ class Writer:
         shard_nbytes: int = SHARD_NBYTES,
         codec: CodecArg | None = None,
     ) -> None:
-        _check_arguments(mode, shard_nbytes, num_samples)
+        _check_arguments(path, mode, shard_nbytes, num_samples)
         known = None if fields is None else _as_fields(fields)
         self._codecs = parse_codecs(codec)
         self._shard_nbytes = shard_nbytes
@@ -556,7 +557,10 @@ def _as_field(name: str, value: Any) -> Field:
         raise SchemaError(f"field {name!r}: {error}") from None
 
 
-def _check_arguments(mode: str, shard_nbytes: int, num_samples: int | None) -> None:
+def _check_arguments(path: str | os.PathLike[str], mode: str, shard_nbytes: int, num_samples: int | None) -> None:
+    if is_url(path):
+        what = "only a file is written piece by piece, or appended to; `repack` uploads it when it is whole"
+        raise UrlError(f"{path}: {what}")
     if mode not in ("x", "w", "a"):
         raise ValueError(f"mode: expected 'x' (new), 'w' (replace) or 'a' (append), found {mode!r}")
     if shard_nbytes < 1:

@@ -120,6 +120,7 @@ def test_auto_without_the_packages(tmp_path: Path, source: Path, monkeypatch: py
         monkeypatch.setitem(sys.modules, name, None)
     report = chunkstore.convert(source, tmp_path / "a.cks", codec="auto", workers=1)
     assert {field.codec for field in report.fields} == {"raw"}
+    assert "raw, since no other could be tried" in report.codecs[0]
     assert "pip install 'chunkstore-arrays[codecs]'" in report.codecs[0]
     with pytest.raises(chunkstore.MissingExtraError, match="pip install"):
         chunkstore.convert(source, tmp_path / "b.cks", codec="zstd", workers=1)

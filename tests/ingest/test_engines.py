@@ -157,6 +157,14 @@ def test_executor_that_was_shut_down(source: Path, target: Path) -> None:
         chunkstore.convert(source, target, executor=pool, **OPTIONS)
 
 
+@pytest.mark.parametrize("executor", [4, "dask", ThreadPoolExecutor])
+def test_no_executor(source: Path, target: Path, executor: Any) -> None:
+    """A number, a name or a class in its place is named before any work."""
+    with pytest.raises(TypeError, match=r"executor: expected a concurrent\.futures\.Executor .*, found"):
+        chunkstore.convert(source, target, executor=executor)
+    assert not list(target.parent.iterdir())
+
+
 class Losing(Executor):
     """Runs the first task, loses the others."""
 

@@ -149,6 +149,8 @@ def _try_all(plan: Plan, number: int) -> tuple[CodecOptions, str]:
     if not nbytes:
         return CodecOptions(RAW), f"codec of {field.name!r}: raw, since its rows have no bytes"
     trials, missing = _trials(field, rows)
+    if not trials:
+        return CodecOptions(RAW), f"codec of {field.name!r}: raw, since no other could be tried: {missing}"
     best = max((trial.ratio for trial in trials), default=1.0)
     chosen = next((t for t in trials if t.ratio >= _WORTH and t.ratio * _MUCH_BETTER >= best), None)
     tried = "; ".join(map(str, trials)) or "nothing"

@@ -117,13 +117,13 @@ def convert(
         WriteError: the system refused a write, or a worker died and the executor did not do its work again.
         RemoteError: the upload failed.
         CommitUnknownError: the container has its name, but may lose it in a power failure.
-        ValueError: an argument.
+        ValueError, TypeError: an argument.
         KeyboardInterrupt: with a message that says how to go on.
     In all cases but CommitUnknownError nothing is published, and no temporary file stays. What a run that was killed
     outright left is named in the notes of the next one for the same path.
     """
     started = time.perf_counter()
-    _check_arguments(mode, workers, on_error, shard_nbytes, attrs)
+    _check_arguments(mode, workers, executor, on_error, shard_nbytes, attrs)
     choices = _Choices(layout, fields, dtype, on_error, allow_pickle)
     named = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     codecs = parse_codecs(codec, auto=True)
@@ -190,7 +190,12 @@ def _texts(patterns: Sequence[str] | str) -> Sequence[str]:
 
 
 def _check_arguments(
-    mode: str, workers: int | None, on_error: str, shard_nbytes: int, attrs: Mapping[str, Any] | None
+    mode: str,
+    workers: int | None,
+    executor: object,
+    on_error: str,
+    shard_nbytes: int,
+    attrs: Mapping[str, Any] | None,
 ) -> None:
     if mode not in ("x", "w"):
         raise ValueError(f"mode: expected 'x' (new) or 'w' (replace), found {mode!r}")
@@ -200,6 +205,9 @@ def _check_arguments(
         raise ValueError(f"on_error: expected 'fail' or 'skip', found {on_error!r}")
     if shard_nbytes < 1:
         raise ValueError(f"shard_nbytes: expected at least 1, found {shard_nbytes}")
+    if executor is not None and not isinstance(executor, Executor):
+        found = f"{type(executor).__module__}.{type(executor).__qualname__}"
+        raise TypeError(f"executor: expected a concurrent.futures.Executor (of Dask: get_executor()), found {found}")
     if attrs is not None and ATTRS_RESERVED in attrs:
         raise ValueError(f"attrs: the name {ATTRS_RESERVED!r} is reserved; take another")
     encode_attrs(attrs or {})
