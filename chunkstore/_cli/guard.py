@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import traceback
-from glob import has_magic
 from types import FrameType
 from typing import Any, Final
 
@@ -126,6 +125,8 @@ def _advice(error: OSError) -> str:
 
 
 def _advice_on_name(name: str) -> str:
+    from glob import has_magic
+
     from chunkstore._storage.objects import is_url, looks_like_url
 
     if is_url(name):
