@@ -8,7 +8,7 @@
         ds.batch([5, 3, 3])            # many: {"image": ndarray (3, ...), "label": ndarray (3,)}
     assert chunkstore.verify("train.cks").ok
 
-PyTorch and TensorFlow: `chunkstore.torch` and `chunkstore.tf`, imported by name when they are wanted.
+PyTorch, TensorFlow, Grain and JAX: `chunkstore.torch`, `.tf`, `.grain` and `.jax`, imported by name when wanted.
 """
 
 from __future__ import annotations

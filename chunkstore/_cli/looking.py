@@ -45,7 +45,8 @@ def info(file: str, as_json: bool) -> None:
     """Say what is in FILE: fields, counts, sizes, overheads, fingerprint.
 
     Reads the head and the index only: takes the same time for any number of samples. FILE may be a directory or a
-    pattern of containers, here and for `ls`, `get`, `export` and `bench`: they are read as one.
+    pattern of containers, here and for `ls`, `get`, `export` and `bench`: they are read as one. Here and for `ls`,
+    `get`, `verify` and `export` it may be a URL, such as s3://bucket/train.cks.
     """
     with open_container(file) as ds:
         joined = isinstance(ds, Containers)

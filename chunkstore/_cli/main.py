@@ -73,8 +73,8 @@ Results go to stdout; progress, notes and errors to stderr.
 def cli() -> None:
     """One file for a data set of arrays: convert once, read random samples fast, prove every byte.
 
-    A container (.cks) holds samples; each has a position, mostly a key, and one array for each field. COMMAND --help
-    tells all about one command.
+    A container (.cks) holds samples; each has a position, mostly a key, and one array for each field. It is a file, or
+    an object behind a URL such as s3://bucket/train.cks. COMMAND --help tells all about one command.
     """
 
 

@@ -83,7 +83,8 @@ def convert(
     """Make the container DST of directories or files of .npy and .npz.
 
     Directories are read recursively, in natural order (2 before 10). DST appears under its name only when it is
-    complete and on the disk; on any error, and on Ctrl-C, nothing is left behind.
+    complete and on the disk; on any error, and on Ctrl-C, nothing is left behind. It may be a URL (s3://, gs://,
+    az://): the container is then made in the folder for temporary files, and uploaded when it is whole.
     """
     if len(paths) < 2:
         raise click.UsageError("name what to convert and the container to make: chunkstore convert data/ train.cks")

@@ -47,7 +47,7 @@ def merge(out: str, files: tuple[str, ...], overwrite: bool, as_json: bool) -> N
 
     All must have the same fields, and no key twice, and class names must number the same classes. Attributes that
     differ are not kept, and listed. Data are copied by the system where it can, and OUT is verified as a whole before
-    it gets its name.
+    it gets its name. Each FILE, and OUT, may be a URL.
     """
     for file in files:
         advise_if_no_container(file)
@@ -81,7 +81,7 @@ def repack(file: str, out: str, keys_file: Any, codec: tuple[str, ...], overwrit
 
     For files that grew by appending or streaming: reads in order get faster, and superseded parts are gone. --codec
     changes how chunks are stored; fields that it does not name keep their codec. Every row is proven as it is read, and
-    OUT is verified before it gets its name.
+    OUT is verified before it gets its name. FILE and OUT may be URLs: so a container is uploaded, or fetched.
     """
     advise_if_no_container(file)
     keys = None if keys_file is None else [line.rstrip("\n") for line in keys_file if line.strip()]

@@ -39,6 +39,7 @@ _CREDENTIALS: Final = {
 URL_KINDS: Final = ", ".join(f"{scheme}://" for scheme in _STORES)
 _URL_LIKE: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a drive has one letter
 _MODULE: Final = "obstore._obstore"
+_EXISTS: Final = 'there is an object already. Give another name; mode="w" (--overwrite) replaces it'
 _METADATA_SERVER: Final = "169.254.169.254"
 _REASON_LENGTH: Final = 300
 _MIN_PART_NBYTES: Final = 16 << 20
@@ -153,7 +154,7 @@ class RemoteObject:
 
     def exists(self) -> FileExistsError:
         """The error that says so."""
-        return FileExistsError(errno.EEXIST, 'there is an object already; mode="w" replaces it', self.url)
+        return FileExistsError(errno.EEXIST, _EXISTS, self.url)
 
     @property
     def writable(self) -> bool:
