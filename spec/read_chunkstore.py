@@ -300,7 +300,12 @@ def decode(codec: str, library: Any, chunk: bytes, nbytes: int, dictionary: byte
         decoder = library.ZstdDecompressor(library.ZstdCompressionDict(dictionary) if dictionary else None)
         raw = decoder.decompress(chunk, max_output_size=nbytes, allow_extra_data=False)
     elif codec == "blosc2" and nbytes:
-        need("head of the chunk", struct.unpack("<4xI4xI", chunk[:16]) == (nbytes, len(chunk)))
+        need("head of the chunk", len(chunk) >= 32)
+        flags, width, size, block, stored = struct.unpack_from("<2xBB3I", chunk)
+        need("head of the chunk", (size, stored) == (nbytes, len(chunk)), flags & 5 == 5, width > 0)
+        need("kind of chunk", flags >> 5 in (0, 1, 3, 4), max(chunk[16:22]) <= 4, chunk[30] == 0, chunk[31] & 0x89 == 0)
+        need("a row that is not initialized", chunk[31] >> 4 <= 3)
+        need("block size", flags & 2 or chunk[31] & 0x70 or (block >= width and block % width == 0))
         raw = library.decompress(chunk)
     need(f"{len(raw)} bytes of a row, expected {nbytes}", len(raw) == nbytes)
     return raw

@@ -5,6 +5,7 @@ Every decoder gets the number of bytes that the index promises and produces no m
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Callable
 from typing import Any, Final
@@ -17,6 +18,15 @@ WITHOUT_DICTIONARY: Final = (RAW, "zlib", "blosc2")
 # whose chunks of zeros have 32 bytes and unpack to less than 2 GiB.
 _MOST_RATIO: Final = 1 << 16
 _MOST_NBYTES: Final = 1 << 31
+# Head of a Blosc2 chunk: 2 flags, 3 element, 4 nbytes, 8 block, 12 stored, 16 filters, 30 and 31 more flags.
+BLOSC_HEAD_NBYTES: Final = 32
+BLOSC_EXTENDED: Final = 0x05  # both set: the head has 32 bytes, and says which filters
+BLOSC_COPIED: Final = 0x02
+BLOSC_ONE_VALUE: Final = 0x70
+BLOSC_FORMATS: Final = (0, 1, 3, 4)  # blosclz, lz4, zlib, zstd; what else there is are plug-ins
+BLOSC_LAST_FILTER: Final = 4  # none, shuffle, bitshuffle, delta, trunc_prec; then come plug-ins
+# Of the last byte: 1 a dictionary, 8 the rest is elsewhere, bits 4 to 6 a row of one value (4: none), 128 a plug-in.
+BLOSC_REFUSED: Final = tuple(bool(flags & 0x89) or flags >> 4 & 7 > 3 for flags in range(256))
 Decoder = Callable[[memoryview, int, bytes], bytes]
 
 
@@ -77,15 +87,33 @@ def _decode_blosc2(chunk: memoryview, nbytes: int, dictionary: bytes) -> bytes:
     blosc2 = import_codec("blosc2")
     # A copy: what is checked is what is decoded, whatever happens to the file meanwhile.
     data = bytes(chunk)
-    claimed, stored, _ = blosc2.get_cbuffer_sizes(data) if len(data) >= 16 else (-1, -1, 0)
-    if claimed != nbytes:
-        raise CorruptError(f"the blosc2 chunk claims {claimed} bytes, the index promises {nbytes}")
-    if stored != len(data):
-        raise CorruptError(f"the blosc2 chunk says that it has {stored} bytes, and there are {len(data)}")
+    _check_blosc2_head(data, nbytes)
     try:
         return bytes(blosc2.decompress2(data, nthreads=1))
     except (RuntimeError, ValueError) as error:
         raise CorruptError(f"the blosc2 chunk cannot be decoded: {error}") from None
+
+
+def _check_blosc2_head(data: bytes, nbytes: int) -> None:
+    """Refuse what the package would decode to bytes that are not in the chunk, or by code that is not its own.
+
+    A chunk may say that its row is not initialized (which gives whatever the memory of this process held), that the
+    rest of it is in another file, or that a plug-in decodes it.
+    """
+    if len(data) < BLOSC_HEAD_NBYTES:
+        raise CorruptError(f"the blosc2 chunk has {len(data)} bytes, its head alone has {BLOSC_HEAD_NBYTES}")
+    flags, width, claimed, block, stored = struct.unpack_from("<2xBBiii", data)
+    if claimed != nbytes:
+        raise CorruptError(f"the blosc2 chunk claims {claimed} bytes, the index promises {nbytes}")
+    if stored != len(data):
+        raise CorruptError(f"the blosc2 chunk says that it has {stored} bytes, and there are {len(data)}")
+    # The package leaves the rest of a block as the memory was if it is not a whole number of elements.
+    in_blocks = not (flags & BLOSC_COPIED or data[31] & BLOSC_ONE_VALUE)
+    if width < 1 or (in_blocks and (block < width or block % width)):
+        raise CorruptError(f"the blosc2 chunk has blocks of {block} bytes for elements of {width}")
+    known = flags & BLOSC_EXTENDED == BLOSC_EXTENDED and flags >> 5 in BLOSC_FORMATS
+    if not known or data[30] or BLOSC_REFUSED[data[31]] or max(data[16:22]) > BLOSC_LAST_FILTER:
+        raise CorruptError("the blosc2 chunk is of a kind that is not decoded: see section 11 of the specification")
 
 
 def import_codec(name: str) -> Any:

@@ -14,7 +14,17 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkstore._format.codec import decode, import_codec
+from chunkstore._format.codec import (
+    BLOSC_COPIED,
+    BLOSC_EXTENDED,
+    BLOSC_FORMATS,
+    BLOSC_HEAD_NBYTES,
+    BLOSC_LAST_FILTER,
+    BLOSC_ONE_VALUE,
+    BLOSC_REFUSED,
+    decode,
+    import_codec,
+)
 from chunkstore.errors import CorruptError
 
 Ints: TypeAlias = NDArray[np.int64]
@@ -26,9 +36,9 @@ _ZSTD_MOST_RATIO: Final = 1 << 15  # a block of 4 bytes is 128 KiB
 _ZSTD_BLOCK_NBYTES: Final = 128 << 10
 _SPARE_BLOCKS: Final = 256  # the encoder may cut blocks shorter; more of them than that are not worth to be followed
 _ZLIB_MOST_RATIO: Final = 1 << 11
-_BLOSC_HEAD_NBYTES: Final = 32
 _BLOSC_MOST_NBYTES: Final = 1 << 31
 _BLOSC_SIZES: Final = struct.Struct("<i4xi")  # nbytes of the row, of a block, of the chunk
+_BLOSC_REFUSED: Final = np.array(BLOSC_REFUSED)
 _DIRECT_NBYTES: Final = 64 << 10  # from here on a row is worth a call of its own, which saves a copy
 
 
@@ -185,13 +195,22 @@ class _Blosc2:
         self._decompress: Callable[..., None] = import_codec("blosc2").decompress2
 
     def possible(self, nbytes: Ints, sizes: Ints) -> NDArray[np.bool_]:
-        return np.asarray((sizes < _BLOSC_MOST_NBYTES) & (nbytes >= _BLOSC_HEAD_NBYTES))
+        return np.asarray((sizes < _BLOSC_MOST_NBYTES) & (nbytes >= BLOSC_HEAD_NBYTES))
 
     def in_c(self, sizes: Ints) -> bool:
         return False
 
     def ordinary(self, data: Bytes, offsets: Ints, nbytes: Ints, sizes: Ints) -> NDArray[np.bool_]:
-        return np.ones(len(sizes), bool)  # `decode` looks at each
+        head = data[offsets[:, None] + np.arange(BLOSC_HEAD_NBYTES)]
+        numbers = head.view("<i4")
+        flags, width, block = head[:, 2], head[:, 3], numbers[:, 2]
+        result: NDArray[np.bool_] = (numbers[:, 1] == sizes) & (numbers[:, 3] == nbytes)
+        apart = (flags & BLOSC_COPIED == 0) & (head[:, 31] & BLOSC_ONE_VALUE == 0)
+        result &= (width > 0) & (~apart | (block >= width) & (block % np.maximum(width, 1) == 0))
+        result &= (flags & BLOSC_EXTENDED == BLOSC_EXTENDED) & np.isin(flags >> 5, BLOSC_FORMATS)
+        result &= (head[:, 30] == 0) & ~_BLOSC_REFUSED[head[:, 31]]
+        result &= (head[:, 16:22] <= BLOSC_LAST_FILTER).all(axis=1)
+        return result
 
     def decode(self, data: Bytes, offsets: Ints, nbytes: Ints, sizes: Ints, out: Bytes, threads: int) -> bool:
         view, rows, at = data.data, out.data, 0

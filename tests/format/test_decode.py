@@ -13,6 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chunkstore._format import codec
 from chunkstore._format.codec import decode
 from chunkstore._format.decode import batch_decoder, zstd_frames
 from chunkstore._format.encode import Encoder, parse_codec
@@ -156,3 +157,53 @@ def test_a_frame_of_very_many_blocks_is_left_to_the_plain_way() -> None:
     data, offsets, nbytes = laid_out([frame])
     assert not zstd_frames(data, offsets, nbytes, np.array([1]))[0]
     assert plain("zstd", frame, 1) == b"a"
+
+
+def blosc2_chunk(row: bytes, width: int = 4, **changed: int) -> bytes:
+    """A Blosc2 chunk with some bytes of its head changed, by their place: `at31=0x40`."""
+    chunk = bytearray(blosc2.compress2(row, typesize=width, blocksize=len(row), nthreads=1))
+    for place, value in changed.items():
+        chunk[int(place.removeprefix("at"))] = value
+    return bytes(chunk)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"at31": 0x40},  # not initialized: decodes to whatever was in memory
+        {"at31": 0x50},
+        {"at31": 0x08},  # lazy: the rest is in another file
+        {"at31": 0x01},
+        {"at31": 0x80},
+        {"at30": 1},
+        {"at2": 0xC5},  # compressor: a plug-in
+        {"at21": 32},  # filter: a plug-in
+        {"at2": 0x01},  # the short head of Blosc1
+        {"at3": 0},
+        {"at3": 7},  # its blocks are not a whole number of elements
+    ],
+)
+def test_blosc2_chunks_whose_rows_do_not_follow_from_their_bytes(changed: dict[str, int]) -> None:
+    """Neither way decodes them: the package would give memory of this process, or run other code."""
+    row = rows_of(1, [4096])[0]
+    assert plain("blosc2", blosc2_chunk(row), 4096) == row
+    chunk = blosc2_chunk(row, **changed)
+    assert plain("blosc2", chunk, 4096) is None
+    data, offsets, nbytes = laid_out([chunk, blosc2_chunk(row)])
+    ordinary = batch_decoder("blosc2", b"").ordinary(data, offsets, nbytes, np.array([4096, 4096]))
+    assert ordinary.tolist() == [False, True]
+
+
+@given(place=st.integers(0, 31), value=st.integers(0, 255), width=st.sampled_from([1, 3, 4, 8]), zeros=st.booleans())
+def test_both_ways_take_the_same_blosc2_heads(place: int, value: int, width: int, zeros: bool) -> None:
+    """What the fast way is given, the plain way does not refuse by its head; and the other way round."""
+    row = bytes(480) if zeros else rows_of(1, [480])[0]
+    chunk = blosc2_chunk(row, width, **{f"at{place}": value})
+    data, offsets, nbytes = laid_out([chunk])
+    ordinary = bool(batch_decoder("blosc2", b"").ordinary(data, offsets, nbytes, np.array([480]))[0])
+    try:
+        codec._check_blosc2_head(chunk, 480)
+    except CorruptError:
+        assert not ordinary
+    else:
+        assert ordinary
