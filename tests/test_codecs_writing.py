@@ -204,6 +204,48 @@ def test_merge_copies_chunks(tmp_path: Path) -> None:
         chunkstore.merge([whole, tmp_path / "other.cks"], tmp_path / "no.cks")
 
 
+def test_merge_with_containers_that_have_no_dictionary_yet(tmp_path: Path) -> None:
+    """Those without samples fit any; two different dictionaries do not fit, and the message says what to do."""
+    samples = make_samples(300)
+    filled = write(tmp_path / "filled.cks", samples, codec=MIXED)
+    empty = tmp_path / "empty.cks"
+    Writer(empty, fields=FIELDS, codec=MIXED).commit()
+    for place, paths in enumerate([(empty, filled), (filled, empty), (empty, filled, empty)]):
+        chunkstore.merge(paths, tmp_path / f"{place}.cks")
+        check(tmp_path / f"{place}.cks", samples)
+    with Writer(tmp_path / "other.cks", fields=FIELDS, codec=MIXED) as writer:
+        for i, sample in enumerate(make_samples(200)):
+            writer.add({**sample, "text": f"other words, {i} of them; " * 9}, key=f"other {i}")
+    with pytest.raises(chunkstore.SchemaError, match=r"different codec dictionaries.*repack --codec"):
+        chunkstore.merge([empty, filled, tmp_path / "other.cks"], tmp_path / "no.cks")
+
+
+class _FullDisk:
+    """A file that takes no byte; of its unwritten ones it says so when it is flushed, as the system's do."""
+
+    def __init__(self, **_: Any) -> None:
+        self.file = open("/dev/full", "w+b")  # noqa: SIM115 - closed by close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("rows", [5, 2000])
+def test_no_room_for_chunks_that_come_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """One error, of ours, whether the chunks were few or many; nothing is published or left."""
+    fields = {"a": ("uint8", (100,)), "b": ("uint8", (100,))}
+    monkeypatch.setattr("chunkstore._write.late.tempfile.TemporaryFile", _FullDisk)
+    rng = np.random.default_rng(0)
+    with (
+        pytest.raises(chunkstore.WriteError, match="no room"),
+        Writer(tmp_path / "a.cks", fields=fields, codec="zlib", num_samples=rows) as writer,
+    ):
+        for _ in range(rows):
+            writer.add({name: rng.integers(0, 256, 100, np.uint8) for name in fields})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("codec", [None, "raw", "zstd:1", MIXED, {"image": "raw", "stamp": "zlib"}])
 def test_repack_changes_codecs(tmp_path: Path, codec: Any) -> None:
     """Named fields get another codec, the others keep theirs and their dictionary; every field is one extent."""

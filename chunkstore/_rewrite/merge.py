@@ -157,7 +157,7 @@ def _merge(
     with NewFile.create(out, mode) as file:
         folder = os.path.dirname(file.temporary)
         with IndexWriter(inputs[0].fields, merged, with_keys=with_keys, folder=folder) as index:
-            index.dictionaries = inputs[0].dictionaries
+            index.dictionaries = next((entry.dictionaries for entry in inputs if entry.num_samples), {})
             _write(file, index, inputs, merged, _counted(progress, total, 2 * total))
         _verify(file, _counted(progress, total, 2 * total, before=total))
         file.publish()
@@ -173,10 +173,14 @@ def _check_alike(inputs: Sequence[_Input]) -> None:
             ]
             detail = differing[0] if differing else f"{len(other.fields)} against {len(first.fields)} fields"
             raise SchemaError(f"{other.path} and {first.path} have different fields: {detail}")
-        if other.dictionaries != first.dictionaries:
-            raise SchemaError(f"{other.path} and {first.path} have different codec dictionaries")
+    # One without samples has no dictionary yet, nor is it open whether it has keys.
     filled = [entry for entry in inputs if entry.num_samples]
     for other in filled[1:]:
+        if other.dictionaries != filled[0].dictionaries:
+            raise SchemaError(
+                f"{other.path} and {filled[0].path} have different codec dictionaries, and merge copies chunks as they "
+                "are. Give them one codec without a dictionary with `chunkstore repack --codec`, or open them together"
+            )
         if other.has_keys != filled[0].has_keys:
             named = other.path if other.has_keys else filled[0].path
             raise SchemaError(f"{other.path} and {filled[0].path}: only {named} has keys; all have them or none has")

@@ -7,6 +7,7 @@ are kept in memory up to a MiB each and in one unnamed temporary file beyond tha
 from __future__ import annotations
 
 import bisect
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -155,7 +156,8 @@ class _Spill:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written before cannot be now; nobody wants it
+                self._file.close()
 
 
 class _Spool:

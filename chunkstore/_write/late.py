@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterable
 from typing import IO, Final
@@ -35,6 +36,7 @@ class LateBlocks:
             for piece in pieces:
                 self._file.write(piece)
                 self.nbytes += len(piece)
+            self._file.flush()  # or the disk may turn out to be full later, where nobody expects it
         except OSError as error:
             text = f"no room in {self._folder} for the chunks of a field: {error.strerror}"
             raise WriteError(error.errno, text) from error
@@ -52,6 +54,7 @@ class LateBlocks:
     def close(self) -> None:
         """Let go of the temporary file."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):  # what could not be written before cannot be now; nobody wants it
+                file.close()
         self.nbytes = 0
