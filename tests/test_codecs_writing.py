@@ -13,6 +13,7 @@ import pytest
 import chunkstore
 from chunkstore import Field, Writer
 from chunkstore._format.field_index import FieldIndex
+from chunkstore._write.target import AppendTarget
 
 pytest.importorskip("blosc2")
 
@@ -161,6 +162,23 @@ def test_append_goes_on_with_codec_and_dictionary(tmp_path: Path) -> None:
         assert before[3]
     with pytest.raises(chunkstore.SchemaError, match=r"'image'.*'zlib:6' was asked for.*has 'zstd'.*repack --codec"):
         Writer(path, mode="a", codec={"image": "zlib"})
+
+
+@pytest.mark.parametrize("dictionary", [{}, {3: b"another dictionary"}])
+def test_verify_sees_segments_with_other_dictionaries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dictionary: dict[int, bytes]
+) -> None:
+    """A writer that forgets it in a later segment: readers take the newest for all, so earlier rows are lost."""
+    path, commit = write(tmp_path / "a.cks", make_samples(200), codec=MIXED), AppendTarget.commit
+
+    def forget(self: AppendTarget, index: Any, tail: int) -> None:
+        index.dictionaries = dictionary
+        commit(self, index, tail)
+
+    monkeypatch.setattr(AppendTarget, "commit", forget)
+    with Writer(path, mode="a") as writer:
+        writer.add(make_samples(1)[0], key="one more")
+    assert "DICTIONARY of field 'text'" in str(chunkstore.verify(path).damage[0])
 
 
 def test_append_to_an_empty_container_trains_its_dictionary(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import pickle
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +23,7 @@ from chunkstore import Field, Ragged, Reader, Writer
 from chunkstore._format import codec
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import read_index
+from chunkstore._read.coded import run_together
 from chunkstore._storage.source import open_source
 
 BACKENDS = ("mmap", "pread")
@@ -678,3 +682,18 @@ def test_an_index_beyond_64_bits(ds: Reader, indices: Any) -> None:
     """It is outside, and named as it was given."""
     with pytest.raises(IndexError, match=str(indices[0])):
         ds.batch(indices)
+
+
+def test_an_interrupt_waits_for_the_threads_that_decode() -> None:
+    """They write into the caller's memory, which is the caller's again afterwards."""
+    ended = []
+
+    def work() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            _thread.interrupt_main()
+            time.sleep(0.3)
+            ended.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_together(work, 2)
+    assert ended == [True]

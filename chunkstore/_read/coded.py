@@ -263,31 +263,48 @@ def _threads() -> int:
 
 
 def run_together(work: Callable[[], None], threads: int) -> None:
-    """Run `work` in this thread and in others at a time; all have ended when this returns.
+    """Run `work` in this thread and in others at a time; all have ended when this returns, also after an interrupt.
 
     Raises:
         BaseException: the first that one of them raised.
     """
     errors: list[BaseException] = []
 
-    def guarded() -> None:
+    def guarded(ended: threading.Event | None = None) -> None:
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - raised below, in the thread that asked
             errors.append(error)
+        finally:
+            if ended is not None:
+                ended.set()
 
     started = []
     try:
         for _ in range(threads - 1):
-            thread = threading.Thread(target=guarded, name="chunkstore-decode", daemon=True)
+            ended = threading.Event()
+            thread = threading.Thread(target=guarded, args=(ended,), name="chunkstore-decode", daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # the interpreter is ending, or there are too many: this one does it alone
                 break
-            started.append(thread)
+            started.append((thread, ended))
         guarded()
     finally:
-        for thread in started:
+        for thread, ended in started:
+            _wait(ended, errors)
             thread.join()
     if errors:
         raise errors[0]
+
+
+def _wait(ended: threading.Event, errors: list[BaseException]) -> None:
+    """Wait whatever comes: the thread writes into memory that is the caller's again afterwards.
+
+    An event, since a `join` that is interrupted takes the thread for ended (CPython 3.11).
+    """
+    while not ended.is_set():
+        try:
+            ended.wait()
+        except BaseException as error:  # noqa: BLE001 - an interrupt; raised when nobody works any more
+            errors.append(error)

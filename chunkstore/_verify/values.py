@@ -25,7 +25,7 @@ from chunkstore._format.constants import (
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.layout import section_sizes
 from chunkstore._format.schema import Field, decode_attrs, decode_schema
-from chunkstore._format.segment import SectionEntry
+from chunkstore._format.segment import Directory, SectionEntry
 from chunkstore._verify.segment import KNOWN_KINDS, Segment, lost_with
 from chunkstore.errors import CorruptError, LimitError, UnsupportedFeatureError
 
@@ -140,6 +140,11 @@ class _Checks:
                 self._check_attrs(entry)
             elif entry.kind != Kind.ATTRS and self.segment is not self.newest:
                 self._compare_with_newest(entry)
+
+        if self.segment is not self.newest:
+            mine, others = (_dictionaries(segment.directory) for segment in (self.segment, self.newest))
+            for number in sorted(mine ^ others):
+                self._damage(Kind.DICTIONARY, "this segment or the newest has one, and the other has none", number)
 
     def _check_attrs(self, entry: SectionEntry) -> None:
         text = self.segment.section_bytes(Kind.ATTRS)
@@ -396,3 +401,8 @@ def _wrong_shapes(dims: type_ints, counts: type_ints, schema_field: Field) -> ND
     with np.errstate(over="ignore"):
         exact = np.prod(dims, axis=1)
     return np.asarray(wrong | (rough > 2.0**63) | (exact != counts))
+
+
+def _dictionaries(directory: Directory) -> set[int]:
+    """Fields that have a DICTIONARY in a segment."""
+    return {entry.field for entry in directory.sections() if entry.kind == Kind.DICTIONARY}
