@@ -690,6 +690,7 @@ def test_an_interrupt_waits_for_the_threads_that_decode() -> None:
 
     def work() -> None:
         if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)  # until the other one waits
             _thread.interrupt_main()
             time.sleep(0.3)
             ended.append(True)
