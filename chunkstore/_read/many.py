@@ -147,7 +147,7 @@ class Containers(Reader):
 
     def _open_part(self, path: str, wanted: Superblock | None) -> _Part:
         try:
-            source, index = open_newest(path, self._backend, self._remote)
+            source, index = open_newest(path, self._backend, self._remote_of(path))
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
@@ -166,6 +166,9 @@ class Containers(Reader):
             source.close()
             raise
         return _Part(source, index)
+
+    def _remote_of(self, path: str) -> Remote | None:
+        return self._remote if is_url(path) else None
 
     def _joined(self, parts: Sequence[_Part]) -> _OpenedMany:
         if self._names is not None:
@@ -293,7 +296,8 @@ class Containers(Reader):
     def select(self, indices: Indices) -> Selection:
         """As of `Reader`."""
         # Of a twin that no `refresh` moves: the same positions may then be those of other samples.
-        twin = Containers(self.path, self._paths, self._backend, self._verify, self._names, self._superblocks)
+        options = self._backend, self._verify, self._names, self._superblocks, self._remote
+        twin = Containers(self.path, self._paths, *options)
         twin._opened = self._opened
         return Selection(twin, as_positions(indices, len(self)))
 
@@ -305,7 +309,8 @@ class Containers(Reader):
         assert self._superblocks is not None
         for number, local in opened.shares(self._positions(index)):
             path = self._paths[number]
-            with Reader(path, self._backend, self._verify, self._names, self._superblocks[number]) as reader:
+            options = self._backend, self._verify, self._names, self._superblocks[number], self._remote_of(path)
+            with Reader(path, *options) as reader:
                 try:
                     reader.batch(local, fields=fields)
                 except FormatError as found:
@@ -432,6 +437,8 @@ def open(  # noqa: A001 - the public name
     if len(paths) == 1:
         return open_one(paths[0], backend=backend, verify=verify, fields=fields, remote=remote)
     _check_options(verify, fields)
+    if remote is not None and not any(map(is_url, paths)):
+        raise ValueError(f"remote: goes with URLs such as s3://bucket/train.cks, found paths only: {paths[0]!r}")
     reader = Containers(shown, paths, backend, verify, None if fields is None else tuple(fields), remote=remote)
     reader._opened  # noqa: B018 - opens now, so that errors come here
     return reader

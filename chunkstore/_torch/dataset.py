@@ -20,7 +20,6 @@ from chunkstore._read.many import open as open_reader
 from chunkstore._read.ragged import Ragged
 from chunkstore._read.reader import Reader
 from chunkstore._read.select import Selection
-from chunkstore._storage.objects import is_url
 from chunkstore._torch.collate import Batch, Sample, collate
 from chunkstore._torch.convert import RaggedMode, columns_of
 from chunkstore.errors import ReplacedError
@@ -170,8 +169,9 @@ class Dataset(torch.utils.data.Dataset[Any]):
 
     @property
     def distant(self) -> bool:
-        """Whether the container is behind a URL, so that batches wait for a server."""
-        return is_url(self.path)
+        """Whether the container, or one of several, is behind a URL, so that batches wait for a server."""
+        reader = self.reader.reader if isinstance(self.reader, Selection) else self.reader
+        return isinstance(reader, Reader) and reader.backend == "remote"
 
     @property
     def fingerprint(self) -> str:

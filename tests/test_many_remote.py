@@ -1,0 +1,128 @@
+"""Several containers behind URLs as one data set: where the parts that know of many and of URLs meet."""
+
+from __future__ import annotations
+
+import pickle
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from object_server import RangeServer
+
+import chunkstore
+from chunkstore import CorruptError, Remote, Writer
+
+pytest.importorskip("obstore", reason="the extra [remote] is not installed")
+
+NUM = 200  # samples of a container, too many for its head
+PARTS = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`0.cks` to `3.cks`: fields `x` of large rows, `label`, and `words`, which are ragged."""
+    path = tmp_path_factory.mktemp("many_remote")
+    fields: dict[str, Any] = {"x": ("uint8", (20_000,)), "label": "int64", "words": ("int16", (None,))}
+    for part in range(PARTS):
+        with Writer(path / f"{part}.cks", fields=fields, shard_nbytes=1 << 20) as writer:
+            for number in range(part * NUM, (part + 1) * NUM):
+                row = np.full(20_000, number % 251, np.uint8)
+                writer.add({"x": row, "label": number, "words": np.arange(number % 7, dtype=np.int16)})
+    return path
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[RangeServer]:
+    with RangeServer({path.name: path.read_bytes() for path in folder.glob("*.cks")}) as running:
+        yield running
+
+
+def urls(server: RangeServer) -> list[str]:
+    return [server.url(f"{part}.cks") for part in range(PARTS)]
+
+
+HEADERS = {"default_headers": {"x-key": "secret"}}
+
+
+class _Needed(RangeServer):
+    """Answers only those who send a header, as a server with a password does."""
+
+    def answer(self, request: Any, fault: Any) -> Any:
+        if request.headers.get("x-key") != "secret":
+            return 403, {}, b""
+        return super().answer(request, fault)
+
+
+@pytest.fixture
+def guarded(folder: Path) -> Iterator[_Needed]:
+    with _Needed({path.name: path.read_bytes() for path in folder.glob("*.cks")}) as running:
+        yield running
+
+
+REMOTE = Remote(storage_options={"client_options": HEADERS | {"allow_http": True}})
+
+
+class TestOptions:
+    def test_a_selection_keeps_them(self, guarded: _Needed) -> None:
+        """Also in another process."""
+        with chunkstore.open(urls(guarded), remote=REMOTE) as ds:
+            again = pickle.loads(pickle.dumps(ds.select([NUM + 3, 1])))
+            assert again.batch([0, 1])["label"].tolist() == [NUM + 3, 1]
+
+    def test_damage_is_looked_up_with_them(self, guarded: _Needed) -> None:
+        """The error names the container and its position there."""
+        data = bytearray(guarded.objects["2.cks"])
+        with chunkstore.open(guarded.url("2.cks"), remote=REMOTE) as one:
+            data[one._field_index("x").row(150)[0]] ^= 1
+        guarded.objects["2.cks"] = bytes(data)
+        with chunkstore.open(urls(guarded), remote=REMOTE) as ds:
+            expected = rf"2.cks: sample 150, .* Sample 0 of .*2.cks is sample {2 * NUM} of"
+            with pytest.raises(CorruptError, match=expected):
+                ds.batch([2 * NUM + 150, 3])
+            assert ds.batch([2 * NUM + 149, 3])["label"].tolist() == [2 * NUM + 149, 3]
+
+    def test_files_beside_urls(self, guarded: _Needed, folder: Path) -> None:
+        """The options are those of the URLs."""
+        paths = [str(folder / "0.cks"), guarded.url("1.cks")]
+        with chunkstore.open(paths, remote=REMOTE) as ds:
+            assert (ds.backend, ds.batch([NUM + 3, 1])["label"].tolist()) == ("remote", [NUM + 3, 1])
+        with pytest.raises(ValueError, match="goes with URLs"):
+            chunkstore.open([paths[0], paths[0]], remote=REMOTE)
+
+
+@pytest.mark.parametrize("where", ["urls", "pread"])
+@pytest.mark.parametrize("name", ["x", "label"])
+def test_memory_of_a_batch(server: RangeServer, folder: Path, where: str, name: str) -> None:
+    """Beside the batch: what was fetched of it, and a few numbers for each row; not a number for each byte."""
+    paths = urls(server) if where == "urls" else [str(folder / f"{part}.cks") for part in range(PARTS)]
+    order = np.random.default_rng(1).permutation(PARTS * NUM)[:300]
+    with chunkstore.open(paths, backend="auto" if where == "urls" else "pread", verify="off", fields=[name]) as ds:
+        ds.batch(order)
+        tracemalloc.start()
+        try:
+            batch = ds.batch(order)[name]
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert np.array_equal(batch[:, 0] if name == "x" else batch, order % 251 if name == "x" else order)
+    assert peak < 3.5 * batch.nbytes + (1 << 20)
+
+
+def test_rows_of_any_size_go_to_their_places(folder: Path) -> None:
+    """Equal sizes, which go together, and others; small and large; fields that begin anywhere in a batch."""
+    from chunkstore._storage.joined import JoinedSource
+    from chunkstore._storage.source import open_source
+
+    rng = np.random.default_rng(2)
+    sources = [open_source(folder / f"{part}.cks", "pread") for part in range(PARTS)]
+    data = [(folder / f"{part}.cks").read_bytes() for part in range(PARTS)]
+    with JoinedSource("all", sources) as joined:
+        for sizes in (np.full(40, 7), np.full(40, 20_000), rng.integers(0, 9, 40), rng.integers(0, 40_000, 40)):
+            which, at = rng.integers(0, PARTS, 40), rng.integers(0, len(data[0]) - 50_000, 40)
+            out = np.empty(int(sizes.sum()), np.uint8)
+            joined.read_scattered(np.array(joined.bases)[which] + at, sizes, out)
+            expected = (data[w][a : a + n] for w, a, n in zip(which, at, sizes, strict=True))
+            assert out.tobytes() == b"".join(expected)
