@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Final, Literal, NoReturn, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chunkstore._format.span import spanning
 from chunkstore._storage import platform
@@ -84,13 +85,11 @@ class JoinedSource:
             for start, target, length in zip(starts.tolist(), targets.tolist(), lengths.tolist(), strict=True):
                 self.read_into(start, view[target : target + length])
             return
-        flat = np.frombuffer(view, np.uint8) if len(view) else np.empty(0, np.uint8)
         for number, places in self._by_file(starts):
             mine = lengths[places]
             piece = np.empty(int(mine.sum()), np.uint8)
             self.sources[number].read_scattered(starts[places] - self.bases[number], mine, piece)
-            ends = np.cumsum(mine)
-            flat[np.arange(len(piece)) + np.repeat(targets[places] - (ends - mine), mine)] = piece
+            _put(piece, mine, targets[places], view)
 
     def view(self, offset: int, nbytes: int) -> memoryview | None:
         """A view over the maps; None unless all files are mapped."""
@@ -185,3 +184,18 @@ class JoinedSource:
         cuts = np.flatnonzero(np.diff(which[order], prepend=-1)).tolist()
         for low, high in zip(cuts, [*cuts[1:], len(order)], strict=True):
             yield int(self._order[which[order[low]]]), order[low:high]
+
+
+def _put(piece: NDArray[np.uint8], lengths: Offsets, targets: Offsets, view: memoryview) -> None:
+    """Copy ranges that lie back to back in `piece` to their targets. Needs memory for each range, not for each byte."""
+    if not len(piece):
+        return
+    size = int(lengths[0])
+    if (lengths == size).all() and not (targets % size).any() and size < _LARGE_NBYTES:
+        whole = np.frombuffer(view[: len(view) // size * size], np.dtype((np.void, size)))
+        whole[targets // size] = piece.view(whole.dtype)
+        return
+    flat, at = np.frombuffer(view, np.uint8), 0
+    for target, length in zip(targets.tolist(), lengths.tolist(), strict=True):
+        flat[target : target + length] = piece[at : at + length]
+        at += length
