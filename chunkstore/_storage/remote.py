@@ -189,6 +189,8 @@ class RemoteSource(PreadSource):
     def advise(self, offsets: Offsets, nbytes: int | Offsets) -> None:
         """Fetch ranges in the background, as many of them as the buffer holds; errors come when they are read."""
         starts, lengths = self._checked(offsets, nbytes)
+        far = starts + lengths > self._head.stop
+        starts, lengths = starts[far], lengths[far]
         room = np.cumsum(lengths) <= self._remote.buffer_nbytes
         self._plan(starts[room], (starts + lengths)[room], background=True)
 
@@ -308,6 +310,7 @@ class RemoteSource(PreadSource):
                 if alone:
                     inline = piece
                     piece.parts = [Future()]
+                    piece.parts[0].set_running_or_notify_cancel()  # `close` must not cancel it under this thread
                 else:
                     self._request(piece)
                 state.kept.add(piece)

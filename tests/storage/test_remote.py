@@ -130,15 +130,23 @@ class TestReads:
             with pytest.raises(ValueError, match="0 or more"):
                 source.read(-1, 5)
 
-    def test_closed(self, server: RangeServer) -> None:
-        """Every use is then a ClosedError, also for a thread that was waiting."""
+    def test_prefetch_does_not_ask_for_the_head_again(self, server: RangeServer) -> None:
+        """What came with the opening is there."""
+        with opened(server) as source, server.counting() as requests:
+            source.advise(np.array([0, 5000]), 100)
+            time.sleep(0.1)
+        assert requests == []
+
+    @pytest.mark.parametrize("step", [100, 300_000])
+    def test_closed(self, server: RangeServer, step: int) -> None:
+        """Every use is then a ClosedError, also for a thread that was waiting, for one request or for many."""
         source = opened(server)
         server.fault = lambda request: Fault(delay=0.3)
         found: list[BaseException] = []
 
         def wait() -> None:
             try:
-                source.read_scattered(np.arange(2_000_000, 6_000_000, 300_000), 10, np.empty(140, np.uint8))
+                source.read_scattered(np.arange(14) * step + 2_000_000, 10, np.empty(140, np.uint8))
             except BaseException as error:
                 found.append(error)
 
