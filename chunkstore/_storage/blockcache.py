@@ -11,6 +11,7 @@ another length or another sum counts as not there, and is removed.
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,9 +24,14 @@ _SUM_NBYTES: Final = 8
 _FOLDER: Final = "cks-cache-1"
 _TEMPORARY: Final = ".tmp"
 _KEPT_SHARE: Final = 0.9  # of the limit, after an eviction: it costs a look at every file, and so must not come often
-_LOOK_SHARE: Final = 1 / 32  # of the limit: after so many bytes written by this process, it looks
+_LOOK_SHARE: Final = 1 / 32  # of the limit: after so many bytes written by a process, it looks
 _STALE_SECONDS: Final = 3600.0  # a temporary file that old belongs to a process that was killed
 _TOUCH_SECONDS: Final = 300.0  # a block in use is younger than that
+
+
+# (process, folder) -> bytes that it may write before it looks, whatever the number of objects. It begins anywhere up to
+# the whole: processes that live shorter than that look as often, one with another.
+_left: dict[tuple[int, str], float] = {}
 
 
 class BlockCache:
@@ -45,7 +51,6 @@ class BlockCache:
         self._root = os.path.join(folder, _FOLDER)
         self._limit = limit
         self._prefix = sum128(name.encode()).hex()
-        self._written = 0
         os.makedirs(os.path.join(self._root, self._prefix[:2]), exist_ok=True)
 
     def get(self, number: int, nbytes: int) -> bytes | None:
@@ -79,9 +84,10 @@ class BlockCache:
         except OSError:
             _remove(temporary)
             return
-        self._written += len(block)  # threads may lose each other's count; the next look comes later then
-        if self._written > self._limit * _LOOK_SHARE:
-            self._written = 0
+        share, process = self._limit * _LOOK_SHARE, (os.getpid(), self._root)
+        left = _left.get(process, random.random() * share) - len(block)
+        _left[process] = share if left < 0 else left  # threads may lose each other's; the next look comes later then
+        if left < 0:
             self.evict()
 
     def evict(self) -> None:

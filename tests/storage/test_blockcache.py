@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from chunkstore._storage import blockcache
 from chunkstore._storage.blockcache import BlockCache
 
 LIMIT = 1 << 20
@@ -65,6 +66,16 @@ def test_writing_keeps_within_the_limit(tmp_path: Path) -> None:
     for number in range(200):
         cache.put(number, block(number, 20_000))
         assert sum(path.stat().st_size for path in files(tmp_path)) <= LIMIT * 33 // 32 + 20_100
+
+
+@pytest.mark.parametrize("short_lived", [False, True])
+def test_many_objects_keep_within_the_limit(tmp_path: Path, short_lived: bool) -> None:
+    """The limit is that of all objects, of which each has a cache of its own, and of all processes after each other."""
+    for number in range(200):
+        BlockCache(str(tmp_path), LIMIT, f"object {number}").put(0, block(number, 20_000))
+        if short_lived:
+            blockcache._left.clear()
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= LIMIT * 1.5
 
 
 def test_what_a_killed_process_left_goes_after_an_hour(tmp_path: Path) -> None:
