@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from object_server import RangeServer
+from object_server import Fault, RangeServer
 
 import chunkstore
 from chunkstore import CorruptError, Remote, Writer
@@ -91,6 +92,33 @@ class TestOptions:
             assert (ds.backend, ds.batch([NUM + 3, 1])["label"].tolist()) == ("remote", [NUM + 3, 1])
         with pytest.raises(ValueError, match="goes with URLs"):
             chunkstore.open([paths[0], paths[0]], remote=REMOTE)
+
+
+def test_they_are_opened_at_the_same_time(server: RangeServer) -> None:
+    """Not one round trip after another; and so it is with `refresh`."""
+    server.fault = lambda request: Fault(delay=0.1)
+    began = time.perf_counter()
+    with chunkstore.open(urls(server) * 8) as ds:
+        assert ds.refresh() is False
+        assert ds.starts.tolist() == list(range(0, 8 * PARTS * NUM + 1, NUM))
+    assert time.perf_counter() - began < 8 * PARTS * 0.1
+
+
+def test_an_error_closes_those_that_are_open(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first error in the order of the paths."""
+    from chunkstore._storage.remote import RemoteSource
+
+    made: list[RemoteSource] = []
+    begin = RemoteSource.__init__
+
+    def noted(self: RemoteSource, *args: Any, **options: Any) -> None:
+        begin(self, *args, **options)
+        made.append(self)
+
+    monkeypatch.setattr(RemoteSource, "__init__", noted)
+    with pytest.raises(FileNotFoundError, match=r"none\.cks"):
+        chunkstore.open([*urls(server), server.url("none.cks"), *urls(server)])
+    assert all(source.closed for source in made)
 
 
 @pytest.mark.parametrize("where", ["urls", "pread"])
