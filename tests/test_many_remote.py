@@ -94,6 +94,21 @@ class TestOptions:
             chunkstore.open([paths[0], paths[0]], remote=REMOTE)
 
 
+def test_one_buffer_for_all(server: RangeServer) -> None:
+    """What is kept in memory is bounded for the reader, not for each container; also after `refresh`."""
+    limit, rng = 3 << 20, np.random.default_rng(3)
+    with chunkstore.open(urls(server), remote=Remote(buffer_nbytes=limit, max_gap_nbytes=0)) as ds:
+        for _ in range(20):
+            ids = rng.permutation(len(ds))[:50]
+            ds.prefetch(ids)
+            assert ds.batch(ids)["label"].tolist() == ids.tolist()
+        kept = [set(source._room.state().kept._owned) for source in ds._source.sources]
+        sizes = [source._room.state().kept._nbytes for source in ds._source.sources]
+    assert all(each == kept[0] for each in kept)
+    assert len(kept[0]) == PARTS
+    assert max(sizes) <= limit
+
+
 def test_they_are_opened_at_the_same_time(server: RangeServer) -> None:
     """Not one round trip after another; and so it is with `refresh`."""
     server.fault = lambda request: Fault(delay=0.1)

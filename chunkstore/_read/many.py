@@ -41,7 +41,7 @@ from chunkstore._read.split import SplitRows
 from chunkstore._storage.joined import JoinedSource
 from chunkstore._storage.names import natural_sort
 from chunkstore._storage.objects import is_url
-from chunkstore._storage.remote import Remote
+from chunkstore._storage.remote import Remote, Room
 from chunkstore._storage.source import Backend, Source
 from chunkstore.errors import FormatError
 
@@ -119,7 +119,7 @@ class Containers(Reader):
     A truncated file is noticed as by a `Reader`, but in a tight loop perhaps some milliseconds late.
     """
 
-    __slots__ = ("_paths", "_superblocks")
+    __slots__ = ("_paths", "_room", "_superblocks")
 
     def __init__(
         self,
@@ -133,6 +133,7 @@ class Containers(Reader):
     ) -> None:
         super().__init__(path, backend, verify, names, remote=remote)
         self._paths = tuple(paths)
+        self._room = Room((remote or Remote()).buffer_nbytes)  # of all URLs
         self._superblocks = None if superblocks is None else tuple(superblocks)
 
     # --- opening and closing ---
@@ -162,7 +163,7 @@ class Containers(Reader):
 
     def _open_part(self, path: str, wanted: Superblock | None) -> _Part:
         try:
-            source, index = open_newest(path, self._backend, self._remote_of(path))
+            source, index = open_newest(path, self._backend, self._remote_of(path), room=self._room)
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise

@@ -7,17 +7,22 @@ import os
 from chunkstore._format.index import Index, read_index
 from chunkstore._format.superblock import Superblock
 from chunkstore._storage.opening import open_any
-from chunkstore._storage.remote import Remote
+from chunkstore._storage.remote import Remote, Room
 from chunkstore._storage.source import Backend, Source
 from chunkstore.errors import ReplacedError, TruncatedError
 
 
 def open_newest(
-    path: str, backend: Backend, remote: Remote | None = None, *, in_order: bool = False
+    path: str,
+    backend: Backend,
+    remote: Remote | None = None,
+    *,
+    in_order: bool = False,
+    room: Room | None = None,
 ) -> tuple[Source, Index]:
     """The file and its newest generation; see `open_any` for the arguments."""
     while True:
-        source = open_any(path, backend, remote, in_order=in_order)
+        source = open_any(path, backend, remote, in_order=in_order, room=room)
         try:
             return source, read_index(source)
         except TruncatedError:

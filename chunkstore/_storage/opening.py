@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from chunkstore._storage.objects import URL_KINDS, is_url, looks_like_url
-from chunkstore._storage.remote import Remote, RemoteSource
+from chunkstore._storage.remote import Remote, RemoteSource, Room
 from chunkstore._storage.source import Backend, Source, open_source
 
 
@@ -15,6 +15,7 @@ def open_any(
     remote: Remote | None = None,
     *,
     in_order: bool = False,
+    room: Room | None = None,
 ) -> Source:
     """Open a file, or an object behind a URL, for positional reads.
 
@@ -23,6 +24,7 @@ def open_any(
         backend: of a file; of an object there is one only, and "mmap" is refused.
         remote: of an object.
         in_order: it will be read from begin to end.
+        room: of an object: what it keeps in memory together with others.
     Raises:
         All that `open_source` and `RemoteSource` raise.
         ValueError: an option that does not go with it.
@@ -39,4 +41,4 @@ def open_any(
             raise FileNotFoundError(error.errno, text, os.fspath(path)) from None
     if backend not in ("auto", "pread"):
         raise ValueError(f'backend: expected "auto" for a URL, found {backend!r}')
-    return RemoteSource(os.fspath(path), remote or Remote(), in_order=in_order)
+    return RemoteSource(os.fspath(path), remote or Remote(), in_order=in_order, room=room)

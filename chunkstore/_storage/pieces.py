@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Future
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +15,20 @@ class Piece:
     """Bytes `[start, stop)` of an object, there or on their way.
 
     Attributes:
+        owner: tells the object from others.
         parts: one for each request; a part of several has written its bytes into `memory`.
         users: how many readers need it now.
-        used: whether any reader ever did.
     """
 
-    __slots__ = ("memory", "parts", "start", "stop", "used", "users")
+    __slots__ = ("memory", "owner", "parts", "start", "stop", "users")
 
-    def __init__(self, start: int, stop: int, memory: memoryview | None) -> None:
+    def __init__(self, start: int, stop: int, memory: memoryview | None, owner: object = None) -> None:
+        self.owner = owner
         self.start = start
         self.stop = stop
         self.memory = memory
         self.parts: list[Future[memoryview]] = []
         self.users = 0
-        self.used = False
 
     @property
     def nbytes(self) -> int:
@@ -93,63 +92,68 @@ class Cover:
 
 
 class Kept:
-    """The pieces that a source keeps: bounded; those that were used go first, then the oldest.
+    """The pieces that the sources of one data set keep: bounded; those that were used go first, then the oldest.
 
-    Not safe from threads: the source has a lock.
+    Not safe from threads: it comes with a lock.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._pieces: dict[Piece, None] = {}  # in the order of use
+        self._used: dict[Piece, None] = {}  # in the order of use
+        self._unused: dict[Piece, None] = {}  # in the order of the requests
         self._nbytes = 0
-        self._cover: Cover | None = None
+        self._owned: dict[object, dict[Piece, None]] = {}
+        self._covers: dict[object, Cover] = {}
 
-    def cover(self) -> Cover:
-        """All of them, for lookups."""
-        if self._cover is None:
-            self._cover = Cover(self._pieces)
-        return self._cover
+    def cover(self, owner: object) -> Cover:
+        """All of one object, for lookups."""
+        found = self._covers.get(owner)
+        if found is None:
+            found = self._covers[owner] = Cover(self._owned.get(owner, ()))
+        return found
 
     def add(self, piece: Piece) -> None:
         """Keep one more; nobody may need those any more that go for it."""
-        self._pieces[piece] = None
+        self._unused[piece] = None
+        self._owned.setdefault(piece.owner, {})[piece] = None
         self._nbytes += piece.nbytes
-        self._cover = None
+        self._covers.pop(piece.owner, None)
 
     def touch(self, piece: Piece) -> None:
         """Note that a reader needs it."""
-        piece.used = True
-        if piece in self._pieces:
-            self._pieces[piece] = self._pieces.pop(piece)
+        if piece in self._owned.get(piece.owner, ()):
+            self._unused.pop(piece, None)
+            self._used.pop(piece, None)
+            self._used[piece] = None
 
     def drop(self, piece: Piece) -> None:
         """Keep it no longer."""
-        if piece in self._pieces:
-            del self._pieces[piece]
-            self._nbytes -= piece.nbytes
-            self._cover = None
+        mine = self._owned.get(piece.owner, {})
+        if piece not in mine:
+            return
+        del mine[piece]
+        if not mine:
+            del self._owned[piece.owner]
+        self._used.pop(piece, None)
+        self._unused.pop(piece, None)
+        self._nbytes -= piece.nbytes
+        self._covers.pop(piece.owner, None)
 
     def shrink(self) -> None:
         """Let go what is beyond the limit."""
-        if self._nbytes <= self._limit:
-            return
-        for piece in sorted(self._pieces, key=_unused):
-            if self._nbytes <= self._limit:
-                return
+        while self._nbytes > self._limit:
+            piece = next(iter(self._used or self._unused))
             self.drop(piece)
             if not piece.users:
                 piece.cancel()
 
-    def clear(self) -> None:
-        """Let go of all."""
-        for piece in list(self._pieces):
+    def clear(self, owner: object) -> None:
+        """Let go of all of one object."""
+        for piece in list(self._owned.get(owner, ())):
             self.drop(piece)
             piece.cancel()
+        self._covers.pop(owner, None)
 
 
 def _start(piece: Piece) -> int:
     return piece.start
-
-
-def _unused(piece: Piece) -> Any:
-    return not piece.used

@@ -76,19 +76,29 @@ class Remote:
 
 
 class _State:
-    """What belongs to one process: after a fork the child has one of its own."""
+    """What belongs to one process."""
 
-    def __init__(self, buffer_nbytes: int) -> None:
-        self.pid = os.getpid()
+    def __init__(self, nbytes: int) -> None:
         self.lock = threading.Lock()
-        self.kept = Kept(buffer_nbytes)
-        self.local = threading.local()
+        self.kept = Kept(nbytes)
 
-    def covers(self) -> list[Cover]:
-        """What the blocks that this thread is in have staged, outermost first."""
-        found: list[Cover] | None = getattr(self.local, "covers", None)
+
+class Room:
+    """What the sources of one data set keep in memory together; after a fork the child has one of its own."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes = nbytes
+        self._states: dict[int, _State] = {}
+
+    def state(self) -> _State:
+        """That of this process."""
+        process = os.getpid()
+        found = self._states.get(process)
         if found is None:
-            found = self.local.covers = []
+            # One call, which no other thread can come between: all must use the same lock.
+            found = self._states.setdefault(process, _State(self._nbytes))
+            for other in self._states.keys() - {process}:  # locks and requests under way are the parent's
+                self._states.pop(other, None)
         return found
 
 
@@ -101,6 +111,7 @@ class RemoteSource(PreadSource):
         url: see `objects.RemoteObject`.
         remote: options.
         in_order: read ahead in large steps, for those who read all of it from begin to end.
+        room: shared with other sources; default: one of its own.
     Raises:
         FileNotFoundError, PermissionError, RemoteError: as the server says.
         ReplacedError: from any read; the object is not the one that was opened.
@@ -109,7 +120,7 @@ class RemoteSource(PreadSource):
     backend: Literal["mmap", "pread", "remote"] = "remote"
     distant = True
 
-    def __init__(self, url: str, remote: Remote, *, in_order: bool = False) -> None:
+    def __init__(self, url: str, remote: Remote, *, in_order: bool = False, room: Room | None = None) -> None:
         self.path = url
         self._remote = remote
         self._in_order = in_order
@@ -123,7 +134,9 @@ class RemoteSource(PreadSource):
         self._cache: BlockCache | None = None
         if remote.cache_dir is not None and self._version.known:
             self._cache = BlockCache(remote.cache_dir, remote.cache_nbytes, f"{url}|{version}|{self.size}")
-        self._state = _State(remote.buffer_nbytes)
+        self._room = room or Room(remote.buffer_nbytes)
+        self._owner = object()
+        self._local = threading.local()
         self.num_read_nbytes = 0  # by `read`, which is how the index is read, and what its pages have in memory
 
     @property
@@ -164,7 +177,7 @@ class RemoteSource(PreadSource):
             mine = slice(first, last)
             targets = (ends - lengths)[mine].tolist()
             with self._staged(starts[mine], (starts + lengths)[mine]):
-                cover = self._state_now().covers()[-1]
+                cover = self._covers()[-1]
                 places = cover.places(starts[mine], (starts + lengths)[mine])
                 ranges = zip(places, starts[mine].tolist(), lengths[mine].tolist(), targets, strict=True)
                 for place, start, size, target in ranges:
@@ -210,10 +223,9 @@ class RemoteSource(PreadSource):
 
     def close(self) -> None:
         self._object = None
-        state = self._state
-        if state.pid == os.getpid():
-            with state.lock:
-                state.kept.clear()
+        state = self._room.state()
+        with state.lock:
+            state.kept.clear(self._owner)
 
     def _check_open(self) -> None:
         if self._object is None:
@@ -228,16 +240,16 @@ class RemoteSource(PreadSource):
         self._check_ranges(starts, lengths)
         return starts, lengths
 
-    def _state_now(self) -> _State:
-        state = self._state
-        if state.pid != os.getpid():
-            # Locks, threads and requests under way are the parent's.
-            state = self._state = _State(self._remote.buffer_nbytes)
-        return state
+    def _covers(self) -> list[Cover]:
+        """What the blocks that this thread is in have staged, outermost first."""
+        found: list[Cover] | None = getattr(self._local, "covers", None)
+        if found is None:
+            found = self._local.covers = []
+        return found
 
     @contextmanager
     def _staged(self, starts: Offsets, stops: Offsets) -> Iterator[None]:
-        covers = self._state_now().covers()
+        covers = self._covers()
         if covers and min(covers[-1].places(starts, stops), default=0) >= 0:
             yield  # a block around this one has it all
             return
@@ -251,7 +263,7 @@ class RemoteSource(PreadSource):
             self._let_go(pieces)
 
     def _near(self, start: int, stop: int) -> memoryview:
-        piece = self._state_now().covers()[-1].find(start, stop)
+        piece = self._covers()[-1].find(start, stop)
         assert piece is not None
         return piece.read(start, stop)
 
@@ -263,10 +275,11 @@ class RemoteSource(PreadSource):
                 for piece in pieces:
                     piece.wait()
             except BaseException as error:
-                with self._state_now().lock:
+                state = self._room.state()
+                with state.lock:
                     for piece in pieces:
                         if piece in fresh or piece.failed():
-                            self._state_now().kept.drop(piece)
+                            state.kept.drop(piece)
                 self._let_go(pieces)
                 self._check_open()  # whoever closed it has cancelled what was under way
                 old = any(piece not in fresh and piece.failed() for piece in pieces)
@@ -277,7 +290,7 @@ class RemoteSource(PreadSource):
             return pieces
 
     def _let_go(self, pieces: list[Piece]) -> None:
-        state = self._state_now()
+        state = self._room.state()
         with state.lock:
             for piece in pieces:
                 piece.users -= 1
@@ -290,21 +303,21 @@ class RemoteSource(PreadSource):
         if (stops == starts).any():
             some = stops > starts
             starts, stops = starts[some], stops[some]
-        state = self._state_now()
+        state = self._room.state()
         inline: Piece | None = None
         with state.lock:
-            cover = state.kept.cover()
+            cover = state.kept.cover(self._owner)
             places = np.array(cover.places(starts, stops), np.int64)
             found = [cover.pieces[place] for place in np.unique(places[places >= 0]).tolist()]
             if any(piece.failed() for piece in found):
                 for piece in found:
                     if piece.failed():
                         state.kept.drop(piece)
-                cover = state.kept.cover()
+                cover = state.kept.cover(self._owner)
                 places = np.array(cover.places(starts, stops), np.int64)
                 found = [cover.pieces[place] for place in np.unique(places[places >= 0]).tolist()]
             missing = places < 0
-            fresh = [Piece(low, high, None) for low, high in self._runs(starts[missing], stops[missing])]
+            fresh = [Piece(low, high, None, self._owner) for low, high in self._runs(starts[missing], stops[missing])]
             alone = len(fresh) == 1 and not background and fresh[0].nbytes <= self._remote.max_request_nbytes
             for piece in fresh:
                 if alone:

@@ -78,6 +78,6 @@ def test_what_was_used_goes_before_what_was_not() -> None:
     kept.touch(read)
     kept.add(later)
     kept.shrink()
-    assert kept.cover().pieces == [ahead, later]
-    assert kept.cover().find(12, 20) is ahead
-    assert kept.cover().find(2, 4) is None
+    assert kept.cover(None).pieces == [ahead, later]
+    assert kept.cover(None).find(12, 20) is ahead
+    assert kept.cover(None).find(2, 4) is None

@@ -107,7 +107,7 @@ class TestReads:
                 source.advise(np.arange(2_000_000, 4_000_000, 200_000), 100_000)
                 time.sleep(0.2)
             assert len(requests) == 2
-            assert source._state.kept._nbytes <= 250_000
+            assert source._room.state().kept._nbytes <= 250_000
 
     @settings(max_examples=25)
     @given(st.lists(st.tuples(st.integers(0, len(DATA) - 1), st.integers(0, 5000)), max_size=12), st.booleans())
