@@ -164,7 +164,7 @@ def _join(one: type_attrs, other: type_attrs) -> dict[str, Any]:
         joined["names"] = {**one["names"], **other.get("names", {})}  # by key, and keys are unique
     if "files" in one:
         taken = {path for path, _ in one["files"]}
-        joined["files"] = [*one["files"], *([_free(path, taken), count] for path, count in other["files"])]
+        joined["files"] = [*one["files"], *([free_name(path, taken), count] for path, count in other["files"])]
     counts = [record.get("reordered", 0) for record in (one, other)]
     if any(type(count) is int and count for count in counts):
         joined["reordered"] = sum(count for count in counts if type(count) is int)
@@ -174,7 +174,7 @@ def _join(one: type_attrs, other: type_attrs) -> dict[str, Any]:
     return joined
 
 
-def _free(path: str, taken: set[str]) -> str:
+def free_name(path: str, taken: set[str]) -> str:
     """The path, or one beside it that is free: `x.npy`, `x-2.npy`."""
     head, dot, suffix = path.rpartition(".")
     number, name = 1, path

@@ -19,6 +19,7 @@ from chunkstore._ingest.plan.plan import LABEL, OnError, Plan, make_plan
 from chunkstore._ingest.plan.read import PlanReader
 from chunkstore._ingest.plan.scan import Skipped, count_text, scan_sources
 from chunkstore._ingest.plan.specs import DATA, DtypeArg, FieldArg
+from chunkstore._rewrite.attrs import free_name
 from chunkstore._write.writer import Writer
 from chunkstore.errors import IngestError
 
@@ -312,7 +313,7 @@ def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     joined = {**old, "fields": {name: _joined_field(source, new) for name, source in old["fields"].items()}}
     if "files" in old and "files" in new:
         taken = {path for path, _ in old["files"]}
-        joined["files"] = [*old["files"], *([_free(path, taken), count] for path, count in new["files"])]
+        joined["files"] = [*old["files"], *([free_name(path, taken), count] for path, count in new["files"])]
     if "names" in old and old.get("suffix") == new.get("suffix"):
         joined["names"] = {**old["names"], **new.get("names", {})}
     return joined
@@ -327,14 +328,3 @@ def _joined_field(source: Any, new: dict[str, Any]) -> Any:
         name: (None if name in ("dtype", "order") and other.get(name) != value else value)
         for name, value in source.items()
     }
-
-
-def _free(path: str, taken: set[str]) -> str:
-    """The path, or one beside it that is free: `x.npy`, `x-2.npy`."""
-    head, dot, suffix = path.rpartition(".")
-    number, name = 1, path
-    while name in taken:
-        number += 1
-        name = f"{head}-{number}{dot}{suffix}"
-    taken.add(name)
-    return name
