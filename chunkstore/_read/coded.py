@@ -20,7 +20,7 @@ from chunkstore._read.checked import Checker
 from chunkstore._read.ragged import Ragged, only_row, row_offsets
 from chunkstore._storage.buffers import byte_view
 from chunkstore._storage.source import Source
-from chunkstore.errors import CorruptError, UnsupportedFeatureError
+from chunkstore.errors import CorruptError, MissingExtraError, UnsupportedFeatureError
 
 _FEW_ROWS: Final = 2  # looking at heads together costs 60 µs, whatever their number
 _MOST_THREADS: Final = 4
@@ -85,7 +85,11 @@ class CodedRows:
     def _batch_decoder(self) -> BatchDecoder:
         if self._decoder is None:
             self._dictionary = self._load_dictionary()
-            self._decoder = batch_decoder(self.field.codec, self._dictionary)
+            try:
+                self._decoder = batch_decoder(self.field.codec, self._dictionary)
+            except MissingExtraError as error:
+                where = f"{self.source.path}: field {self.field.name!r}"
+                raise MissingExtraError(f"{where}: {error}, or leave it out: open(path, fields=[...])") from None
         return self._decoder
 
     def _fill(self, chunks: _Chunks, rows: NDArray[Any], view: memoryview | None) -> None:

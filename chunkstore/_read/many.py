@@ -421,7 +421,7 @@ def open(  # noqa: A001 - the public name
 
     Args:
         path: of the container; or the URL of an object: `s3://bucket/key`, `gs://`, `az://`, `https://`, `http://`. One
-            request opens it where the index is in front (any converted container), two where it lies behind (a stream),
+            request opens it where the index is in front (converted, all fields raw), two where it lies behind,
             and one more for each earlier segment (appends), all at once.
             Or several, of which positions run through in this order: a list of paths; a directory, for
             all `*.cks` in it; a pattern such as `"data/*.cks"` (`**` for directories below), where no file has that
