@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "chunkstore"
 LAYERS = [
     ["errors"],
     ["_format.constants"],
-    ["_format.checksum", "_format.dtypes", "_format.codec", "_format.encode", "_format.decode"],
+    ["_format.checksum", "_format.dtypes", "_format.lookup", "_format.codec", "_format.encode", "_format.decode"],
     ["_format.schema"],
     ["_format.superblock", "_format.segment"],
     ["_format.section"],

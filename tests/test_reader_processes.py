@@ -148,3 +148,19 @@ row.sum()
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout == "clean\n"
     assert run.returncode != 0
+
+
+def test_reading_imports_nothing_of_numpy(path: Path) -> None:
+    """A child that is forked while another thread reads for the first time would wait for that import for ever."""
+    code = (
+        "import sys, chunkstore, numpy as np\n"
+        "with chunkstore.open(sys.argv[1], backend=sys.argv[2]) as ds:\n"
+        "    before = set(sys.modules)\n"
+        "    ds.batch(np.arange(0, 2000, 7)); ds[5]; ds[100:200]; ds.find(['k7', 'k9'])\n"
+        "print(sorted(name for name in set(sys.modules) - before if name.startswith('numpy')))\n"
+    )
+    for backend in ("mmap", "pread"):
+        found = subprocess.run(
+            [sys.executable, "-c", code, str(path), backend], capture_output=True, text=True, check=False
+        )
+        assert (found.stdout.strip(), found.stderr) == ("[]", "")

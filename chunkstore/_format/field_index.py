@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from chunkstore._format.constants import Kind
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.index import Index
-from chunkstore._format.lookup import Lookup
+from chunkstore._format.lookup import Lookup, distinct
 from chunkstore._format.section import Column, join_ranges
 from chunkstore.errors import CorruptError, LimitError
 
@@ -191,7 +191,7 @@ class FieldIndex:
             known = self._base_table = np.full(len(self.block_offset), -1, np.int64)
         found = known[shards]
         if (found < 0).any():
-            missing = np.unique(shards[found < 0])
+            missing = distinct(shards[found < 0])
             known[missing] = column.take(self.shard_starts[missing])
             found = known[shards]
         return found

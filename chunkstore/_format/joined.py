@@ -19,7 +19,7 @@ from chunkstore._format.checksum import sum128
 from chunkstore._format.constants import ATTRS_RESERVED, NO_FIELD, PAGE_NBYTES, Kind
 from chunkstore._format.index import BLOCK_ENTRY, Index
 from chunkstore._format.keys import KeyIndex
-from chunkstore._format.lookup import Lookup
+from chunkstore._format.lookup import Lookup, distinct
 from chunkstore._format.schema import Field
 from chunkstore._format.section import Column, Section
 from chunkstore._format.span import spanning
@@ -101,7 +101,7 @@ class JoinedColumn(Column):
             pages = items // per_page + self._first_page.take(which)
             unseen = ~self._seen.take(pages)
             if unseen.any():
-                for part in np.unique(which[unseen]).tolist():
+                for part in distinct(which[unseen]).tolist():
                     self._parts[part].ensure_items(items[unseen & (which == part)], self._dtype.itemsize)
                 self._seen[pages] = True
                 self._all_seen = bool(self._seen.all())

@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from chunkstore._format.checksum import sum64
 from chunkstore._format.constants import PAGE_NBYTES, SUM_ALIGNMENT, Kind
+from chunkstore._format.lookup import distinct
 from chunkstore._format.segment import SectionEntry, num_pages, pad, section_end
 from chunkstore.errors import CorruptError
 
@@ -143,7 +144,7 @@ class Section:
         if self.complete or not items.size:
             return _NONE, _NONE
         pages = items // (PAGE_NBYTES // itemsize)
-        pages = np.unique(pages[~self._seen[pages]])
+        pages = distinct(pages[~self._seen[pages]])
         starts = pages * PAGE_NBYTES
         return starts + self._entry.offset, np.minimum(self.nbytes - starts, PAGE_NBYTES)
 
@@ -153,7 +154,7 @@ class Section:
 
     def _missing_pages(self, items: NDArray[np.int64], itemsize: int) -> list[int]:
         pages = items // (PAGE_NBYTES // itemsize)
-        found: list[int] = np.unique(pages[~self._seen[pages]]).tolist()
+        found: list[int] = distinct(pages[~self._seen[pages]]).tolist()
         return found
 
     def _bring(self, pages: list[int]) -> None:
@@ -272,7 +273,7 @@ class Column:
         segments = np.searchsorted(self._starts, positions, "right") - 1
         shape = (len(positions),) if self._width == 1 else (len(positions), self._width)
         result = np.empty(shape, self._dtype)
-        for segment in np.unique(segments).tolist():
+        for segment in distinct(segments).tolist():
             mine = segments == segment
             result[mine] = self._take_part(segment, positions[mine] + (shift - int(self._starts[segment])))
         return result
@@ -283,7 +284,7 @@ class Column:
             return self._parts[0].missing((positions - int(self._starts[0])) * self._width, self._dtype.itemsize)
         segments = np.searchsorted(self._starts, positions, "right") - 1
         found: list[tuple[int, int]] = []
-        for segment in np.unique(segments).tolist():
+        for segment in distinct(segments).tolist():
             mine = positions[segments == segment] - int(self._starts[segment])
             found += self._parts[segment].missing(mine * self._width, self._dtype.itemsize)
         return found
@@ -304,7 +305,7 @@ class Column:
             return _NONE, _NONE
         segments = np.searchsorted(self._starts, positions, "right") - 1
         found = []
-        for segment in np.unique(segments).tolist():
+        for segment in distinct(segments).tolist():
             part, size = self._parts[segment], self._dtype.itemsize
             rows = positions[segments == segment] + (shift - int(self._starts[segment]))
             found += [part.unread(rows * self._width + column, size) for column in self._ends]

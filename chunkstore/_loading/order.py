@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chunkstore._format.checksum import sum64
+from chunkstore._format.lookup import distinct
 from chunkstore._loading.permutation import (
     ALGORITHM,
     CHUNK,
@@ -290,7 +291,7 @@ class Order:
         assert self._blocks is not None
         windows = slots // self.window
         out = np.empty_like(x)
-        for window in np.unique(windows).tolist():
+        for window in distinct(windows).tolist():
             first = window * self.window
             bounds = np.array([first, min(first + self.window, self._blocks.num_blocks)])
             start, stop = layout.slot_start(bounds).tolist()

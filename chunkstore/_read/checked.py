@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from chunkstore._format.checksum import sum64, sum64_large
 from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.lookup import distinct
 from chunkstore._read.batch import Positions
 from chunkstore._storage.source import Source
 from chunkstore.errors import CorruptError
@@ -177,7 +178,7 @@ class Checker:
         """(offset, nbytes) of all that proving these rows reads of a distant file: groups, and their sums."""
         if self.done:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        ids = self.pending(np.unique(self.group_ids(positions)))
+        ids = self.pending(distinct(self.group_ids(positions)))
         offsets, nbytes = self.ranges(ids)
         sums = np.array(self.index.missing_sums(ids), np.int64).reshape(-1, 2)
         return np.concatenate([offsets, sums[:, 0]]), np.concatenate([nbytes, sums[:, 1]])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from chunkstore._format import codec
 from chunkstore._format.decode import BatchDecoder, batch_decoder
 from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.lookup import distinct
 from chunkstore._read.batch import Positions, checked_buffer, checked_out, empty_array, empty_rows
 from chunkstore._read.checked import Checker
 from chunkstore._read.ragged import Ragged, only_row, row_offsets
@@ -136,7 +137,7 @@ class CodedRows:
             return decoder.decode(data, places, chunks.nbytes, chunks.sizes, flat, threads)
         ends = np.cumsum(chunks.sizes)
         cuts = np.searchsorted(ends, np.arange(1, _PARTS * threads) * (len(flat) // (_PARTS * threads)), "right")
-        bounds = np.unique(np.concatenate([[0], cuts, [len(ends)]])).tolist()
+        bounds = distinct(np.concatenate([[0], cuts, [len(ends)]])).tolist()
         parts = iter(list(pairwise(bounds)))
         results: list[bool] = []
 

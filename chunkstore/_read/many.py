@@ -23,6 +23,7 @@ from chunkstore._format import superblock as superblocks
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index, read_generation
 from chunkstore._format.joined import JoinedIndex
+from chunkstore._format.lookup import distinct
 from chunkstore._format.superblock import Superblock
 from chunkstore._read.batch import Indices, Positions, as_position, as_positions
 from chunkstore._read.checked import Checker, Verify
@@ -84,7 +85,7 @@ class _OpenedMany(Opened):
     def shares(self, positions: Positions) -> Iterator[tuple[int, Positions]]:
         """(number of a container, positions there), for each that has some of the positions."""
         which = self.joined.starts.searchsorted(positions, "right") - 1
-        for number in np.unique(which).tolist():
+        for number in distinct(which).tolist():
             yield number, positions[which == number] - self.joined.starts[number]
 
 

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, NoReturn
 import numpy as np
 
 from chunkstore._format.checksum import sum64
+from chunkstore._format.lookup import distinct
 from chunkstore._format.segment import OPENING_NBYTES
 from chunkstore._storage import platform
 from chunkstore._storage.blockcache import BLOCK_NBYTES, BlockCache
@@ -308,14 +309,14 @@ class RemoteSource(PreadSource):
         with state.lock:
             cover = state.kept.cover(self._owner)
             places = np.array(cover.places(starts, stops), np.int64)
-            found = [cover.pieces[place] for place in np.unique(places[places >= 0]).tolist()]
+            found = [cover.pieces[place] for place in distinct(places[places >= 0]).tolist()]
             if any(piece.failed() for piece in found):
                 for piece in found:
                     if piece.failed():
                         state.kept.drop(piece)
                 cover = state.kept.cover(self._owner)
                 places = np.array(cover.places(starts, stops), np.int64)
-                found = [cover.pieces[place] for place in np.unique(places[places >= 0]).tolist()]
+                found = [cover.pieces[place] for place in distinct(places[places >= 0]).tolist()]
             missing = places < 0
             fresh = [Piece(low, high, None, self._owner) for low, high in self._runs(starts[missing], stops[missing])]
             alone = len(fresh) == 1 and not background and fresh[0].nbytes <= self._remote.max_request_nbytes
