@@ -17,6 +17,7 @@ import chunkstore
 from chunkstore import CorruptError, Remote, Writer
 
 pytest.importorskip("obstore", reason="the extra [remote] is not installed")
+pytest.importorskip("zstandard", reason="the extra [codecs] is not installed")
 
 NUM = 200  # samples of a container, too many for its head
 PARTS = 4
@@ -92,6 +93,35 @@ class TestOptions:
             assert (ds.backend, ds.batch([NUM + 3, 1])["label"].tolist()) == ("remote", [NUM + 3, 1])
         with pytest.raises(ValueError, match="goes with URLs"):
             chunkstore.open([paths[0], paths[0]], remote=REMOTE)
+
+
+LONG = 50_000  # samples of a container whose index does not come with the opening
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Three ragged fields of which row i has i % 7 items, raw and in zstd."""
+    path = tmp_path_factory.mktemp("long")
+    offsets = np.append(0, np.cumsum(np.arange(LONG) % 7))
+    rows = chunkstore.Ragged(np.arange(offsets[-1], dtype=np.int32), offsets, None, False)
+    with Writer(path / "raw", fields=dict.fromkeys("abc", ("int32", (None,)))) as writer:
+        writer.add_batch(dict.fromkeys("abc", rows))
+    chunkstore.repack(path / "raw", path / "zstd", codec={"a": "zstd", "b": "zstd"})
+    return {name: (path / name).read_bytes() for name in ("raw", "zstd")}
+
+
+@pytest.mark.parametrize("kinds", [("raw", "raw"), ("zstd", "zstd"), ("raw", "zstd")])
+def test_the_first_batch_takes_two_round_trips(long: dict[str, bytes], kinds: tuple[str, str]) -> None:
+    """Whatever the number of containers and of fields: one for offsets of rows, one for the rows and their sums."""
+    order = np.random.default_rng(4).permutation(PARTS * LONG)[:40]
+    objects = {f"{part}.cks": long[kinds[part % 2]] for part in range(PARTS)}
+    with RangeServer(objects) as server, chunkstore.open(urls(server)) as ds:
+        server.fault = lambda request: Fault(delay=0.25)
+        began = time.perf_counter()
+        batch = ds.batch(order)
+        seconds = time.perf_counter() - began
+    assert all(batch[name].counts().tolist() == (order % LONG % 7).tolist() for name in "abc")
+    assert seconds < 0.75
 
 
 def test_one_buffer_for_all(server: RangeServer) -> None:

@@ -124,6 +124,15 @@ class FieldIndex:
         columns += [] if self._shapes is None else [(self._shapes, 0)]
         return join_ranges([column.unread(positions, shift) for column, shift in columns])
 
+    def missing(self, positions: type_ints) -> tuple[type_ints, type_ints]:
+        """(offset, nbytes) in the file of what `rows` and `shapes` have to read of a distant file first."""
+        columns = [column for column in (self._stored, self._items, self._shapes) if column is not None]
+        if not columns or not positions.size:
+            return positions[:0], positions[:0]
+        wanted = np.concatenate([positions, np.unique(self.shard_starts[self._shards(positions)])])
+        found = np.array([each for column in columns for each in column.missing(wanted)], np.int64).reshape(-1, 2)
+        return found[:, 0], found[:, 1]
+
     def unread_sums(self, ids: type_ints) -> tuple[type_ints, type_ints]:
         """As `unread`, for `group_sums`."""
         return self._sums.unread(ids)

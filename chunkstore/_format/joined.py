@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from chunkstore._format.index import BLOCK_ENTRY, Index
 from chunkstore._format.keys import KeyIndex
 from chunkstore._format.lookup import Lookup, distinct
 from chunkstore._format.schema import Field
-from chunkstore._format.section import Column, Section
+from chunkstore._format.section import Column, Section, join_ranges
 from chunkstore._format.span import spanning
 from chunkstore.errors import SchemaError
 
@@ -32,8 +32,12 @@ type_ints = NDArray[np.int64]
 class JoinedColumn(Column):
     """One index array over the segments of several containers: `take` is one gather, however many they are."""
 
-    def __init__(self, parts: Sequence[Section], starts: type_ints, dtype: str, width: int = 1) -> None:
+    def __init__(
+        self, parts: Sequence[Section], bases: Sequence[int], starts: type_ints, dtype: str, width: int = 1
+    ) -> None:
+        """As of `Column`; `bases`: what to add to offsets in the file of each part."""
         super().__init__(parts, starts, dtype, width)
+        self._bases = bases
         self._lookup = Lookup(starts)
         pages = [-(-part.nbytes // PAGE_NBYTES) for part in parts]
         self._first_page = np.cumsum([0, *pages], dtype=np.int64)[:-1]
@@ -77,12 +81,31 @@ class JoinedColumn(Column):
         return np.concatenate([*pieces, end])
 
     def unread(self, positions: type_ints, shift: int = 0) -> tuple[type_ints, type_ints]:
-        """Nothing: the parts of the index are in many files, each of which reads what is asked of it."""
-        return positions[:0], positions[:0]
+        """As of `Column`; offsets are those of all containers together."""
+        if self._all_seen:
+            return positions[:0], positions[:0]
+        size, found = self._dtype.itemsize, []
+        for part, rows in self._by_part(positions, shift):
+            for item in self._ends:
+                offsets, nbytes = self._parts[part].unread(rows * self._width + item, size)
+                found.append((offsets + self._bases[part], nbytes))
+        return join_ranges(found)
 
     def missing(self, positions: type_ints) -> list[tuple[int, int]]:
-        """Nothing, as of `unread`."""
-        return []
+        """As of `Column`; offsets are those of all containers together."""
+        if self._all_seen:
+            return []
+        size, found = self._dtype.itemsize, []
+        for part, rows in self._by_part(positions):
+            base = self._bases[part]
+            found += [(at + base, nbytes) for at, nbytes in self._parts[part].missing(rows * self._width, size)]
+        return found
+
+    def _by_part(self, positions: type_ints, shift: int = 0) -> Iterator[tuple[int, type_ints]]:
+        """(number of a part, rows there), for each that has some of the positions."""
+        which = self._lookup.find(positions)
+        for part in np.unique(which).tolist():
+            yield part, positions[which == part] + (shift - int(self._starts[part]))
 
     def _span(self) -> NDArray[Any]:
         memory, at = spanning([part.array(np.uint8) for part in self._parts])
@@ -191,6 +214,7 @@ class JoinedIndex(Index):
         """
         self.path = path
         self.parts = tuple(parts)
+        self._bases = bases
         self.starts = np.cumsum([0, *(part.num_samples for part in parts)], dtype=np.int64)
         self.first_shards = np.cumsum([0, *(len(part.blocks) for part in parts)], dtype=np.int64)
         self.num_samples = int(self.starts[-1])
@@ -246,7 +270,7 @@ class JoinedIndex(Index):
         for part, directory in self._segments:
             own = number if number == NO_FIELD else self.numbers[part][number]
             sections.append(self.parts[part].section(directory, kind, own))
-        return JoinedColumn(sections, starts, dtype, width)
+        return JoinedColumn(sections, [self._bases[part] for part, _ in self._segments], starts, dtype, width)
 
 
 def common_attrs(all_attrs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

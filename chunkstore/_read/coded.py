@@ -175,6 +175,9 @@ class CodedRows:
         rows, proofs = self.index.rows(positions), self.checker.needed(positions)
         return np.concatenate([rows[0], proofs[0]]), np.concatenate([rows[1], proofs[1]])
 
+    def needed_first(self, positions: Positions) -> tuple[Positions, Positions]:
+        return self.index.missing(positions)
+
     def run(self, start: int, stop: int, target: Any) -> NDArray[Any] | Ragged:
         positions = np.arange(start, stop)
         if self.source.distant:
@@ -230,6 +233,8 @@ class UnknownRows:
     def needed(self, positions: Positions) -> tuple[Positions, Positions]:
         """Nothing: reading will say what is wrong."""
         return positions[:0], positions[:0]
+
+    needed_first = needed
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from typing import Any, Final
 
@@ -20,16 +20,22 @@ INDEX_NBYTES = 256 << 20  # of pages that a reader keeps: the sums of 128 GB of 
 Getter = Callable[[int], Any]
 
 
-def needed(rows: Iterable[Rows], positions: Positions) -> tuple[Positions, Positions]:
-    """(offset, nbytes) of all that reading these rows takes: data, and pages of the index not seen yet."""
-    return joined([each.needed(positions) for each in rows] or [(positions[:0], positions[:0])])
+def needed(source: Source, rows: Collection[Rows], positions: Positions) -> tuple[Positions, Positions]:
+    """(offset, nbytes) of all that reading these rows takes: data, and pages of the index not seen yet.
+
+    Where pages of the index say what it is, all that are missing come by one call, of all fields and containers.
+    """
+    nothing = positions[:0], positions[:0]
+    first = joined([nothing, *(each.needed_first(positions) for each in rows)])
+    with source.staged(*first) if first[0].size else nullcontext():
+        return joined([nothing, *(each.needed(positions) for each in rows)])
 
 
 def batch(
     source: Source, positions: Positions, targets: list[tuple[str, Rows, Any]]
 ) -> dict[str, NDArray[Any] | Ragged]:
     """As `Reader.batch`: one call for all fields; then nothing that they read costs a request."""
-    offsets, nbytes = needed([each for _, each, _ in targets], positions)
+    offsets, nbytes = needed(source, [each for _, each, _ in targets], positions)
     # A very large batch is not in memory twice: each field is read in steps.
     large = int(nbytes.sum()) > _STAGED_NBYTES
     with nullcontext() if large else source.staged(offsets, nbytes):
@@ -47,9 +53,9 @@ def is_heavy(source: Source) -> bool:
     return True
 
 
-def prefetch(source: Source, positions: Positions, rows: Iterable[Rows]) -> None:
+def prefetch(source: Source, positions: Positions, rows: Collection[Rows]) -> None:
     """Fetch in the background what `batch` will need."""
-    source.advise(*needed(rows, positions))
+    source.advise(*needed(source, rows, positions))
 
 
 def getters(source: Source, rows: Mapping[str, Rows], found: list[tuple[str, Getter]]) -> list[tuple[str, Getter]]:
@@ -60,7 +66,7 @@ def getters(source: Source, rows: Mapping[str, Rows], found: list[tuple[str, Get
     name, get = found[0]
 
     def fetched(position: int) -> Any:
-        with source.staged(*needed(every, np.array([position]))):
+        with source.staged(*needed(source, every, np.array([position]))):
             return get(position)
 
     return [(name, fetched), *found[1:]]

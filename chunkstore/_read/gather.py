@@ -67,6 +67,9 @@ class Rows(Protocol):
     def needed(self, positions: Positions) -> tuple[Positions, Positions]:
         """(offset, nbytes) in the file of all that reading these rows takes, for a distant file."""
 
+    def needed_first(self, positions: Positions) -> tuple[Positions, Positions]:
+        """The same of what `needed` itself reads from the index, to know it."""
+
 
 def rows_of(index: FieldIndex, source: Source, checker: Checker, dictionary: Callable[[], bytes]) -> Rows:
     """The way to read this field."""
@@ -132,6 +135,9 @@ class _RawRows:
 
     def needed(self, positions: Positions) -> tuple[Positions, Positions]:
         return joined([self.index.rows(positions), self.checker.needed(positions)])
+
+    def needed_first(self, positions: Positions) -> tuple[Positions, Positions]:
+        return self.index.missing(positions)
 
     def _read_run(self, start: int, stop: int, dest: memoryview) -> None:
         """Read rows `[start, stop)` back to back, shard by shard."""

@@ -87,9 +87,17 @@ class SplitRows:
         return Ragged(values, offsets, shapes, field.is_string)
 
     def needed(self, positions: Positions) -> tuple[Positions, Positions]:
+        return self._together(positions, lambda part, mine: part.needed(mine))
+
+    def needed_first(self, positions: Positions) -> tuple[Positions, Positions]:
+        return self._together(positions, lambda part, mine: part.needed_first(mine))
+
+    def _together(
+        self, positions: Positions, ranges: Callable[[Rows, Positions], tuple[Positions, Positions]]
+    ) -> tuple[Positions, Positions]:
         found = [(positions[:0], positions[:0])]
         for number, places in self.shares(positions):
-            offsets, nbytes = self.parts[number].needed(positions[places] - self.starts[number])
+            offsets, nbytes = ranges(self.parts[number], positions[places] - self.starts[number])
             found.append((offsets + self.bases[number], nbytes))
         return joined(found)
 
