@@ -76,3 +76,25 @@ def test_block_shuffle_with_a_cache_takes_few_requests(server: RangeServer, tmp_
         reader.close()
     assert counts["blocks"] <= 4 * (NUM * 16384 >> 20)
     assert counts["blocks"] < counts["rows"] / 2
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_damage_comes_in_its_place(tmp_path: Path, remote: bool) -> None:
+    """A damaged page of offsets fails the batches that need it, with a note, and not those that are made before."""
+    num, bad = 40_000, 30_000
+    offsets = np.append(0, np.cumsum(np.arange(num) % 7))
+    rows = chunkstore.Ragged(np.arange(offsets[-1], dtype=np.int32), offsets, None, False)
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path, fields={"x": ("int32", (None,))}) as writer:
+        writer.add_batch({"x": rows})
+    data = bytearray(path.read_bytes())
+    data[data.index(offsets[bad : bad + 9].astype("<i8").tobytes())] ^= 1
+    path.write_bytes(data)
+    with RangeServer({"a.cks": bytes(data)}) as server:
+        source, made = server.url("a.cks") if remote else path, 0
+        with Loader(source, 64) as loader, pytest.raises(chunkstore.CorruptError, match="section OFFSETS") as caught:
+            for _ in loader:
+                made += 1
+    first = bad // 8192 * 8192  # of the page
+    assert first - 64 * 8 < 64 * made <= first
+    assert "while the Loader made the batch of samples" in caught.value.__notes__[0]

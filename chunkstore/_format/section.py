@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -161,11 +161,14 @@ class Section:
         """Prove pages of a distant file: all are fetched at once, and with them all of a small section."""
         if not pages:
             return
-        if self.nbytes <= _WHOLE_NBYTES:
-            pages = np.flatnonzero(~self._seen).tolist()
+        others = np.flatnonzero(~self._seen).tolist() if self.nbytes <= _WHOLE_NBYTES else []
         with self._source.staged(*np.array(self._ranges(pages)).T):
             for page in pages:
                 self._prove(page)
+            for page in others:
+                if not self._seen[page]:
+                    with suppress(CorruptError):  # nobody has asked for it
+                        self._prove(page)
 
     def _ranges(self, pages: list[int]) -> list[tuple[int, int]]:
         offset, nbytes = self._entry.offset, self.nbytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -110,10 +111,11 @@ class _Maker:
     def __call__(self, task: tuple[list[IntArray], list[IntArray] | None]) -> _Run:
         run, ahead = task
         before = cold_reads()
-        if self._distant:
-            self._dataset.prefetch(_joined(run))  # answers come in the order of the requests: these before those ahead
-        if self._cold and ahead is not None:
-            self._dataset.prefetch(_joined(ahead))
+        with suppress(Exception):  # what is wrong comes again, in its place
+            if self._distant:
+                self._dataset.prefetch(_joined(run))  # answers come in the order of requests: these before those ahead
+            if self._cold and ahead is not None:
+                self._dataset.prefetch(_joined(ahead))
         made = self._make(run)
         self._cold = self._distant or cold_reads() != before
         if self._runs:
