@@ -128,6 +128,7 @@ class _Shared(Generic[Task, Result]):
         """The next result in order, and the seconds it took; waits for it."""
         while (found := self.results.pop(self._next_result, None)) is None:
             if self.stopped:
+                _end_daemon()
                 raise ClosedError("this iteration was closed; begin a new one with iter()")
             if self._num_tasks is not None and self._next_result >= self._num_tasks:
                 return _END, 0.0
@@ -293,6 +294,16 @@ def _stop(shared: _Shared[Any, Any], patience_seconds: float | None) -> None:
     if not any(thread.is_alive() for thread in shared.threads):
         _RUNNING.discard(shared)
         shared.make = _closed
+
+
+def _end_daemon() -> None:
+    """At exit: let a daemon thread of the user's own rest here for good.
+
+    It would otherwise go on while the interpreter goes away, to free the tensors that it has; and a thread that is
+    inside a framework's call then aborts the process.
+    """
+    if _exiting and threading.current_thread().daemon:
+        threading.Event().wait()
 
 
 def _closed(task: Any) -> Any:
