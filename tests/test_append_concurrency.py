@@ -12,6 +12,7 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,3 +145,28 @@ def test_verify_beside_a_writer(memory: Path) -> None:
             report = chunkstore.verify(path, progress=append)
             bad += [damage.message for damage in report.damage if not damage.harmless]
     assert bad == []
+
+
+def test_append_does_not_cut_off_what_a_damaged_superblock_named(tmp_path: Path) -> None:
+    """B did not reach the disk before a power failure, then A is damaged: the commit that only A named stays there."""
+    path = tmp_path / "a.cks"
+    for count, mode in ((10, "x"), (5, "a")):
+        with chunkstore.Writer(path, mode=mode) as writer:  # type: ignore[arg-type]
+            before = b"" if mode == "x" else path.read_bytes()[4096:8192]
+            for number in range(count):
+                writer.add({"x": np.int64(number)}, key=f"{mode}{number}")
+    data = bytearray(path.read_bytes())
+    data[4096:8192] = before
+    for at in (40, 60, 2000, 4090):
+        damaged = bytes(data[:at]) + bytes([data[at] ^ 1]) + bytes(data[at + 1 :])
+        path.write_bytes(damaged)
+        assert len(chunkstore.open(path)) == 10
+        with pytest.raises(chunkstore.CorruptError, match=r"superblock A is damaged.*Nothing was changed"):
+            chunkstore.Writer(path, mode="a")
+        assert path.read_bytes() == damaged
+    for torn in (data[:512] + before[512:], before[:512] + data[512:4096], bytes(512) + data[512:4096]):
+        path.write_bytes(bytes(torn) + bytes(data[4096:]))
+        with chunkstore.Writer(path, mode="a") as writer:  # a commit that was not acknowledged
+            writer.add({"x": np.int64(7)}, key="new")
+        assert chunkstore.verify(path).ok
+        assert len(chunkstore.open(path)) == 11

@@ -28,9 +28,10 @@ from chunkstore._storage.lock import WriterLock
 from chunkstore._storage.sink import Sink
 from chunkstore._storage.source import open_source
 from chunkstore._write.index_writer import IndexWriter, Keys, Position
-from chunkstore.errors import LimitError, ReplacedError, SchemaError, UnsupportedFeatureError
+from chunkstore.errors import CorruptError, LimitError, ReplacedError, SchemaError, UnsupportedFeatureError
 
 _PIECE_NBYTES: Final = 8 << 20
+_SECTOR_NBYTES: Final = 512  # what a disk writes as a whole, or not at all
 
 
 class Target(Protocol):
@@ -137,6 +138,7 @@ class AppendTarget:
                     f"{self.path}: this is not the container as this writer left it: another one took its place, or "
                     "another writer appended to it. What was committed is committed; open it again to append more"
                 )
+            self._check_nothing_lost()
             # What an append left behind that did not finish.
             self.sink.truncate(self._index.superblock.committed_end)
             self._mend_superblocks()
@@ -166,6 +168,25 @@ class AppendTarget:
             raise ReplacedError(
                 f"{self.path}: another file was put in the place of the container while it was written to. What "
                 f"was committed went into the old file, which has this name no more; open the new one"
+            )
+
+    def _check_nothing_lost(self) -> None:
+        """Refuse to cut off what a damaged superblock A may have named: B may be that of the commit before.
+
+        A write of A that a crash tore has its first or its last sector as it was before, which is as in B, or zeros; such
+        a commit was not acknowledged. Any other A that is damaged was whole once.
+        """
+        if "A" not in dict(self._index.head.damage) or self._source.size <= self._index.superblock.committed_end:
+            return
+        head = self._source.read(0, HEAD_NBYTES)
+        a, b = head[:SUPERBLOCK_NBYTES], head[SUPERBLOCK_NBYTES:]
+        ends = slice(0, _SECTOR_NBYTES), slice(-_SECTOR_NBYTES, None)
+        if not any(a[part] in (b[part], bytes(_SECTOR_NBYTES)) for part in ends):
+            behind = self._source.size - self._index.superblock.committed_end
+            raise CorruptError(
+                f"{self.path}: superblock A is damaged, and {behind} bytes lie behind the end that superblock B names: "
+                "they may be a commit that B does not know, and appending would cut them off. Nothing was changed. Keep "
+                "a copy of the file; `chunkstore recover FILE OUT` saves what can be proven good"
             )
 
     def _mend_superblocks(self) -> None:
