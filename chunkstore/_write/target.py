@@ -173,8 +173,8 @@ class AppendTarget:
     def _check_nothing_lost(self) -> None:
         """Refuse to cut off what a damaged superblock A may have named: B may be that of the commit before.
 
-        A write of A that a crash tore has its first or its last sector as it was before, which is as in B, or zeros; such
-        a commit was not acknowledged. Any other A that is damaged was whole once.
+        A write of A that a crash tore has its first or its last sector as it was before, which is as in B, or zeros;
+        such a commit was not acknowledged. Any other A that is damaged was whole once.
         """
         if "A" not in dict(self._index.head.damage) or self._source.size <= self._index.superblock.committed_end:
             return
@@ -185,8 +185,8 @@ class AppendTarget:
             behind = self._source.size - self._index.superblock.committed_end
             raise CorruptError(
                 f"{self.path}: superblock A is damaged, and {behind} bytes lie behind the end that superblock B names: "
-                "they may be a commit that B does not know, and appending would cut them off. Nothing was changed. Keep "
-                "a copy of the file; `chunkstore recover FILE OUT` saves what can be proven good"
+                "they may be a commit that B does not know, and appending would cut them off. Nothing was changed. Keep a "
+                "copy of the file; `chunkstore recover FILE OUT` saves what can be proven good"
             )
 
     def _mend_superblocks(self) -> None:
