@@ -184,9 +184,9 @@ class AppendTarget:
         if not any(a[part] in (b[part], bytes(_SECTOR_NBYTES)) for part in ends):
             behind = self._source.size - self._index.superblock.committed_end
             raise CorruptError(
-                f"{self.path}: superblock A is damaged, and {behind} bytes lie behind the end that superblock B names: "
-                "they may be a commit that B does not know, and appending would cut them off. Nothing was changed. Keep a "
-                "copy of the file; `chunkstore recover FILE OUT` saves what can be proven good"
+                f"{self.path}: superblock A is damaged, and {behind} bytes lie behind the end that B names: "
+                "they may be a commit that B does not know, and appending would cut them off. Nothing was changed. "
+                "Keep a copy of the file; `chunkstore recover FILE OUT` saves what can be proven good"
             )
 
     def _mend_superblocks(self) -> None:
