@@ -107,7 +107,7 @@ def decode(data: bytes) -> Superblock:
     uuid, generation, end, offset, nbytes, directory_sum = rest
     flags = (incompatible, read_only, compatible)
     superblock = Superblock(uuid, generation, end, offset, nbytes, directory_sum, *flags, minor)
-    _check_values(superblock)
+    check_values(superblock)
     return superblock
 
 
@@ -118,7 +118,8 @@ def decode_record(record: bytes) -> Superblock:
     return Superblock(uuid, generation, end, offset, nbytes, directory_sum, incompatible, read_only, compatible, minor)
 
 
-def _check_values(superblock: Superblock) -> None:
+def check_values(superblock: Superblock) -> None:
+    """Raise CorruptError or LimitError where places and lengths cannot be."""
     end, start, nbytes = superblock.committed_end, superblock.directory_offset, superblock.directory_nbytes
     if superblock.generation < 1:
         raise CorruptError("the generation is 0, expected at least 1")

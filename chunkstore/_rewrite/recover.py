@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -219,15 +220,33 @@ def _superblocks(source: Source, report: Recovery) -> list[tuple[str, Superblock
     """The superblocks that are valid, the newest first."""
     found = []
     for name, offset in zip("AB", SUPERBLOCK_OFFSETS, strict=True):
+        data = b""
         try:
-            superblock = superblocks.decode(source.read(offset, SUPERBLOCK_NBYTES))
+            data = source.read(offset, SUPERBLOCK_NBYTES)
+            superblock = superblocks.decode(data)
             superblocks.check_flags(superblock)
             found.append((name, superblock))
         except (UnsupportedVersionError, UnsupportedFeatureError):
             raise  # what its bytes mean is not known, so nothing of it can be proven
         except FormatError as error:
             report.notes.append(f"superblock {name}: {error}")
+            named = _proven_by_index(source, data)
+            if named is not None:
+                report.notes.append(f"superblock {name} names an index that has the sum it says: it is used")
+                found.append((name, named))
     return sorted(found, key=lambda item: -item[1].generation)
+
+
+def _proven_by_index(source: Source, data: bytes) -> Superblock | None:
+    """A damaged superblock whose index is where it says, with the 128 bits that it says: what matters of it holds."""
+    try:
+        superblock = superblocks.decode_record(data[: superblocks.RECORD_NBYTES])
+        superblocks.check_values(superblock)
+        superblocks.check_flags(superblock)
+        read_generation(source, superblock, cut_off=True)
+    except (FormatError, struct.error):
+        return None
+    return superblock
 
 
 def _search(source: Source) -> Iterator[Directory]:
