@@ -153,10 +153,15 @@ class _Run:
                 nbytes=committed_end - size,
             )
         elif size > committed_end:
+            what = (
+                "perhaps a commit that the damaged superblock named: `chunkstore recover` saves it if it can be proven"
+                if self._ledger.num_damage
+                else "left by an append that was interrupted or is under way, or added by something else; no sample is "
+                "affected"
+            )
             self._ledger.add(
                 "trailing",
-                f"{size - committed_end} bytes behind the committed end {committed_end}: left by an append that was "
-                "interrupted or is under way, or added by something else; no sample is affected",
+                f"{size - committed_end} bytes behind the committed end {committed_end}: {what}",
                 harmless=True,
                 offset=committed_end,
                 nbytes=size - committed_end,
