@@ -47,14 +47,12 @@ def measure(ds: Reader, batch: int, seconds: float) -> list[dict[str, Any]]:
 def _best(run: Callable[[], object], seconds: float) -> float:
     """Seconds of the fastest run; as many runs as fit, three at least, the first not counted."""
     run()
-    best, end = float("inf"), time.perf_counter() + seconds
-    for number in itertools.count():
+    best, runs, end = float("inf"), 0, time.perf_counter() + seconds
+    while runs < _LEAST_RUNS or time.perf_counter() < end:
         began = time.perf_counter()
-        if number >= _LEAST_RUNS and began >= end:
-            return best
         run()
-        best = min(best, time.perf_counter() - began)
-    raise AssertionError("unreachable")
+        best, runs = min(best, time.perf_counter() - began), runs + 1
+    return best
 
 
 def _result(what: str, seconds: float, samples: float | None = None, nbytes: float | None = None) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""`info`, `ls`, `get`: what is in a container."""
+"""`info`, `ls`, `get`, `refs`: what is in a container, for people and for other libraries."""
 
 from __future__ import annotations
 
 import fnmatch
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -11,7 +12,13 @@ from typing import Any, Final
 import click
 
 from chunkstore._cli.facts import RowSizes, container_facts, facts_text, joined_facts, joined_text
-from chunkstore._cli.options import check_fields, container_argument, json_option, open_container
+from chunkstore._cli.options import (
+    advise_if_no_container,
+    check_fields,
+    container_argument,
+    json_option,
+    open_container,
+)
 from chunkstore._cli.output import (
     log,
     nbytes_text,
@@ -216,3 +223,40 @@ def _row_text(name: str, row: Any, facts: dict[str, Any]) -> str:
     if values:
         lines.append(f"    {'value' if row.size == 1 else 'first values'}: {values}")
     return "\n".join(lines)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  chunkstore refs train.cks > train.json
+  chunkstore refs train.cks --url s3://bucket/train.cks > train.json
+  python -c "import xarray; print(xarray.open_dataset('train.json', engine='kerchunk'))"
+"""
+)
+@container_argument
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["kerchunk"]),
+    default="kerchunk",
+    show_default=True,
+    help="References of kerchunk, version 1, for fsspec, zarr and xarray.",
+)
+@click.option("--url", metavar="URL", help="Where readers will find FILE; default its absolute path.")
+def refs(file: str, form: str, url: str | None) -> None:
+    """Describe FILE as JSON by which zarr and xarray read it without chunkstore; no data are copied.
+
+    Each field is an array of the same values, in chunks as the shards are; keys are the array 'keys'. Fields of texts
+    and of rows that differ in size become two or three arrays (NAME.values, NAME.offsets). What zarr cannot read is
+    left out and named on stderr, with the reason. An append to FILE later does not make the description wrong; it shows
+    what was there before.
+    """
+    from chunkstore._refs.kerchunk import kerchunk_references
+
+    advise_if_no_container(file)
+    found = kerchunk_references(file, url)
+    for name, reason in found.left_out.items():
+        log(f"left out: field {one_line(name)!r}: {reason}")
+    for note in found.notes:
+        log(f"note: {one_line(note)}")
+    write(json.dumps(found.content))

@@ -20,11 +20,11 @@ _COMMANDS: Final = {
     "get": ("looking", "Show one sample of FILE, or write it as a file."),
     "verify": ("checking", "Hold every byte of each FILE against its checksum."),
     "export": ("making", "Write the samples of FILE back as .npy and .npz files."),
-    "append": ("adding", "Add the samples of directories or files to FILE."),
+    "append": ("making", "Add the samples of directories or files to FILE."),
     "merge": ("rewriting", "Put the samples of several FILEs into the new container OUT."),
     "repack": ("rewriting", "Write FILE (or some of it) anew, each field in one piece."),
     "recover": ("rewriting", "Save what can be proven good of a damaged FILE into OUT."),
-    "refs": ("describing", "Describe FILE for zarr and xarray, which then read it."),
+    "refs": ("looking", "Describe FILE for zarr and xarray, which then read it."),
     "bench": ("checking", "Measure how fast FILE is read on this machine."),
     "demo": ("demo", "Show all of this on handwritten digits, in a few seconds."),
 }
