@@ -6,16 +6,25 @@ import uuid
 from collections import Counter
 from typing import Any, Final
 
+import numpy as np
+
 from chunkstore._cli.options import open_container
 from chunkstore._cli.output import nbytes_text, one_line, plural, shape_text, table
-from chunkstore._format.constants import ATTRS_RESERVED, FORMAT_MAJOR, HEAD_NBYTES, SUM_ALIGNMENT, Kind
+from chunkstore._format.constants import (
+    ATTRS_RESERVED,
+    FORMAT_MAJOR,
+    HEAD_NBYTES,
+    KEY_KINDS,
+    NO_FIELD,
+    SUM_ALIGNMENT,
+    Kind,
+)
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index
 from chunkstore._format.segment import num_pages, pad
 from chunkstore._read.many import Containers
 from chunkstore._read.reader import Reader
 
-_KEY_KINDS: Final = (Kind.KEY_BYTES, Kind.KEY_OFFSETS, Kind.KEY_HASHES, Kind.KEY_ORDER)
 _ROW_KINDS: Final = (Kind.OFFSETS, Kind.SHAPES, Kind.STORED_OFFSETS)
 _SHOWN: Final = 8
 
@@ -135,7 +144,7 @@ def _sizes(index: Index, file_nbytes: int) -> dict[str, Any]:
     kinds = _section_nbytes(index)
     data = int(index.blocks["nbytes"].sum())
     segments = sum(directory.segment_nbytes for directory in index.directories)
-    keys = sum(kinds[kind] for kind in _KEY_KINDS)
+    keys = sum(kinds[kind] for kind in KEY_KINDS)
     text = sum(entry.nbytes for d in index.directories for entry in d.sections() if entry.kind == Kind.KEY_BYTES)
     num = max(index.num_samples, 1)
     end = index.superblock.committed_end
@@ -169,12 +178,10 @@ def _section_nbytes(index: Index) -> Counter[int]:
 def _superseded_nbytes(index: Index) -> int:
     """Bytes of index segments that a later one has taken the place of."""
     newest = index.directories[-1]
-    entry = newest.find(Kind.SUPERSEDED, 0xFFFFFFFF)
-    if entry is None:
+    if (Kind.SUPERSEDED, NO_FIELD) not in newest:
         return 0
-    section = index.section(newest, Kind.SUPERSEDED)
-    section.ensure_all()
-    return int(section.array("<u8").reshape(-1, 3)[:, 1].sum())
+    entries = np.frombuffer(index.section(newest, Kind.SUPERSEDED).whole(), "<u8").reshape(-1, 3)  # offset, nbytes, sum
+    return int(entries[:, 1].sum())
 
 
 def _origin(converted: Any) -> dict[str, Any] | None:

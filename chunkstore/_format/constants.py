@@ -66,3 +66,7 @@ class Kind(IntEnum):
     KEY_HASHES = 12
     KEY_ORDER = 13
     SUPERSEDED = 14
+
+
+KNOWN_KINDS: Final = frozenset(Kind)
+KEY_KINDS: Final = (Kind.KEY_BYTES, Kind.KEY_OFFSETS, Kind.KEY_HASHES, Kind.KEY_ORDER)  # section 10

@@ -17,8 +17,11 @@ from chunkstore._format.checksum import sum128
 from chunkstore._format.codec import WITHOUT_DICTIONARY
 from chunkstore._format.constants import (
     HEAD_NBYTES,
+    KEY_KINDS,
+    KNOWN_KINDS,
     NO_FIELD,
     PART_ALIGNMENT,
+    SUPERSEDED_ENTRY_NBYTES,
     Kind,
 )
 from chunkstore._format.keys import KeyIndex, KeySections
@@ -32,8 +35,6 @@ from chunkstore.errors import CorruptError, FormatError, TruncatedError
 BLOCK_ENTRY: Final = np.dtype(
     [("offset", "<u8"), ("nbytes", "<u8"), ("sum", "<u8"), ("rows_per_group", "<u8"), ("first_group", "<u8")]
 )
-_KINDS: Final = frozenset(Kind)
-_KEY_KINDS: Final = (Kind.KEY_BYTES, Kind.KEY_OFFSETS, Kind.KEY_HASHES, Kind.KEY_ORDER)
 type_ints = NDArray[np.int64]
 
 
@@ -142,7 +143,7 @@ class Index:
                 raise CorruptError(f"{where}: section {kind.name} of {nbytes} bytes expected, found {found}")
         allowed = {(kind, NO_FIELD if number is None else number) for kind, number in sizes}
         for entry in directory.sections():
-            if entry.kind in _KINDS and (entry.kind, entry.field) not in allowed:
+            if entry.kind in KNOWN_KINDS and (entry.kind, entry.field) not in allowed:
                 self._check_optional(entry.kind, entry.field, where, entry.nbytes)
         if directory.num_fields != len(self.fields):
             raise CorruptError(f"{where} has {directory.num_fields} fields, SCHEMA {len(self.fields)}")
@@ -153,7 +154,7 @@ class Index:
     def _check_optional(self, kind: int, number: int, where: str, nbytes: int) -> None:
         if kind in (Kind.SCHEMA, Kind.ATTRS) and number == NO_FIELD:
             return
-        if kind == Kind.SUPERSEDED and number == NO_FIELD and nbytes % 24 == 0:
+        if kind == Kind.SUPERSEDED and number == NO_FIELD and nbytes % SUPERSEDED_ENTRY_NBYTES == 0:
             return
         in_schema = number < len(self.fields)
         if kind == Kind.CHUNK_SUMS and in_schema and nbytes % 8 == 0:
@@ -239,7 +240,7 @@ class Index:
             )
 
     def _key_sections(self, directory: Directory) -> KeySections:
-        parts = [self.section(directory, kind) for kind in _KEY_KINDS]
+        parts = [self.section(directory, kind) for kind in KEY_KINDS]
         return KeySections(directory.first_sample, directory.num_samples, *parts)
 
 

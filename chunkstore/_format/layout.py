@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkstore._format.constants import GROUP_NBYTES, SHARD_SAMPLES, Kind
+from chunkstore._format.constants import BLOCK_ENTRY_NBYTES, GROUP_NBYTES, SHARD_SAMPLES, Kind
 from chunkstore._format.keys import order_dtype
 from chunkstore._format.schema import Field
 
@@ -84,7 +84,7 @@ def section_sizes(
     """
     sizes: dict[tuple[Kind, int | None], int] = {
         (Kind.SHARD_STARTS, None): 8 * (num_shards + 1),
-        (Kind.BLOCKS, None): 40 * num_shards * len(fields),
+        (Kind.BLOCKS, None): BLOCK_ENTRY_NBYTES * num_shards * len(fields),
     }
     for number, field in enumerate(fields):
         if field.ragged:

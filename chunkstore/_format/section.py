@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from chunkstore._format.checksum import sum64
-from chunkstore._format.constants import PAGE_NBYTES, SUM_ALIGNMENT, Kind
+from chunkstore._format.constants import KNOWN_KINDS, NO_FIELD, PAGE_NBYTES, SUM_ALIGNMENT, Kind
 from chunkstore._format.lookup import distinct
 from chunkstore._format.segment import SectionEntry, num_pages, pad, section_end
 from chunkstore.errors import CorruptError
 
 type_array = NDArray[Any]
 type_ints = NDArray[np.int64]
-_KINDS = frozenset(Kind)
 # Sections up to this size are copied as they are proven, mapped or not: a mapped page that the system has dropped
 # comes back from the disk 4 KiB at a time. Measured, cold batches of 1 KiB rows: 59 k rows/s instead of 16 k.
 # 16 MiB are the sums of 8 GB of small rows.
@@ -248,8 +247,8 @@ class Section:
 
     def name(self) -> str:
         """Kind, and the number of the field where there is one."""
-        known = Kind(self._entry.kind).name if self._entry.kind in _KINDS else f"of kind {self._entry.kind}"
-        return known if self._entry.field == 0xFFFFFFFF else f"{known} of field {self._entry.field}"
+        known = Kind(self._entry.kind).name if self._entry.kind in KNOWN_KINDS else f"of kind {self._entry.kind}"
+        return known if self._entry.field == NO_FIELD else f"{known} of field {self._entry.field}"
 
 
 class Column:

@@ -1,7 +1,7 @@
 """The bytes of a container outside its index: every block, superseded region and padding, in the order of the file.
 
-`cover` proves that the parts fill the file; `Walk` holds the bytes of each against its sum; `_Block` finds the chunks
-that are damaged in a block.
+`cover` proves that the parts fill the file; `Walk` holds the bytes of each against its sum; `BlockCheck` (groups.py)
+finds the chunks that are damaged in a block.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format.checksum import Stream64, sum64, sum64_large
-from chunkstore._format.constants import HEAD_NBYTES, PART_ALIGNMENT, Kind
+from chunkstore._format.constants import HEAD_NBYTES, PART_ALIGNMENT, SUPERSEDED_ENTRY_NBYTES, Kind
 from chunkstore._verify.groups import BlockCheck, BlockPlace
-from chunkstore._verify.report import Ledger
 from chunkstore._verify.segment import PIECE_NBYTES, Segment, Tape, check_zeros
 from chunkstore.errors import TruncatedError
 
@@ -111,9 +110,10 @@ _REGION_ENTRY: Final = np.dtype([("offset", "<u8"), ("nbytes", "<u8"), ("sum", "
 
 def _read_regions(segment: Segment, committed_end: int) -> NDArray[Any]:
     data = segment.section_bytes(Kind.SUPERSEDED) or b""
-    regions = np.frombuffer(data[: len(data) // 24 * 24], _REGION_ENTRY)
+    regions = np.frombuffer(data[: len(data) // SUPERSEDED_ENTRY_NBYTES * SUPERSEDED_ENTRY_NBYTES], _REGION_ENTRY)
     offset, nbytes, end = regions["offset"], regions["nbytes"], np.uint64(committed_end)
-    wrong = (offset % np.uint64(4096) != 0) | (nbytes % np.uint64(4096) != 0) | (offset < HEAD_NBYTES) | (nbytes == 0)
+    part = np.uint64(PART_ALIGNMENT)
+    wrong = (offset % part != 0) | (nbytes % part != 0) | (offset < HEAD_NBYTES) | (nbytes == 0)
     wrong |= (offset > end) | (nbytes > end - np.minimum(offset, end))
     wrong[1:] |= offset[1:] <= offset[:-1]
     for region in regions[wrong][:100].tolist():
@@ -289,7 +289,7 @@ class Walk:
     def _sum(self, offset: int, nbytes: int, buffer: memoryview) -> int | None:
         """xxh3-64 of a range, read piece by piece; None when the work is to end."""
         stream, size, read_into = Stream64(), len(buffer), self._tape.read_into
-        ledger: Ledger = self._tape.ledger
+        ledger = self._tape.ledger
         for start in range(offset, offset + nbytes, size):
             piece = buffer[: min(size, offset + nbytes - start)]
             read_into(start, piece)

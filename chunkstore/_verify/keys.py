@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format.checksum import sum64
-from chunkstore._format.constants import MAX_KEY_NBYTES, NO_FIELD, Kind
+from chunkstore._format.constants import KEY_KINDS, MAX_KEY_NBYTES, NO_FIELD, Kind
 from chunkstore._format.keys import order_dtype
 from chunkstore._verify.segment import Segment, Tape, lost_with
 
 _COUNT: Final = 1 << 16  # keys that are looked at together
 _TEXT_NBYTES: Final = 1 << 20  # text that is looked at together, or one key
 _MAX_PAIRS: Final = 10_000  # equal hashes that are looked into; by chance there is not one among 10^9 keys
-_KINDS: Final = (Kind.KEY_BYTES, Kind.KEY_OFFSETS, Kind.KEY_HASHES, Kind.KEY_ORDER)
 type_sums = NDArray[np.uint64]
 
 
@@ -39,7 +38,7 @@ def _has_keys(segment: Segment) -> bool:
     """Whether all four sections are there, whole, and of the right length."""
     n = segment.directory.num_samples
     lengths = {Kind.KEY_OFFSETS: 8 * (n + 1), Kind.KEY_HASHES: 8 * n, Kind.KEY_ORDER: order_dtype(n).itemsize * n}
-    for kind in _KINDS:
+    for kind in KEY_KINDS:
         entry = segment.directory.find(kind, NO_FIELD)
         if entry is None or not segment.whole(kind) or entry.nbytes != lengths.get(kind, entry.nbytes):
             return False

@@ -18,6 +18,7 @@ from chunkstore._format.checksum import sum64, sum128
 from chunkstore._format.constants import (
     DIRECTORY_HEADER_NBYTES,
     HEAD_NBYTES,
+    KNOWN_KINDS,
     MAX_FILE_NBYTES,
     MAX_KEY_NBYTES,
     NO_FIELD,
@@ -53,7 +54,6 @@ from chunkstore.errors import (
 
 PIECE_NBYTES: Final = 1 << 20
 """What is read at once: small enough to stay in the second-level cache between the copy and the hash."""
-KNOWN_KINDS: Final = frozenset(Kind)
 MAX_KEYS: Final = 16
 """Keys that a damage lists."""
 type_ints = NDArray[np.int64]

@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 from chunkstore._format.codec import WITHOUT_DICTIONARY
 from chunkstore._format.constants import (
     HEAD_NBYTES,
+    KNOWN_KINDS,
     MAX_DICTIONARY_NBYTES,
     MAX_INT,
     MAX_JSON_NBYTES,
     NO_FIELD,
     PART_ALIGNMENT,
+    SUPERSEDED_ENTRY_NBYTES,
     Kind,
 )
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.layout import section_sizes
 from chunkstore._format.schema import Field, decode_attrs, decode_schema
 from chunkstore._format.segment import Directory, SectionEntry
-from chunkstore._verify.segment import KNOWN_KINDS, Segment, lost_with
+from chunkstore._verify.segment import Segment, lost_with
 from chunkstore.errors import CorruptError, LimitError, UnsupportedFeatureError
 
 _COUNT: Final = 1 << 17  # entries of 8 bytes that are looked at together: 1 MiB
@@ -188,7 +190,7 @@ class _Checks:
 
     def _optional(self, entry: SectionEntry) -> bool:
         if entry.kind == Kind.SUPERSEDED:
-            return entry.field == NO_FIELD and entry.nbytes % 24 == 0
+            return entry.field == NO_FIELD and entry.nbytes % SUPERSEDED_ENTRY_NBYTES == 0
         if entry.kind != Kind.DICTIONARY or self.fields is None or entry.field >= len(self.fields):
             return False
         return entry.nbytes > 0 and self.fields[entry.field].codec not in WITHOUT_DICTIONARY

@@ -1,9 +1,9 @@
 """`verify`: a second opinion on a container, which reads every byte of it and shares nothing with the reader.
 
-    head -> directories -> every page of every section -> the numbers in them      (_verify_segment, _verify_values)
-         -> do the parts fill the file? -> every block, region, padding byte      (_verify_blocks)
-                                        -> damaged block: which chunks?            (_verify_groups)
-         -> keys: texts, unique, found by their table                             (_verify_keys)
+    head -> directories -> every page of every section -> the numbers in them      (segment.py, values.py)
+         -> do the parts fill the file? -> every block, region, padding byte      (blocks.py)
+                                        -> damaged block: which chunks?            (groups.py)
+         -> keys: texts, unique, found by their table                             (keys.py)
 
 The file is read by `pread` into buffers of 1 MiB, never mapped: a file truncated meanwhile is a finding and not the
 end of the process. Measured (2 cores, warm, 1 GiB): one thread 14.6 GB/s, two 19.0; a map 18.1; `cat` 12.2.
