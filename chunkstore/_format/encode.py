@@ -127,11 +127,6 @@ class CodecSpec:
     default: CodecOptions | None = CodecOptions(RAW)
     said: bool = False
 
-    @property
-    def has_auto(self) -> bool:
-        """Whether a sample must decide for some field."""
-        return self.default is None or None in self.by_field.values()
-
     def check_names(self, names: Sequence[str]) -> None:
         """Raise SchemaError if a field is named that does not exist."""
         for name in self.by_field:

@@ -2,8 +2,10 @@
 
     platform     what this system has, and a plain twin for each call that it may lack
     filesystem   is a path on a network file system?
+    names        file names in natural order
     buffers      any buffer or array as plain bytes, without a copy
     source       positional reads: `MmapSource`, `PreadSource`, `open_source`
+    joined       several sources as one: `JoinedSource`
     objects      objects behind URLs, and the only module that knows their client
     ranges       which requests bring many ranges
     pieces       what of an object is in memory, or under way
@@ -13,6 +15,7 @@
     upload       a new container behind a URL
     syscalls     every write-side system call: the seam where tests record or inject faults
     sink         positional writes: full writes or an error
+    replace      what may be replaced: a container, and no source
     lock         one writer at a time
     commit       the order of writes and syncs that makes new bytes visible
 

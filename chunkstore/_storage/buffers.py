@@ -6,8 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-# `collections.abc.Buffer` needs Python 3.12; an ndarray is named for its own sake: some dtypes export no
-# buffer.
+# `collections.abc.Buffer` needs Python 3.12; an ndarray is named for its own sake: some dtypes export no buffer.
 Buffer: TypeAlias = "bytes | bytearray | memoryview | np.ndarray[Any, Any]"
 
 

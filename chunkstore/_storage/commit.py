@@ -35,9 +35,8 @@ _NO_LINK = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EM
 class NewFile:
     """The life of an unfinished file: `create`, write through `sink`, then `publish` or `discard`.
 
-    As a context manager it is discarded unless it was published. A NewFile that is forgotten, or alive when
-    the interpreter ends, removes its temporary too; one copied into a forked child never does. A process
-    killed outright
+    As a context manager it is discarded unless it was published. A NewFile that is forgotten, or alive when the
+    interpreter ends, removes its temporary too; one copied into a forked child never does. A process killed outright
     leaves the temporary: see `stale_temporaries`.
 
     Attributes:

@@ -47,8 +47,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
 
 
 def filesystem_type(path: str, device: int) -> str | None:
-    """Name the type of the file system that holds an existing file, e.g. "ext4"; None where the system does
-    not tell.
+    """Name the type of the file system that holds an existing file, e.g. "ext4"; None where the system does not tell.
 
     Args:
         path: the file.

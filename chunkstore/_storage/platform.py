@@ -1,8 +1,7 @@
 """What this operating system has, chosen once at import, and a plain twin for each call that it may lack.
 
 Each public name in `PLAIN` is either the system's own call or its plain twin. The code above calls it as
-`platform.preadv(...)`, at call time, so that a test can put the twins in place and run the same suite over
-them.
+`platform.preadv(...)`, at call time, so that a test can put the twins in place and run the same suite over them.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# One read or write moves at most this much on Linux: the largest whole page count below 2 GiB. Others refuse
-# more.
+# One read or write moves at most this much on Linux: the largest whole page count below 2 GiB. Others refuse more.
 MAX_CALL_NBYTES = 2_147_479_552
 # How many buffers one vectored call takes; POSIX promises 16, Linux has 1024.
 MAX_CALL_BUFFERS = 1024
@@ -32,8 +30,7 @@ OPEN_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 # Python before 3.13 lacks the name on Linux; the number is the same on x86, ARM, RISC-V and s390.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
-# The kernel reads at most one read-ahead window for one WILLNEED, by default 128 KiB, and drops the rest
-# silently.
+# The kernel reads at most one read-ahead window for one WILLNEED, by default 128 KiB, and drops the rest silently.
 WILLNEED_NBYTES = 128 * 1024
 
 _seek_lock = threading.Lock()
@@ -78,8 +75,7 @@ def map_private(fd: int, nbytes: int) -> tuple[mmap.mmap, bool]:
     except OSError as error:
         if error.errno not in (errno.ENOMEM, errno.EACCES, errno.EPERM):
             raise
-        # With vm.overcommit_memory=2 the kernel counts private writable maps as memory, whatever the flags
-        # say.
+        # With vm.overcommit_memory=2 the kernel counts private writable maps as memory, whatever the flags say.
         return mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ), False
 
 
@@ -140,8 +136,7 @@ def _counter_of_cold_reads() -> Callable[[], int]:
         import resource
     except ImportError:  # Windows
         return plain_cold_reads
-    # The process's own numbers where there are none for a thread: other threads then cause hints too many, no
-    # harm.
+    # The process's own numbers where there are none for a thread: other threads then cause hints too many, no harm.
     who = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
     getrusage = resource.getrusage
 
@@ -173,7 +168,7 @@ def plain_pwritev(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
     return done
 
 
-def plain_allocate(fd: int, nbytes: int) -> None:
+def allocate(fd: int, nbytes: int) -> None:
     """Promise nothing about the space, only compare with what the file system says is free."""
     if hasattr(os, "fstatvfs"):
         free = os.fstatvfs(fd)
@@ -302,7 +297,6 @@ sync_names = plain_sync_directory if os.name == "nt" else sync_directory
 link: Callable[[str, str], None] = os.link if _has("link") else plain_link
 lock = flock if _HAS_FLOCK else plain_flock
 unlock = funlock if _HAS_FLOCK else plain_funlock
-allocate = plain_allocate
 
 # The plain twin of each name above: a system that has nothing but Python's portable calls.
 PLAIN: dict[str, Callable[..., Any]] = {

@@ -37,10 +37,8 @@ _WHAT_TO_DO = {
 class Sink:
     """A file opened for writing.
 
-    Several threads, and several processes each with its own sink, may write disjoint ranges at a time. One
-    failed
-    write or sync poisons the sink: some bytes of the file are then unknown, so nothing may be committed on
-    top.
+    Several threads, and several processes each with its own sink, may write disjoint ranges at a time. One failed write
+    or sync poisons the sink: some bytes of the file are then unknown, so nothing may be committed on top.
 
     Raises, from every method:
         WriteError: the system refused; `errno` and `filename` are those of the cause.
@@ -51,7 +49,7 @@ class Sink:
     def __init__(self, path: str, fd: int, size: int, calls: syscalls.SystemCalls) -> None:
         """Take over an open descriptor; use `create` or `open`."""
         self.path = path
-        self.size = size  # bytes; where `append` writes
+        self.size = size  # bytes
         self._fd: int | None = fd
         self._calls = calls
         self._poison: str | None = None
@@ -116,21 +114,8 @@ class Sink:
             self._fail(error, offset, nbytes)
         self._wrote(fd, offset, nbytes)
 
-    def append(self, buffer: Buffer) -> int:
-        """Write the whole buffer at `size`; returns its offset. One thread at a time."""
-        offset = self.size
-        self.pwrite(offset, buffer)
-        return offset
-
-    def append_many(self, buffers: Iterable[Buffer]) -> int:
-        """Write many buffers one after another at `size`; returns the first offset. One thread at a time."""
-        offset = self.size
-        self.pwritev(offset, buffers)
-        return offset
-
     def copy_from(self, source: Source, source_offset: int, offset: int, nbytes: int) -> None:
-        """Copy a range of another file, inside the kernel where it can, by shared blocks where the file
-        system can.
+        """Copy a range of another file, inside the kernel where it can, by shared blocks where the file system can.
 
         Raises:
             TruncatedError: the source ends before the range does; the sink is poisoned then, too.
@@ -154,7 +139,7 @@ class Sink:
         self._wrote(fd, offset, nbytes)
 
     def truncate(self, size: int) -> None:
-        """Set the size: cut what is behind it, or add zeros that take no space. `append` goes on there."""
+        """Set the size: cut what is behind it, or add zeros that take no space."""
         fd = self._opened()
         try:
             self._calls.truncate(fd, size)
@@ -163,12 +148,10 @@ class Sink:
         self.size = size
 
     def preallocate(self, nbytes: int) -> None:
-        """Set the size that the file will have; WriteError (ENOSPC) now if the disk has not that much free
-        space.
+        """Set the size that the file will have; WriteError (ENOSPC) now if the disk has not that much free space.
 
-        The space is compared and not reserved: reserving (`fallocate`) made nothing faster, and is emulated
-            by a
-        write to each block, minutes for a large file, where the file system has no such call.
+        The space is compared and not reserved: reserving (`fallocate`) made nothing faster, and is emulated by a write
+        to each block, minutes for a large file, where the file system has no such call.
         """
         fd = self._opened()
         try:

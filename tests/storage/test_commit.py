@@ -36,7 +36,7 @@ def listing(path: Path) -> list[str]:
 
 def write(path: Path, mode: Mode = "x", content: bytes = b"new") -> None:
     with NewFile.create(path, mode) as new:
-        new.sink.append(content)
+        new.sink.pwrite(new.sink.size, content)
         new.publish()
 
 
@@ -47,7 +47,7 @@ class NewFileTests:
     def test_publish(self, path: Path, mode: Mode) -> None:
         """Until published the file has a temporary name beside the final one; then only the final one."""
         with NewFile.create(path, mode) as new:
-            new.sink.append(b"abc")
+            new.sink.pwrite(new.sink.size, b"abc")
             assert listing(path) == [os.path.basename(new.temporary)]
             assert os.path.basename(new.temporary).startswith(".train.cks.tmp-")
             assert not new.finished
@@ -69,7 +69,7 @@ class NewFileTests:
         path.write_bytes(b"old") if mode == "w" else None
         before = listing(path)
         with NewFile.create(path, mode) as new:
-            new.sink.append(b"abc")
+            new.sink.pwrite(new.sink.size, b"abc")
         new = NewFile.create(path, mode)
         with pytest.raises(KeyboardInterrupt), new:
             raise KeyboardInterrupt
@@ -91,7 +91,7 @@ class NewFileTests:
     def test_existing_target_late(self, path: Path) -> None:
         """A name taken while we wrote stays as it is, and the temporary goes."""
         with NewFile.create(path) as new:
-            new.sink.append(b"mine")
+            new.sink.pwrite(new.sink.size, b"mine")
             path.write_bytes(b"theirs")
             with pytest.raises(FileExistsError, match="stays as it is"):
                 new.publish()
@@ -101,8 +101,8 @@ class NewFileTests:
     def test_race_of_two_writers(self, path: Path) -> None:
         """Of two writers of one name the first to publish wins; the other says so."""
         with NewFile.create(path) as first, NewFile.create(path) as second:
-            first.sink.append(b"first")
-            second.sink.append(b"second")
+            first.sink.pwrite(first.sink.size, b"first")
+            second.sink.pwrite(second.sink.size, b"second")
             second.publish()
             with pytest.raises(FileExistsError):
                 first.publish()
@@ -122,7 +122,7 @@ class NewFileTests:
         with pytest.raises(ClosedError):
             other.publish()
         with pytest.raises(ClosedError):
-            other.sink.append(b"x")
+            other.sink.pwrite(other.sink.size, b"x")
 
     def test_relative_path(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A bare name means the current directory."""
@@ -134,7 +134,7 @@ class NewFileTests:
     def test_forgotten(self, path: Path) -> None:
         """A file that nobody holds any more is removed."""
         new = NewFile.create(path)
-        new.sink.append(b"abc")
+        new.sink.pwrite(new.sink.size, b"abc")
         del new
         gc.collect()
         assert listing(path) == []
@@ -275,7 +275,7 @@ def test_publish_after_a_failed_write(path: Path) -> None:
     """A caller that swallows a WriteError cannot publish what is left."""
     with syscalls.use(Failing("pwrite", errno.ENOSPC)), NewFile.create(path) as new:
         with pytest.raises(WriteError):
-            new.sink.append(b"abc")
+            new.sink.pwrite(new.sink.size, b"abc")
         with pytest.raises(PoisonedError):
             new.publish()
     assert listing(path) == []
@@ -322,7 +322,7 @@ def test_litter_does_not_fail_a_publication(path: Path) -> None:
 def test_forked_child_removes_nothing(path: Path) -> None:
     """A child that ends inside the with-block, or forgets its copy, leaves the parent's file alone."""
     with NewFile.create(path) as new:
-        new.sink.append(b"abc")
+        new.sink.pwrite(new.sink.size, b"abc")
         pid = os.fork()
         if pid == 0:
             new.__exit__(None, None, None)
@@ -342,7 +342,7 @@ def run_child(code: str, path: Path) -> subprocess.Popen[str]:
 
 def test_interpreter_exit_removes_the_temporary(path: Path) -> None:
     """A program that ends without publishing leaves nothing."""
-    child = run_child("new = NewFile.create(sys.argv[1]); new.sink.append(b'abc')", path)
+    child = run_child("new = NewFile.create(sys.argv[1]); new.sink.pwrite(new.sink.size, b'abc')", path)
     child.communicate()
     assert (child.returncode, listing(path)) == (0, [])
 
@@ -409,7 +409,7 @@ class TestCommitAppend:
         with pytest.raises((WriteError, KeyboardInterrupt)):
             commit_append(sink, [(8196, b"more"), (8200, b"index")], NEW)
         with pytest.raises(PoisonedError):
-            sink.append(b"x")
+            sink.pwrite(sink.size, b"x")
         sink.close()
         assert container.read_bytes()[4096:8196] == OLD + b"data"
         assert container.read_bytes()[:4096] == (NEW if after == 3 else OLD)

@@ -54,7 +54,7 @@ class LockTests:
         """The holder of the lock writes through a sink; closing the sink keeps the lock."""
         with WriterLock.acquire(path) as lock:
             with lock.open_sink() as sink:
-                sink.append(b"d")
+                sink.pwrite(sink.size, b"d")
             with pytest.raises(LockedError):
                 WriterLock.acquire(path)
         assert path.read_bytes() == b"abcd"
@@ -152,7 +152,7 @@ class TestFlock(LockTests):
                 super().lock(fd)
 
         with syscalls.use(Swapping()), WriterLock.acquire(path) as lock, lock.open_sink() as sink:
-            sink.append(b"!")
+            sink.pwrite(sink.size, b"!")
         assert path.read_bytes() == b"new!"
 
     def test_broken_lock(self, path: Path, num_descriptors: Callable[[], int]) -> None:

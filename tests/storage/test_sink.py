@@ -56,7 +56,7 @@ class SinkTests:
     )
     def test_writes_any_contiguous_memory(self, sink: Sink, path: Path, value: np.ndarray | bytes | memoryview) -> None:
         """Types without the buffer protocol and empty arrays are written like all others."""
-        sink.append(value)
+        sink.pwrite(sink.size, value)
         assert path.read_bytes() == (value if isinstance(value, bytes) else value.tobytes())
 
     def test_refuses_strided_memory(self, sink: Sink) -> None:
@@ -65,14 +65,13 @@ class SinkTests:
             sink.pwrite(0, np.arange(10)[::2])
         assert not sink.poisoned
 
-    def test_append(self, sink: Sink, path: Path) -> None:
-        """Appends follow each other and tell their offsets."""
-        assert [
-            sink.append(b"ab"),
-            sink.append(b""),
-            sink.append_many([b"c", b"", b"de"]),
-            sink.append(b"f"),
-        ] == [0, 2, 2, 5]
+    def test_size(self, sink: Sink, path: Path) -> None:
+        """`size` is where the last byte ends that was written, in whatever order."""
+        sizes = []
+        for offset, pieces in ((3, [b"de", b"", b"f"]), (0, [b"ab", b"c"]), (6, [])):
+            sink.pwritev(offset, pieces)
+            sizes.append(sink.size)
+        assert sizes == [6, 6, 6]
         assert path.read_bytes() == b"abcdef"
 
     def test_pwritev_of_many_buffers(self, sink: Sink, path: Path) -> None:
@@ -105,15 +104,15 @@ class SinkTests:
 
     def test_truncate(self, sink: Sink, path: Path) -> None:
         """Truncate cuts or adds zeros, and appends go on from there."""
-        sink.append(b"abcdef")
+        sink.pwrite(sink.size, b"abcdef")
         sink.truncate(2)
-        sink.append(b"X")
+        sink.pwrite(sink.size, b"X")
         sink.truncate(5)
         assert (sink.size, path.read_bytes()) == (5, b"abX\0\0")
 
     def test_preallocate(self, sink: Sink, path: Path) -> None:
         """The file has its whole size at once; what was written stays."""
-        sink.append(b"abc")
+        sink.pwrite(sink.size, b"abc")
         sink.preallocate(5000)
         assert (sink.size, path.read_bytes()) == (5000, b"abc" + bytes(4997))
 
@@ -130,7 +129,8 @@ class SinkTests:
         path.write_bytes(b"abcdef")
         with Sink.open(path) as sink:
             sink.pwrite(1, b"X")
-            assert sink.append(b"g") == 6
+            assert sink.size == 6
+            sink.pwrite(6, b"g")
         assert path.read_bytes() == b"aXcdefg"
 
     def test_create_never_overwrites(self, path: Path) -> None:
@@ -183,13 +183,13 @@ class SinkTests:
             with pytest.raises(TruncatedError, match="expected"):
                 sink.copy_from(source, 0, 0, 100)
         with pytest.raises(PoisonedError, match="expected"):
-            sink.append(b"x")
+            sink.pwrite(sink.size, b"x")
 
     def test_use_after_close(self, sink: Sink) -> None:
         """Closing twice is allowed, every other use is a ClosedError."""
         sink.close()
         sink.close()
-        for use in (lambda: sink.append(b"x"), sink.sync, lambda: sink.truncate(0), sink.fileno):
+        for use in (lambda: sink.pwrite(sink.size, b"x"), sink.sync, lambda: sink.truncate(0), sink.fileno):
             with pytest.raises(ClosedError, match="closed for writing"):
                 use()
 
@@ -235,9 +235,7 @@ def test_processes_write_parts_of_one_file(path: Path) -> None:
 
 WRITES: list[tuple[str, Callable[[Sink], object]]] = [
     ("pwrite", lambda sink: sink.pwrite(100, b"abc")),
-    ("pwrite", lambda sink: sink.append(b"abc")),
     ("pwritev", lambda sink: sink.pwritev(100, [b"a", b"bc"])),
-    ("pwritev", lambda sink: sink.append_many([b"a", b"bc"])),
     ("truncate", lambda sink: sink.truncate(10)),
     ("allocate", lambda sink: sink.preallocate(10)),
     ("truncate", lambda sink: sink.preallocate(10)),
@@ -263,7 +261,7 @@ def test_failed_write(path: Path, name: str, write: Callable[[Sink], object], nu
             write(sink)
         assert (caught.value.errno, caught.value.filename) == (number, str(path))
         assert type(caught.value) is WriteError
-        for later in (write, Sink.sync, lambda sink: sink.append(b"x")):
+        for later in (write, Sink.sync, lambda sink: sink.pwrite(sink.size, b"x")):
             with pytest.raises(PoisonedError, match=advice):
                 later(sink)
 
@@ -301,14 +299,14 @@ def test_lying_system(path: Path, count: int) -> None:
     """A count of bytes that cannot be (none, or more than were given) is an error, and no endless loop."""
     with syscalls.use(Lying(count)), Sink.create(path) as sink:
         with pytest.raises(WriteError, match=rf"says that it wrote {count} of 3 bytes"):
-            sink.append(b"abc")
+            sink.pwrite(sink.size, b"abc")
         assert sink.poisoned
     with (
         syscalls.use(Lying(count)),
         Sink.open(path) as sink,
         pytest.raises(WriteError, match="says that it wrote"),
     ):
-        sink.append_many([b"ab", b"c"])
+        sink.pwritev(0, [b"ab", b"c"])
 
 
 @pytest.mark.parametrize("sync", ["sync_data", "sync_file"])
@@ -316,12 +314,12 @@ def test_failed_sync_is_never_retried(path: Path, sync: str) -> None:
     """The kernel reports a lost page once: the second sync would say all is well, so it is not asked."""
     recorder = Failing(sync, errno.EIO)
     with syscalls.use(recorder), Sink.create(path) as sink:
-        sink.append(b"abc")
+        sink.pwrite(sink.size, b"abc")
         act = sink.sync if sync == "sync_data" else sink.sync_file
         with pytest.raises(CommitUnknownError, match="unknown") as caught:
             act()
         assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))
-        for later in (sink.sync, sink.sync_file, lambda: sink.append(b"x")):
+        for later in (sink.sync, sink.sync_file, lambda: sink.pwrite(sink.size, b"x")):
             with pytest.raises(PoisonedError, match="sync failed"):
                 later()
     assert recorder.names.count(sync) == 1
@@ -332,15 +330,15 @@ def test_failed_sync_is_never_retried(path: Path, sync: str) -> None:
 def test_real_full_disk() -> None:
     """The device that is always full gives the same error as the injected one."""
     with Sink.open("/dev/full") as sink, pytest.raises(WriteError, match="free some space"):
-        sink.append(b"abc")
+        sink.pwrite(sink.size, b"abc")
 
 
 def test_large_writes_start_the_disk(path: Path) -> None:
     """Writes of 256 KiB and more are handed to the disk at once, so that the final sync is short."""
     recorder = Recorder()
     with syscalls.use(recorder), Sink.create(path) as sink:
-        sink.append(bytes(1 << 18))
-        sink.append(bytes((1 << 18) - 1))
+        sink.pwrite(sink.size, bytes(1 << 18))
+        sink.pwrite(sink.size, bytes((1 << 18) - 1))
     assert [call[2:] for call in recorder.calls if call[0] == "start_writeback"] == [(0, 1 << 18)]
 
 
