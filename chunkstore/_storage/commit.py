@@ -17,7 +17,6 @@ import secrets
 import stat
 import weakref
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Literal, NoReturn, Self
 
 from chunkstore._format.constants import SUPERBLOCK_OFFSETS
@@ -116,9 +115,7 @@ class NewFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.discard()
 
     def _sync(self) -> None:

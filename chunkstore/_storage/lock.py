@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import socket
-from types import TracebackType
 from typing import Self
 
 from chunkstore._storage import syscalls
@@ -85,9 +84,7 @@ class WriterLock:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def __del__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
@@ -19,11 +18,11 @@ from chunkstore._ingest.plan.columns import Column, cast_of
 from chunkstore._ingest.plan.elements import iter_texts
 from chunkstore._ingest.plan.inventory import NPY
 from chunkstore._ingest.plan.samples import Plan
+from chunkstore._storage.platform import OPEN_FLAGS, OPEN_NONBLOCK
 from chunkstore.errors import IngestError
 
 Bytes = npt.NDArray[np.uint8]
-_FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-
+_FLAGS: Final = os.O_RDONLY | OPEN_FLAGS | OPEN_NONBLOCK
 _CLOCK_TICK_NS: Final = 20_000_000  # file systems stamp with a clock that moves every 1 to 10 ms
 
 
@@ -74,12 +73,10 @@ class PlanReader:
             self._read_runs(number, start, stop, view)
 
     def stream(self, number: int, start: int, stop: int, buffer: Any) -> Iterator[tuple[int, int, memoryview]]:
-        """The same bytes in pieces that fit `buffer`: (first row, last row + 1, bytes), bytes valid until the next
-        step.
+        """The same bytes in pieces that fit `buffer`: (first row, last row + 1, bytes), each valid until the next step.
 
         As many whole rows as fit; a row that does not fit alone comes in several pieces, each with that row's number.
-        Text rows and rows of object arrays are in
-        memory anyway and need a buffer that holds the longest.
+        Text rows and rows of object arrays are in memory anyway and need a buffer that holds the longest.
         """
         view = _as_bytes(buffer)
         row = start
@@ -270,9 +267,7 @@ class PlanReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
