@@ -186,7 +186,7 @@ def test_memory_of_a_batch(server: RangeServer, folder: Path, where: str, name: 
 
 def test_rows_of_any_size_go_to_their_places(folder: Path) -> None:
     """Equal sizes, which go together, and others; small and large; fields that begin anywhere in a batch."""
-    from chunkstore._storage.joined import JoinedSource
+    from chunkstore._storage.joined_source import JoinedSource
     from chunkstore._storage.source import open_source
 
     rng = np.random.default_rng(2)

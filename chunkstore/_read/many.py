@@ -22,24 +22,20 @@ from numpy.typing import NDArray
 from chunkstore._format import superblock as superblocks
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index, read_generation
-from chunkstore._format.joined import JoinedIndex
+from chunkstore._format.joined_index import JoinedIndex
 from chunkstore._format.lookup import distinct
 from chunkstore._format.superblock import Superblock
 from chunkstore._read.batch import Indices, Positions, as_position, as_positions
 from chunkstore._read.checked import Checker, Verify
 from chunkstore._read.gather import Rows, rows_of
 from chunkstore._read.newest import check_lineage, check_newer, open_newest
-from chunkstore._read.opened import Opened
+from chunkstore._read.opened import Opened, key_for_message
 from chunkstore._read.ragged import Ragged
-from chunkstore._read.reader import (
-    Reader,
-    _check_known,
-    _check_options,
-)
+from chunkstore._read.reader import Reader, _check_known, _check_options
 from chunkstore._read.reader import open as open_one
 from chunkstore._read.select import Selection
 from chunkstore._read.split import SplitRows
-from chunkstore._storage.joined import JoinedSource
+from chunkstore._storage.joined_source import JoinedSource
 from chunkstore._storage.names import natural_sort
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.remote import Remote, Room
@@ -72,14 +68,14 @@ class _OpenedMany(Opened):
         self.bases = source.bases
         super().__init__(source, self.joined, verify, None)
 
-    def _rows(self, number: int, verify: Verify) -> Rows:
+    def _rows(self, number: int) -> Rows:
         if self.joined.shares_codec(number):
-            return super()._rows(number, verify)
+            return super()._rows(number)
         found = []
         for part, numbers in zip(self.parts, self.joined.numbers, strict=True):
             index = FieldIndex(part.index, numbers[number])
-            checker = Checker(index, part.source, verify, _key_of(part.index))
-            found.append(rows_of(index, part.source, checker, _dictionary_of(part.index, numbers[number])))
+            checker = Checker(index, part.source, self._verify, partial(key_for_message, part.index.keys))
+            found.append(rows_of(index, part.source, checker, partial(part.index.dictionary, numbers[number])))
         return SplitRows(self.joined.fields[number], found, self.joined.starts, self.bases)
 
     def shares(self, positions: Positions) -> Iterator[tuple[int, Positions]]:
@@ -87,20 +83,6 @@ class _OpenedMany(Opened):
         which = self.joined.starts.searchsorted(positions, "right") - 1
         for number in distinct(which).tolist():
             yield number, positions[which == number] - self.joined.starts[number]
-
-
-def _key_of(index: Index) -> Any:
-    def key(position: int) -> str | None:
-        try:
-            return None if index.keys is None else index.keys.text(position)
-        except FormatError:
-            return None
-
-    return key
-
-
-def _dictionary_of(index: Index, number: int) -> Any:
-    return lambda: index.dictionary(number)
 
 
 class Containers(Reader):

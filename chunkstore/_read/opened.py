@@ -8,6 +8,7 @@ from typing import Any
 
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index
+from chunkstore._format.keys import KeyIndex
 from chunkstore._read import distant
 from chunkstore._read.checked import Checker, Verify
 from chunkstore._read.gather import Hints, Rows, rows_of
@@ -64,20 +65,19 @@ class Opened:
         """How to read one field, by a name that is in `numbers`."""
         made = self.made.get(name)
         # Threads that make one at the same time must get the same: it remembers what is proven.
-        return made or self.made.setdefault(name, self._rows(self.numbers[name], self._verify))
+        return made or self.made.setdefault(name, self._rows(self.numbers[name]))
 
-    def _rows(self, number: int, verify: Verify) -> Rows:
+    def _rows(self, number: int) -> Rows:
         field_index = FieldIndex(self.index, number)
         # Nothing below may refer to this object: a cycle would keep the map until the garbage collector runs.
-        checker = Checker(field_index, self.source, verify, partial(_key_at, self.keys))
-        index = self.index
-        return rows_of(field_index, self.source, checker, lambda: index.dictionary(number))
+        checker = Checker(field_index, self.source, self._verify, partial(key_for_message, self.index.keys))
+        return rows_of(field_index, self.source, checker, partial(self.index.dictionary, number))
 
 
-def _key_at(keys: Keys | None, position: int) -> str | None:
-    """For messages: None also where the key itself is damaged."""
+def key_for_message(keys: KeyIndex | None, position: int) -> str | None:
+    """The key of a sample; None also where it is damaged itself."""
     try:
-        return None if keys is None else keys[position]
+        return None if keys is None else keys.text(position)
     except ChunkstoreError:
         return None
 

@@ -5,7 +5,7 @@
     names        file names in natural order
     buffers      any buffer or array as plain bytes, without a copy
     source       positional reads: `MmapSource`, `PreadSource`, `open_source`
-    joined       several sources as one: `JoinedSource`
+    joined_source  several sources as one: `JoinedSource`
     objects      objects behind URLs, and the only module that knows their client
     ranges       which requests bring many ranges
     pieces       what of an object is in memory, or under way
