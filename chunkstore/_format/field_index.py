@@ -125,13 +125,11 @@ class FieldIndex:
         return join_ranges([column.unread(positions, shift) for column, shift in columns])
 
     def missing(self, positions: type_ints) -> tuple[type_ints, type_ints]:
-        """(offset, nbytes) in the file of what `rows` and `shapes` have to read of a distant file first."""
-        columns = [column for column in (self._stored, self._items, self._shapes) if column is not None]
-        if not columns or not positions.size:
+        """As `unread`, with the entries of the first rows of shards, which `rows` reads once and then remembers."""
+        if (self._stored or self._items) is None or not positions.size:
             return positions[:0], positions[:0]
-        wanted = np.concatenate([positions, np.unique(self.shard_starts[self._shards(positions)])])
-        found = np.array([each for column in columns for each in column.missing(wanted)], np.int64).reshape(-1, 2)
-        return found[:, 0], found[:, 1]
+        firsts = self.shard_starts[distinct(self._shards(positions))]
+        return self.unread(np.concatenate([positions, firsts]))
 
     def unread_sums(self, ids: type_ints) -> tuple[type_ints, type_ints]:
         """As `unread`, for `group_sums`."""
@@ -316,9 +314,9 @@ class FieldIndex:
         last_offset, last_nbytes = self.rows(stop - 1)
         return Groups(first, stop, offset, last_offset + last_nbytes - offset)
 
-    def missing_sums(self, ids: type_ints) -> list[tuple[int, int]]:
-        """(offset, nbytes) in the file of what `group_sums` would read of a distant file."""
-        return self._sums.missing(ids)
+    def missing_sums(self, ids: type_ints) -> type_ints:
+        """As `unread_sums`, shape (ranges, 2)."""
+        return np.stack(self._sums.unread(ids), axis=1)
 
     def group_sums(self, ids: type_ints) -> NDArray[np.uint64]:
         """Stored xxh3-64 of groups; shape (G,)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -85,27 +85,13 @@ class JoinedColumn(Column):
         if self._all_seen:
             return positions[:0], positions[:0]
         size, found = self._dtype.itemsize, []
-        for part, rows in self._by_part(positions, shift):
+        which = self._lookup.find(positions)
+        for part in distinct(which).tolist():
+            rows = positions[which == part] + (shift - int(self._starts[part]))
             for item in self._ends:
                 offsets, nbytes = self._parts[part].unread(rows * self._width + item, size)
                 found.append((offsets + self._bases[part], nbytes))
         return join_ranges(found)
-
-    def missing(self, positions: type_ints) -> list[tuple[int, int]]:
-        """As of `Column`; offsets are those of all containers together."""
-        if self._all_seen:
-            return []
-        size, found = self._dtype.itemsize, []
-        for part, rows in self._by_part(positions):
-            base = self._bases[part]
-            found += [(at + base, nbytes) for at, nbytes in self._parts[part].missing(rows * self._width, size)]
-        return found
-
-    def _by_part(self, positions: type_ints, shift: int = 0) -> Iterator[tuple[int, type_ints]]:
-        """(number of a part, rows there), for each that has some of the positions."""
-        which = self._lookup.find(positions)
-        for part in np.unique(which).tolist():
-            yield part, positions[which == part] + (shift - int(self._starts[part]))
 
     def _span(self) -> NDArray[Any]:
         memory, at = spanning([part.array(np.uint8) for part in self._parts])

@@ -121,7 +121,7 @@ class Section:
             return
         pages = range(start // PAGE_NBYTES, (stop - 1) // PAGE_NBYTES + 1)
         if self._source.distant:
-            self._bring([page for page in pages if not self._seen[page]])
+            self._bring(np.array([page for page in pages if not self._seen[page]], np.int64))
             return
         for page in pages:
             if not self._seen[page]:
@@ -135,48 +135,42 @@ class Section:
         if self._source.distant:
             self._bring(missing)
             return
-        for page in missing:
+        for page in missing.tolist():
             self._prove(page)
 
     def unread(self, items: NDArray[np.int64], itemsize: int) -> tuple[type_ints, type_ints]:
-        """(offset in the file, nbytes) of the pages that `ensure_items` would read; each of shape (pages,)."""
-        if self.complete or not items.size:
-            return _NONE, _NONE
+        """(offset in the file, nbytes) of what `ensure_items` would read; each of shape (ranges,)."""
+        return (_NONE, _NONE) if self.complete else self._ranges(self._missing_pages(items, itemsize))
+
+    def _missing_pages(self, items: NDArray[np.int64], itemsize: int) -> type_ints:
         pages = items // (PAGE_NBYTES // itemsize)
-        pages = distinct(pages[~self._seen[pages]])
-        starts = pages * PAGE_NBYTES
-        return starts + self._entry.offset, np.minimum(self.nbytes - starts, PAGE_NBYTES)
+        return distinct(pages[~self._seen[pages]])
 
-    def missing(self, items: NDArray[np.int64], itemsize: int) -> list[tuple[int, int]]:
-        """(offset, nbytes) in the file of what `ensure_items` would read of a distant file."""
-        return [] if self.complete else self._ranges(self._missing_pages(items, itemsize))
-
-    def _missing_pages(self, items: NDArray[np.int64], itemsize: int) -> list[int]:
-        pages = items // (PAGE_NBYTES // itemsize)
-        found: list[int] = distinct(pages[~self._seen[pages]]).tolist()
-        return found
-
-    def _bring(self, pages: list[int]) -> None:
+    def _bring(self, pages: type_ints) -> None:
         """Prove pages of a distant file: all are fetched at once, and with them all of a small section."""
-        if not pages:
+        if not pages.size:
             return
         others = np.flatnonzero(~self._seen).tolist() if self.nbytes <= _WHOLE_NBYTES else []
-        with self._source.staged(*np.array(self._ranges(pages)).T):
-            for page in pages:
+        with self._source.staged(*self._ranges(pages)):
+            for page in pages.tolist():
                 self._prove(page)
             for page in others:
                 if not self._seen[page]:
                     with suppress(CorruptError):  # nobody has asked for it
                         self._prove(page)
 
-    def _ranges(self, pages: list[int]) -> list[tuple[int, int]]:
+    def _ranges(self, pages: type_ints) -> tuple[type_ints, type_ints]:
+        """(offset in the file, nbytes) of pages; of a distant file with their sums, or all of a small section."""
         offset, nbytes = self._entry.offset, self.nbytes
-        if not pages or nbytes <= _WHOLE_NBYTES:
-            return [(offset, section_end(offset, nbytes) - offset)] if pages else []
-        found = [(offset + PAGE_NBYTES * page, min(PAGE_NBYTES, nbytes - PAGE_NBYTES * page)) for page in pages]
-        if self._sums is None:
-            found.append((offset + pad(nbytes, SUM_ALIGNMENT), 8 * len(self._seen)))
-        return found
+        fetched = self._source.distant and pages.size > 0
+        if fetched and nbytes <= _WHOLE_NBYTES:
+            return np.array([offset]), np.array([section_end(offset, nbytes) - offset])
+        starts = pages * PAGE_NBYTES
+        lengths = np.minimum(nbytes - starts, PAGE_NBYTES)
+        if fetched and self._sums is None:
+            starts = np.append(starts, pad(nbytes, SUM_ALIGNMENT))
+            lengths = np.append(lengths, 8 * len(self._seen))
+        return starts + offset, lengths
 
     def ensure_all(self) -> None:
         """Prove every page."""
@@ -279,17 +273,6 @@ class Column:
             mine = segments == segment
             result[mine] = self._take_part(segment, positions[mine] + (shift - int(self._starts[segment])))
         return result
-
-    def missing(self, positions: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """(offset, nbytes) in the file of what `take` would read of a distant file."""
-        if len(self._parts) == 1:
-            return self._parts[0].missing((positions - int(self._starts[0])) * self._width, self._dtype.itemsize)
-        segments = np.searchsorted(self._starts, positions, "right") - 1
-        found: list[tuple[int, int]] = []
-        for segment in distinct(segments).tolist():
-            mine = positions[segments == segment] - int(self._starts[segment])
-            found += self._parts[segment].missing(mine * self._width, self._dtype.itemsize)
-        return found
 
     def _take_part(self, segment: int, rows: NDArray[np.int64]) -> type_array:
         part = self._parts[segment]
