@@ -25,9 +25,9 @@ from chunkstore._format.codec import (
     decode,
     import_codec,
 )
+from chunkstore._format.lookup import Ints
 from chunkstore.errors import CorruptError
 
-Ints: TypeAlias = NDArray[np.int64]
 Bytes: TypeAlias = NDArray[np.uint8]
 
 _ZSTD_MAGIC: Final = 0xFD2FB528

@@ -12,9 +12,9 @@ from itertools import pairwise
 from typing import Final, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chunkstore._format.codec import RAW, import_codec
+from chunkstore._format.lookup import Ints
 from chunkstore.errors import SchemaError
 
 CodecArg: TypeAlias = "str | Sequence[str] | Mapping[str, str]"
@@ -37,7 +37,6 @@ _BLOSC_WIDEST: Final = 255
 _DICTIONARY_NBYTES: Final = 112 << 10
 _SAMPLES_PER_DICTIONARY: Final = 8  # times as many bytes of samples, or the dictionary is shorter
 _FEWEST_SAMPLES: Final = 16
-Ints: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from chunkstore._format.constants import Kind
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.index import Index
-from chunkstore._format.lookup import Lookup, distinct
+from chunkstore._format.lookup import Ints, Lookup, distinct
 from chunkstore._format.section import Column, join_ranges
 from chunkstore.errors import CorruptError, LimitError
 
 _MANY_SHARDS: Final = 1024  # more are not looked through only to save a lookup per batch
-type_ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,10 @@ class Extent:
 class Groups:
     """Groups of one field: what their checksums cover. All of shape (G,)."""
 
-    first_row: type_ints
-    stop_row: type_ints
-    offset: type_ints
-    nbytes: type_ints
+    first_row: Ints
+    stop_row: Ints
+    offset: Ints
+    nbytes: Ints
 
 
 class FieldIndex:
@@ -69,7 +68,7 @@ class FieldIndex:
         )
         self._extents: list[Extent] | None = None
         self._bases: dict[int, int] = {}  # for rows one by one and for batches: where shards begin in the column
-        self._base_table: type_ints | None = None
+        self._base_table: Ints | None = None
         self._straight: tuple[int, int, int] | tuple[()] | None = None
         self._stored = index.column(Kind.STORED_OFFSETS, number, firsts, "<i8") if self.field.codec != "raw" else None
 
@@ -104,7 +103,7 @@ class FieldIndex:
         first, last = self._items.item(int(self.shard_starts[0])), self._items.item(int(self.shard_starts[-1]) - 1, 1)
         return (last - first) * self.field.item_nbytes
 
-    def rows(self, positions: type_ints) -> tuple[type_ints, type_ints]:
+    def rows(self, positions: Ints) -> tuple[Ints, Ints]:
         """(offset in the file, stored nbytes) of rows at positions in `[0, N)`; each of shape (B,).
 
         Raises:
@@ -118,20 +117,20 @@ class FieldIndex:
         starts, row_nbytes = self.shard_starts[shards], self.field.item_nbytes
         return self.block_offset[shards] + (positions - starts) * row_nbytes, np.full(len(positions), row_nbytes)
 
-    def unread(self, positions: type_ints) -> tuple[type_ints, type_ints]:
+    def unread(self, positions: Ints) -> tuple[Ints, Ints]:
         """(offset, nbytes) of what `rows` has to read from the index first; of no length where nothing is."""
         columns = [(column, shift) for column in (self._stored, self._items) if column is not None for shift in (0, 1)]
         columns += [] if self._shapes is None else [(self._shapes, 0)]
         return join_ranges([column.unread(positions, shift) for column, shift in columns])
 
-    def missing(self, positions: type_ints) -> tuple[type_ints, type_ints]:
+    def missing(self, positions: Ints) -> tuple[Ints, Ints]:
         """As `unread`, with the entries of the first rows of shards, which `rows` reads once and then remembers."""
         if (self._stored or self._items) is None or not positions.size:
             return positions[:0], positions[:0]
         firsts = self.shard_starts[distinct(self._shards(positions))]
         return self.unread(np.concatenate([positions, firsts]))
 
-    def unread_sums(self, ids: type_ints) -> tuple[type_ints, type_ints]:
+    def unread_sums(self, ids: Ints) -> tuple[Ints, Ints]:
         """As `unread`, for `group_sums`."""
         return self._sums.unread(ids)
 
@@ -166,14 +165,12 @@ class FieldIndex:
             base = self._bases[shard] = column.item(first_row)
         return base
 
-    def _shards(self, positions: type_ints) -> type_ints:
+    def _shards(self, positions: Ints) -> Ints:
         if len(self.block_offset) == 1:
             return np.zeros(len(positions), np.int64)
         return self._lookup.find(positions)
 
-    def _variable(
-        self, column: Column, unit: int, positions: type_ints, shards: type_ints
-    ) -> tuple[type_ints, type_ints, type_ints]:
+    def _variable(self, column: Column, unit: int, positions: Ints, shards: Ints) -> tuple[Ints, Ints, Ints]:
         """(offset, nbytes, entries) of rows whose ends stand in a column."""
         first, last = column.take(positions), column.take(positions, 1)
         base: Any = self._bases_of(column, shards)
@@ -186,10 +183,10 @@ class FieldIndex:
             raise self._corrupt(
                 int(positions[place]), f"offsets {first[place]} to {last[place]} do not lie in its block"
             )
-        counts: type_ints = last - first
+        counts: Ints = last - first
         return self.block_offset[shards] + (first - base) * unit, counts * unit, counts
 
-    def _bases_of(self, column: Column, shards: type_ints) -> type_ints | int:
+    def _bases_of(self, column: Column, shards: Ints) -> Ints | int:
         """The entry of the first row of each shard, read once and then remembered."""
         if len(self.block_offset) == 1:
             return self._base(column, 0, int(self.shard_starts[0]))
@@ -219,7 +216,7 @@ class FieldIndex:
         whole = np.all(self.block_nbytes % unit == 0)
         return (int(self.block_offset[0]), low, top) if whole else ()
 
-    def ragged_rows(self, positions: type_ints) -> tuple[type_ints, type_ints, type_ints]:
+    def ragged_rows(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
         """`rows` and `counts` of a raw ragged field in one: (offset, nbytes, items); each of shape (B,)."""
         assert self._items is not None
         if self._straight is None:
@@ -237,21 +234,22 @@ class FieldIndex:
             self._check_limit(positions, found[2][:, None])
         return found
 
-    def counts(self, positions: type_ints) -> type_ints:
+    def counts(self, positions: Ints) -> Ints:
         """Items of ragged rows; shape (B,)."""
         assert self._items is not None
         first, last = self._items.take(positions), self._items.take(positions, 1)
         self._check_counts(positions, first, last)
-        return last - first
+        counts: Ints = last - first
+        return counts
 
-    def _check_counts(self, positions: type_ints, first: type_ints, last: type_ints) -> None:
+    def _check_counts(self, positions: Ints, first: Ints, last: Ints) -> None:
         bad = (first < 0) | (last < first)
         if bad.any():
             place = int(np.flatnonzero(bad)[0])
             raise self._corrupt(int(positions[place]), f"offsets {first[place]} to {last[place]} descend")
         self._check_limit(positions, (last - first)[:, None])
 
-    def _check_limit(self, positions: type_ints, dims: type_ints) -> None:
+    def _check_limit(self, positions: Ints, dims: Ints) -> None:
         """Dimensions of 0 left out, a row has less than 2^63 bytes (spec section 15)."""
         unit = element_nbytes(self.field.dtype) * math.prod(dim or 1 for dim in self.field.item_shape)
         # In floating point a product cannot wrap around, but it is not exact: only rows near the limit are looked at.
@@ -264,7 +262,7 @@ class FieldIndex:
                 f"{(*dims[place].tolist(), *self.field.item_shape)} has more than 2^63 - 1 bytes"
             )
 
-    def shapes(self, positions: type_ints, counts: type_ints) -> type_ints:
+    def shapes(self, positions: Ints, counts: Ints) -> Ints:
         """The first `varying` dimensions of ragged rows; shape (B, varying). `counts` are theirs."""
         if self._shapes is None:
             return counts.reshape(-1, 1)
@@ -272,7 +270,7 @@ class FieldIndex:
         self._check_shapes(positions, dims, counts)
         return dims
 
-    def _check_shapes(self, positions: type_ints, dims: type_ints, counts: type_ints) -> None:
+    def _check_shapes(self, positions: Ints, dims: Ints, counts: Ints) -> None:
         bad = (dims < 0).any(axis=1)
         for place, dim in enumerate(self.field.shape[: self.field.varying]):
             if dim is not None:
@@ -287,7 +285,7 @@ class FieldIndex:
             )
         self._check_limit(positions, dims)
 
-    def offsets(self, start: int, stop: int) -> type_ints:
+    def offsets(self, start: int, stop: int) -> Ints:
         """OFFSETS of rows `[start, stop)` and the end of the last; shape (stop - start + 1,). Read-only or fresh.
 
         Proven not to descend, and to stay inside the field.
@@ -298,12 +296,12 @@ class FieldIndex:
             raise self._corrupt(start, "the offsets from here on descend")
         return items
 
-    def group_ids(self, positions: type_ints) -> type_ints:
+    def group_ids(self, positions: Ints) -> Ints:
         """The group of each row; shape (B,). Groups are numbered over the whole container."""
         shards = self._shards(positions)
         return self.first_group[shards] + (positions - self.shard_starts[shards]) // self.rows_per_group[shards]
 
-    def groups(self, ids: type_ints) -> Groups:
+    def groups(self, ids: Ints) -> Groups:
         """Rows and bytes that groups cover."""
         shards = np.searchsorted(self.first_group, ids, "right") - 1
         size = self.rows_per_group[shards]
@@ -314,11 +312,11 @@ class FieldIndex:
         last_offset, last_nbytes = self.rows(stop - 1)
         return Groups(first, stop, offset, last_offset + last_nbytes - offset)
 
-    def missing_sums(self, ids: type_ints) -> type_ints:
+    def missing_sums(self, ids: Ints) -> Ints:
         """As `unread_sums`, shape (ranges, 2)."""
         return np.stack(self._sums.unread(ids), axis=1)
 
-    def group_sums(self, ids: type_ints) -> NDArray[np.uint64]:
+    def group_sums(self, ids: Ints) -> NDArray[np.uint64]:
         """Stored xxh3-64 of groups; shape (G,)."""
         return self._sums.take(ids)
 

@@ -26,6 +26,7 @@ from chunkstore._format.constants import (
 )
 from chunkstore._format.keys import KeyIndex, KeySections
 from chunkstore._format.layout import section_sizes
+from chunkstore._format.lookup import Ints
 from chunkstore._format.schema import decode_attrs, decode_schema
 from chunkstore._format.section import Bytes, Column, Section
 from chunkstore._format.segment import Directory, decode_directory, heads_of, opening_ranges
@@ -35,7 +36,6 @@ from chunkstore.errors import CorruptError, FormatError, TruncatedError
 BLOCK_ENTRY: Final = np.dtype(
     [("offset", "<u8"), ("nbytes", "<u8"), ("sum", "<u8"), ("rows_per_group", "<u8"), ("first_group", "<u8")]
 )
-type_ints = NDArray[np.int64]
 
 
 @contextmanager
@@ -104,7 +104,7 @@ class Index:
         with _at(self.path):
             return self.read_section(newest, Kind.DICTIONARY, number)
 
-    def column(self, kind: Kind, number: int, starts: type_ints, dtype: str, width: int = 1) -> Column:
+    def column(self, kind: Kind, number: int, starts: Ints, dtype: str, width: int = 1) -> Column:
         """One index array of a field over all segments."""
         return Column([self.section(d, kind, number) for d in self.directories], starts, dtype, width)
 
@@ -163,7 +163,7 @@ class Index:
             return
         raise CorruptError(f"{where}: a section {Kind(kind).name} of field {number} is not called for")
 
-    def _read_shard_starts(self) -> type_ints:
+    def _read_shard_starts(self) -> Ints:
         pieces = [np.array([self.directories[0].first_sample], np.int64)]
         for directory in self.directories:
             starts = np.frombuffer(self.section(directory, Kind.SHARD_STARTS).whole(), "<u8")

@@ -19,21 +19,20 @@ from chunkstore._format.checksum import sum128
 from chunkstore._format.constants import ATTRS_RESERVED, NO_FIELD, PAGE_NBYTES, Kind
 from chunkstore._format.index import BLOCK_ENTRY, Index
 from chunkstore._format.keys import KeyIndex
-from chunkstore._format.lookup import Lookup, distinct
+from chunkstore._format.lookup import Ints, Lookup, distinct
 from chunkstore._format.schema import Field
 from chunkstore._format.section import Column, Section, join_ranges
 from chunkstore._format.span import spanning
 from chunkstore.errors import SchemaError
 
 VARIOUS: Final = "various"  # the codec of a field that has not the same one everywhere
-type_ints = NDArray[np.int64]
 
 
 class JoinedColumn(Column):
     """One index array over the segments of several containers: `take` is one gather, however many they are."""
 
     def __init__(
-        self, parts: Sequence[Section], bases: Sequence[int], starts: type_ints, dtype: str, width: int = 1
+        self, parts: Sequence[Section], bases: Sequence[int], starts: Ints, dtype: str, width: int = 1
     ) -> None:
         """As of `Column`; `bases`: what to add to offsets in the file of each part."""
         super().__init__(parts, starts, dtype, width)
@@ -44,9 +43,9 @@ class JoinedColumn(Column):
         self._seen = np.zeros(sum(pages), bool)  # one byte a page, proven ones True
         self._all_seen = False
         self._entries: NDArray[Any] | None = None
-        self._places: type_ints = starts  # where the entry of position 0 would be, for each part
+        self._places: Ints = starts  # where the entry of position 0 would be, for each part
 
-    def take(self, positions: type_ints, shift: int = 0) -> NDArray[Any]:
+    def take(self, positions: Ints, shift: int = 0) -> NDArray[Any]:
         """As of `Column`."""
         if len(self._parts) == 1 or not len(positions):
             return super().take(positions, shift)
@@ -80,7 +79,7 @@ class JoinedColumn(Column):
             end, start, part = piece[-1:], high, part + 1
         return np.concatenate([*pieces, end])
 
-    def unread(self, positions: type_ints, shift: int = 0) -> tuple[type_ints, type_ints]:
+    def unread(self, positions: Ints, shift: int = 0) -> tuple[Ints, Ints]:
         """As of `Column`; offsets are those of all containers together."""
         if self._all_seen:
             return positions[:0], positions[:0]
@@ -101,7 +100,7 @@ class JoinedColumn(Column):
         self._entries = memory[: len(memory) // size * size].view(self._dtype)
         return self._entries
 
-    def _ensure(self, which: type_ints, rows: type_ints) -> None:
+    def _ensure(self, which: Ints, rows: Ints) -> None:
         """Prove the pages of these entries."""
         rows = (rows - self._starts.take(which)) * self._width
         per_page = PAGE_NBYTES // self._dtype.itemsize
@@ -127,7 +126,7 @@ class JoinedKeys(KeyIndex):
         self._parts = [(int(start), index.path, index.keys) for index, start in zip(parts, starts, strict=True)]
         self._starts = [start for start, _, _ in self._parts]
 
-    def find_texts(self, texts: Sequence[bytes]) -> type_ints:
+    def find_texts(self, texts: Sequence[bytes]) -> Ints:
         """As of `KeyIndex`.
 
         Raises:
@@ -250,7 +249,7 @@ class JoinedIndex(Index):
         """Empty: where there are dictionaries, each container is read by itself."""
         return b""
 
-    def column(self, kind: Kind, number: int, starts: type_ints, dtype: str, width: int = 1) -> Column:
+    def column(self, kind: Kind, number: int, starts: Ints, dtype: str, width: int = 1) -> Column:
         """One index array of a field over all segments of all containers."""
         sections = []
         for part, directory in self._segments:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Ints: TypeAlias = NDArray[np.int64]
+"""Positions, offsets, lengths: what the index is made of."""
 
 _FEW: Final = 8  # runs, up to which a binary search is as quick
 _BUCKETS_PER_RUN: Final = 8  # memory of the table: 64 bytes a run
@@ -25,15 +28,15 @@ class Lookup:
 
     __slots__ = ("_next", "_rounds", "_starts", "_table", "_width")
 
-    def __init__(self, starts: NDArray[np.int64]) -> None:
+    def __init__(self, starts: Ints) -> None:
         self._starts = starts
-        self._table: NDArray[np.int64] | None = None
+        self._table: Ints | None = None
         self._next = starts  # where the run after each begins
         self._width = self._rounds = 0
         if len(starts) > _FEW:
             self._make_table()
 
-    def find(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def find(self, positions: Ints) -> Ints:
         """The run of each position, 0 or more; shape (B,)."""
         if self._table is None:
             return self._starts.searchsorted(positions, "right") - 1

@@ -11,12 +11,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from chunkstore._format.checksum import sum64
 from chunkstore._format.constants import KNOWN_KINDS, NO_FIELD, PAGE_NBYTES, SUM_ALIGNMENT, Kind
-from chunkstore._format.lookup import distinct
+from chunkstore._format.lookup import Ints, distinct
 from chunkstore._format.segment import SectionEntry, num_pages, pad, section_end
 from chunkstore.errors import CorruptError
 
-type_array = NDArray[Any]
-type_ints = NDArray[np.int64]
 # Sections up to this size are copied as they are proven, mapped or not: a mapped page that the system has dropped
 # comes back from the disk 4 KiB at a time. Measured, cold batches of 1 KiB rows: 59 k rows/s instead of 16 k.
 # 16 MiB are the sums of 8 GB of small rows.
@@ -43,7 +41,7 @@ class Bytes(Protocol):
     def distant(self) -> bool:
         """Whether each read costs a round trip, unless it is inside `staged`."""
 
-    def staged(self, offsets: NDArray[np.int64], nbytes: Any) -> AbstractContextManager[None]:
+    def staged(self, offsets: Ints, nbytes: Any) -> AbstractContextManager[None]:
         """A block in which reads of parts of these ranges cost nothing."""
 
     def view(self, offset: int, nbytes: int) -> memoryview | None:
@@ -59,7 +57,7 @@ class Bytes(Protocol):
         """Memory of zeros that takes no room before it is touched."""
 
 
-def join_ranges(ranges: Sequence[tuple[type_ints, type_ints]]) -> tuple[type_ints, type_ints]:
+def join_ranges(ranges: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
     """Several (offsets, nbytes) as one."""
     return np.concatenate([_NONE, *(each[0] for each in ranges)]), np.concatenate(
         [_NONE, *(each[1] for each in ranges)]
@@ -86,7 +84,7 @@ class Section:
         self._bytes: NDArray[np.uint8] | None = None
         self._recent: list[tuple[int, bytes]] = [(-1, b"")] * _RECENT_PAGES
 
-    def array(self, dtype: DTypeLike) -> type_array:
+    def array(self, dtype: DTypeLike) -> NDArray[Any]:
         """All of it; touch only what `ensure...` has proven. No copy, read-only."""
         array = self._raw().view(dtype)
         if array.flags.writeable:
@@ -127,7 +125,7 @@ class Section:
             if not self._seen[page]:
                 self._prove(page)
 
-    def ensure_items(self, items: NDArray[np.int64], itemsize: int) -> None:
+    def ensure_items(self, items: Ints, itemsize: int) -> None:
         """Prove the pages of these items, whose size divides that of a page."""
         if self.complete:
             return
@@ -138,15 +136,15 @@ class Section:
         for page in missing.tolist():
             self._prove(page)
 
-    def unread(self, items: NDArray[np.int64], itemsize: int) -> tuple[type_ints, type_ints]:
+    def unread(self, items: Ints, itemsize: int) -> tuple[Ints, Ints]:
         """(offset in the file, nbytes) of what `ensure_items` would read; each of shape (ranges,)."""
         return (_NONE, _NONE) if self.complete else self._ranges(self._missing_pages(items, itemsize))
 
-    def _missing_pages(self, items: NDArray[np.int64], itemsize: int) -> type_ints:
+    def _missing_pages(self, items: Ints, itemsize: int) -> Ints:
         pages = items // (PAGE_NBYTES // itemsize)
         return distinct(pages[~self._seen[pages]])
 
-    def _bring(self, pages: type_ints) -> None:
+    def _bring(self, pages: Ints) -> None:
         """Prove pages of a distant file: all are fetched at once, and with them all of a small section."""
         if not pages.size:
             return
@@ -159,7 +157,7 @@ class Section:
                     with suppress(CorruptError):  # nobody has asked for it
                         self._prove(page)
 
-    def _ranges(self, pages: type_ints) -> tuple[type_ints, type_ints]:
+    def _ranges(self, pages: Ints) -> tuple[Ints, Ints]:
         """(offset in the file, nbytes) of pages; of a distant file with their sums, or all of a small section."""
         offset, nbytes = self._entry.offset, self.nbytes
         fetched = self._source.distant and pages.size > 0
@@ -255,14 +253,14 @@ class Column:
         width: entries per position, 1 unless the array is two-dimensional.
     """
 
-    def __init__(self, parts: Sequence[Section], starts: NDArray[np.int64], dtype: str, width: int = 1) -> None:
+    def __init__(self, parts: Sequence[Section], starts: Ints, dtype: str, width: int = 1) -> None:
         self._parts = parts
         self._starts = starts
         self._dtype = np.dtype(dtype)
         self._width = width
         self._ends = sorted({0, width - 1})  # a row has at most 32 entries and so touches at most two pages
 
-    def take(self, positions: NDArray[np.int64], shift: int = 0) -> type_array:
+    def take(self, positions: Ints, shift: int = 0) -> NDArray[Any]:
         """Entries of positions, `shift` further; shape (B,), or (B, width). A fresh array, every entry proven."""
         if len(self._parts) == 1:
             return self._take_part(0, positions + (shift - int(self._starts[0])))
@@ -274,7 +272,7 @@ class Column:
             result[mine] = self._take_part(segment, positions[mine] + (shift - int(self._starts[segment])))
         return result
 
-    def _take_part(self, segment: int, rows: NDArray[np.int64]) -> type_array:
+    def _take_part(self, segment: int, rows: Ints) -> NDArray[Any]:
         part = self._parts[segment]
         array = part.array(self._dtype)
         if self._width == 1:
@@ -284,7 +282,7 @@ class Column:
             part.ensure_items(rows * self._width + column, self._dtype.itemsize)
         return array.reshape(-1, self._width)[rows]
 
-    def unread(self, positions: NDArray[np.int64], shift: int = 0) -> tuple[type_ints, type_ints]:
+    def unread(self, positions: Ints, shift: int = 0) -> tuple[Ints, Ints]:
         """(offset in the file, nbytes) of what `take` has to read from the file first; none once it was proven."""
         if all(part.complete for part in self._parts):
             return _NONE, _NONE
@@ -304,7 +302,7 @@ class Column:
         part.ensure(row * size, (row + 1) * size)
         return int(part.array(self._dtype)[row])
 
-    def run(self, start: int, stop: int, extra: int = 0) -> type_array:
+    def run(self, start: int, stop: int, extra: int = 0) -> NDArray[Any]:
         """Entries of positions `[start, stop + extra)`; a view where they lie in one segment. Read-only or fresh."""
         if len(self._parts) == 1:
             return self._run_part(0, start, stop + extra)
@@ -317,7 +315,7 @@ class Column:
                 pieces.append(self._run_part(segment, low, high + (extra if high == stop else 0)))
         return np.concatenate(pieces) if pieces else np.zeros(extra, self._dtype)
 
-    def _run_part(self, segment: int, start: int, stop: int) -> type_array:
+    def _run_part(self, segment: int, start: int, stop: int) -> NDArray[Any]:
         part, size = self._parts[segment], self._dtype.itemsize * self._width
         first = int(self._starts[segment])
         part.ensure((start - first) * size, (stop - first) * size)

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chunkstore._format.codec import RAW
 from chunkstore._format.constants import SHARD_NBYTES
 from chunkstore._format.encode import CodecArg, CodecSpec, parse_codecs
 from chunkstore._format.field_index import FieldIndex
+from chunkstore._format.lookup import Ints
 from chunkstore._format.schema import Field
 from chunkstore._read.batch import Indices
 from chunkstore._read.reader import Reader
@@ -30,7 +30,6 @@ from chunkstore.errors import CorruptError, SchemaError
 _BATCH_NBYTES: Final = 16 << 20
 _BATCH_SAMPLES: Final = 1 << 16
 type_progress = Callable[[int, int], None]
-type_ints = NDArray[np.int64]
 
 
 def repack(
@@ -171,7 +170,7 @@ def _check_whole(path: str, progress: type_progress) -> None:
         raise CorruptError(f"the new file was not stored as it was written; nothing is published: {report.damage[0]}")
 
 
-def _order(reader: Reader, positions: Indices | None, keys: Sequence[str] | None) -> type_ints | None:
+def _order(reader: Reader, positions: Indices | None, keys: Sequence[str] | None) -> Ints | None:
     """Positions of the samples that are wanted; None for all in order."""
     if keys is not None:
         return reader.find(keys)
@@ -183,7 +182,7 @@ def _order(reader: Reader, positions: Indices | None, keys: Sequence[str] | None
     return order
 
 
-def _runs(reader: Reader, order: type_ints | None) -> Iterator[type_ints]:
+def _runs(reader: Reader, order: Ints | None) -> Iterator[Ints]:
     """The order in pieces, so that N numbers are never in memory."""
     total = len(reader) if order is None else len(order)
     for start in range(0, total, _BATCH_SAMPLES):
@@ -191,7 +190,7 @@ def _runs(reader: Reader, order: type_ints | None) -> Iterator[type_ints]:
         yield np.arange(start, stop) if order is None else order[start:stop]
 
 
-def _row_nbytes(reader: Reader, name: str, order: type_ints) -> type_ints:
+def _row_nbytes(reader: Reader, name: str, order: Ints) -> Ints:
     """Bytes of rows as they will be stored; shape of `order`."""
     field = reader.fields[name]
     if not field.ragged:
@@ -201,11 +200,11 @@ def _row_nbytes(reader: Reader, name: str, order: type_ints) -> type_ints:
     return FieldIndex(index, number).counts(order) * field.item_nbytes
 
 
-def _total_nbytes(reader: Reader, name: str, order: type_ints | None) -> int:
+def _total_nbytes(reader: Reader, name: str, order: Ints | None) -> int:
     return sum(int(_row_nbytes(reader, name, run).sum()) for run in _runs(reader, order))
 
 
-def _batches(reader: Reader, order: type_ints | None) -> Iterator[type_ints]:
+def _batches(reader: Reader, order: Ints | None) -> Iterator[Ints]:
     """Pieces of the order of about 16 MiB each, or a single larger sample."""
     for run in _runs(reader, order):
         sizes: Any = sum(_row_nbytes(reader, name, run) for name in reader.fields)
@@ -218,5 +217,5 @@ def _batches(reader: Reader, order: type_ints | None) -> Iterator[type_ints]:
             first = stop
 
 
-def _keys(reader: Reader, batch: type_ints) -> list[str] | None:
+def _keys(reader: Reader, batch: Ints) -> list[str] | None:
     return None if reader.keys is None else [reader.keys[position] for position in batch.tolist()]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from chunkstore._format.checksum import Stream64, sum64, sum64_large
 from chunkstore._format.constants import HEAD_NBYTES, PART_ALIGNMENT, SUPERSEDED_ENTRY_NBYTES, Kind
+from chunkstore._format.lookup import Ints
 from chunkstore._verify.groups import BlockCheck, BlockPlace
 from chunkstore._verify.segment import PIECE_NBYTES, Segment, Tape, check_zeros
 from chunkstore.errors import TruncatedError
@@ -24,7 +25,6 @@ _WINDOW: Final = 1 << 16  # parts whose numbers are Python ints at the same time
 _KEEPS_GIL: Final = 64 << 10  # up to this many bytes the one-shot hash is faster than a stream
 _EMPTY: Final = sum64(b"")
 _BLOCK, _REGION, _FIXED = range(3)  # roles of a part; fixed: superblocks and segments, which are proven elsewhere
-type_ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Parts:
         done: of a block, that its groups need no look: see `Segment.agrees`.
     """
 
-    offset: type_ints
-    nbytes: type_ints
+    offset: Ints
+    nbytes: Ints
     role: NDArray[np.int8]
-    place: type_ints
+    place: Ints
     stored: NDArray[np.uint64]
-    tail: type_ints
+    tail: Ints
     done: NDArray[np.bool_]
 
     def pick(self, which: Any) -> Parts:
@@ -127,9 +127,7 @@ def _read_regions(segment: Segment, committed_end: int) -> NDArray[Any]:
     return good
 
 
-def _report_overlaps(
-    tape: Tape, segments: list[Segment], parts: Parts, overlap: NDArray[np.bool_], ends: type_ints
-) -> None:
+def _report_overlaps(tape: Tape, segments: list[Segment], parts: Parts, overlap: NDArray[np.bool_], ends: Ints) -> None:
     found = np.flatnonzero(overlap)
     for index in found[:1000].tolist():
         offset, nbytes = int(parts.offset[index]), int(parts.nbytes[index])

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chunkstore._format.checksum import Stream64, sum64
 from chunkstore._format.codec import decode
 from chunkstore._format.constants import MAX_DICTIONARY_NBYTES, Kind
+from chunkstore._format.lookup import Ints
 from chunkstore._format.schema import Field
 from chunkstore._verify.keys import starts_whole_texts
 from chunkstore._verify.segment import Segment
 from chunkstore.errors import CorruptError
 
 _ROWS: Final = 1 << 16  # rows whose numbers are in memory at the same time
-type_ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ class BlockCheck:
             self._unchecked = "its groups do not fill it"
         return at
 
-    def _bounds(self, field: Field) -> Iterator[tuple[int, type_ints | None]]:
+    def _bounds(self, field: Field) -> Iterator[tuple[int, Ints | None]]:
         """Where groups begin and end in the block, some at a time: (first group, bounds); None if unknown."""
         samples = self._place.samples
         assert samples is not None
@@ -183,11 +182,11 @@ class BlockCheck:
             edges = np.minimum(np.arange(first, last + 1) * size, rows)
             yield first, self._row_bounds(field, edges)
 
-    def _row_bounds(self, field: Field, edges: type_ints) -> type_ints | None:
+    def _row_bounds(self, field: Field, edges: Ints) -> Ints | None:
         """Where rows begin, counted from the start of the block; `edges` are rows of the shard, ascending."""
         unit = field.item_nbytes
         if not field.ragged and field.codec == "raw":
-            fixed: type_ints = edges * unit
+            fixed: Ints = edges * unit
             return fixed
         kind, unit = (Kind.OFFSETS, unit) if field.codec == "raw" else (Kind.STORED_OFFSETS, 1)
         base = self._local(0)
@@ -198,10 +197,10 @@ class BlockCheck:
         counts = items - first[0]
         if counts.min() < 0 or (unit and counts.max() > self._nbytes // unit):
             return None
-        bounds: type_ints = counts * unit
+        bounds: Ints = counts * unit
         return bounds
 
-    def _entries(self, kind: Kind, places: type_ints) -> type_ints | None:
+    def _entries(self, kind: Kind, places: Ints) -> Ints | None:
         start, stop = int(places[0]), int(places[-1]) + 1
         if stop - start <= 2 * _ROWS:
             run = self._segment.values(kind, self._place.number, "<i8", start, stop)
@@ -216,7 +215,7 @@ class BlockCheck:
         assert samples is not None
         return samples[0] - self._segment.directory.first_sample + row
 
-    def _check_runs(self, first: int, bounds: type_ints, stored: list[int]) -> None:
+    def _check_runs(self, first: int, bounds: Ints, stored: list[int]) -> None:
         """Read groups, as many as fit the buffer, and compare their sums."""
         low, last, size = 0, len(bounds) - 1, len(self._buffer)
         while low < last and not self._tape.ledger.stopped:
@@ -302,7 +301,7 @@ class BlockCheck:
                 return  # the numbers were written down as damaged before
             _Rows(self, field, edges, bounds, start, data).check()
 
-    def row_nbytes(self, field: Field, edges: type_ints) -> list[int] | None:
+    def row_nbytes(self, field: Field, edges: Ints) -> list[int] | None:
         """Bytes of decoded rows."""
         if not field.ragged:
             return [field.item_nbytes] * (len(edges) - 1)
@@ -340,7 +339,7 @@ class _Rows:
     """Some rows of a block, and where they begin in it."""
 
     def __init__(
-        self, block: BlockCheck, field: Field, edges: type_ints, bounds: type_ints, start: int, data: memoryview | None
+        self, block: BlockCheck, field: Field, edges: Ints, bounds: Ints, start: int, data: memoryview | None
     ) -> None:
         self._block = block
         self._field = field

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from chunkstore._verify.segment import Segment, Tape, lost_with
 _COUNT: Final = 1 << 16  # keys that are looked at together
 _TEXT_NBYTES: Final = 1 << 20  # text that is looked at together, or one key
 _MAX_PAIRS: Final = 10_000  # equal hashes that are looked into; by chance there is not one among 10^9 keys
-type_sums = NDArray[np.uint64]
+Sums: TypeAlias = NDArray[np.uint64]
 
 
 def check_keys(tape: Tape, segments: list[Segment]) -> None:
@@ -57,7 +57,7 @@ def _damage(segment: Segment, kind: Kind, problem: str, **where: Any) -> None:
     )
 
 
-def _mix(hashes: type_sums, positions: type_sums) -> int:
+def _mix(hashes: Sums, positions: Sums) -> int:
     """A sum over pairs that does not depend on their order: equal for equal sets of (hash, position).
 
     Each pair goes through the finalizer of splitmix64, so that wrong pairs do not cancel out.
@@ -166,7 +166,7 @@ class _Table:
             before = (int(hashes[-1]), int(order[-1]))
         return total % 2**64
 
-    def _check_sorted(self, hashes: type_sums, order: NDArray[np.int64], before: tuple[int, int]) -> bool:
+    def _check_sorted(self, hashes: Sums, order: NDArray[np.int64], before: tuple[int, int]) -> bool:
         hashes = np.concatenate([np.array(before[:1], np.uint64), hashes])
         order = np.concatenate([np.array(before[1:], np.int64), order])
         if np.any(hashes[1:] < hashes[:-1]):
@@ -231,7 +231,7 @@ class _Run:
         self._count = count
         self._read = 0
         self.first = 0
-        self.hashes: type_sums = np.zeros(0, np.uint64)
+        self.hashes: Sums = np.zeros(0, np.uint64)
         self.fill()
 
     @property
@@ -246,7 +246,7 @@ class _Run:
             self.hashes = np.concatenate([self.hashes, more])
         self._read = stop if more is not None else self.segment.directory.num_samples
 
-    def take(self, bound: np.uint64) -> tuple[type_sums, NDArray[np.int64]]:
+    def take(self, bound: np.uint64) -> tuple[Sums, NDArray[np.int64]]:
         """Hashes up to `bound`, and their places in the table."""
         stop = int(np.searchsorted(self.hashes, bound, "right"))
         taken, places = self.hashes[:stop], np.arange(self.first, self.first + stop)

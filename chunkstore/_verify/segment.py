@@ -29,6 +29,7 @@ from chunkstore._format.constants import (
     Kind,
 )
 from chunkstore._format.index import BLOCK_ENTRY
+from chunkstore._format.lookup import Ints
 from chunkstore._format.schema import Field
 from chunkstore._format.segment import (
     Directory,
@@ -56,7 +57,6 @@ PIECE_NBYTES: Final = 1 << 20
 """What is read at once: small enough to stay in the second-level cache between the copy and the hash."""
 MAX_KEYS: Final = 16
 """Keys that a damage lists."""
-type_ints = NDArray[np.int64]
 
 
 class Tape:
@@ -271,7 +271,7 @@ class Segment:
         self.tape = tape
         self.committed_end = committed_end
         self.directory = directory
-        self.starts: type_ints | None = None
+        self.starts: Ints | None = None
         self.blocks = np.zeros((0, directory.num_fields), BLOCK_ENTRY)
         self.known = np.zeros((0, directory.num_fields), bool)
         self.agrees = self.known

@@ -26,13 +26,13 @@ from chunkstore._format.constants import (
 )
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.layout import section_sizes
+from chunkstore._format.lookup import Ints
 from chunkstore._format.schema import Field, decode_attrs, decode_schema
 from chunkstore._format.segment import Directory, SectionEntry
 from chunkstore._verify.segment import Segment, lost_with
 from chunkstore.errors import CorruptError, LimitError, UnsupportedFeatureError
 
 _COUNT: Final = 1 << 17  # entries of 8 bytes that are looked at together: 1 MiB
-type_ints = NDArray[np.int64]
 
 
 @dataclass
@@ -110,7 +110,7 @@ class _Checks:
         self.carry = carry
         self.newest = newest
         self.fields = segment.fields
-        self.rows: type_ints | None = None
+        self.rows: Ints | None = None
 
     def run(self) -> None:
         self._check_texts()
@@ -261,12 +261,12 @@ class _Checks:
             if stored is not None:
                 self.segment.agrees[places, number] = stored[groups - first] == blocks["sum"][places]
 
-    def _check_fixed(self, rows: type_ints, fields: tuple[Field, ...]) -> None:
+    def _check_fixed(self, rows: Ints, fields: tuple[Field, ...]) -> None:
         for number, schema_field in enumerate(fields):
             if not schema_field.ragged and schema_field.codec == "raw":
                 self._check_nbytes(number, rows, schema_field.item_nbytes)
 
-    def _check_nbytes(self, number: int, counts: type_ints, unit: int) -> None:
+    def _check_nbytes(self, number: int, counts: Ints, unit: int) -> None:
         """Blocks have `counts` units of `unit` bytes. Quotients, as products may be beyond 2^64."""
         nbytes = self.segment.blocks["nbytes"][:, number]
         wrong = np.zeros(self.segment.known.shape, bool)
@@ -311,7 +311,7 @@ class _Checks:
         if not self.segment.whole(kind, number):
             return
         starts = None if self.segment.starts is None else self.segment.starts - self.directory.first_sample
-        edges: list[type_ints] = []
+        edges: list[Ints] = []
         before: int | None = None
         for first, array in self.segment.pieces(kind, number, "<i8", _COUNT):
             if before is None and last is not None and array[0] != last:
@@ -381,7 +381,7 @@ def _most_items(schema_field: Field) -> int:
     return MAX_INT // nbytes
 
 
-def _first_descent(array: type_ints, before: int | None, most: int) -> int | None:
+def _first_descent(array: Ints, before: int | None, most: int) -> int | None:
     """Where numbers are negative, descend, or grow by more than `most`; `before` is the one in front of them."""
     start = int(array[0]) if before is None else before
     if start < 0 or array[0] < start or int(array[0]) - start > most:
@@ -392,7 +392,7 @@ def _first_descent(array: type_ints, before: int | None, most: int) -> int | Non
     return int(np.flatnonzero(wrong)[0]) + 1 if wrong.any() else None
 
 
-def _wrong_shapes(dims: type_ints, counts: type_ints, schema_field: Field) -> NDArray[np.bool_]:
+def _wrong_shapes(dims: Ints, counts: Ints, schema_field: Field) -> NDArray[np.bool_]:
     """Rows whose shape is not possible; dims of shape (rows, varying)."""
     wrong = (dims < 0).any(axis=1)
     for place, dim in enumerate(schema_field.shape[: schema_field.varying]):

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chunkstore._format.codec import RAW
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.encode import CodecOptions, CodecSpec, Encoder, parse_codec, train_dictionary
+from chunkstore._format.lookup import Ints
 from chunkstore._format.schema import Field
 from chunkstore.errors import SchemaError
 
 SAMPLE_NBYTES: Final = 4 << 20  # of rows that a dictionary is trained on
 _PIECE_NBYTES: Final = 2 << 20  # of rows that one thread encodes at once
-Ints: TypeAlias = NDArray[np.int64]
 
 
 def choose_codecs(
