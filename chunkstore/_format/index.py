@@ -28,7 +28,7 @@ from chunkstore._format.keys import KeyIndex, KeySections
 from chunkstore._format.layout import section_sizes
 from chunkstore._format.lookup import Ints
 from chunkstore._format.schema import decode_attrs, decode_schema
-from chunkstore._format.section import Bytes, Column, Section
+from chunkstore._format.section import Column, Readable, Section
 from chunkstore._format.segment import Directory, decode_directory, heads_of, opening_ranges
 from chunkstore._format.superblock import Head, Superblock, decode_head
 from chunkstore.errors import CorruptError, FormatError, TruncatedError
@@ -62,7 +62,7 @@ class Index:
         keys: None where samples have no keys.
     """
 
-    def __init__(self, source: Bytes, head: Head, directories: tuple[Directory, ...]) -> None:
+    def __init__(self, source: Readable, head: Head, directories: tuple[Directory, ...]) -> None:
         self.path = source.path
         self.head = head
         self.directories = directories
@@ -244,7 +244,7 @@ class Index:
         return KeySections(directory.first_sample, directory.num_samples, *parts)
 
 
-def read_index(source: Bytes) -> Index:
+def read_index(source: Readable) -> Index:
     """Read superblocks, directories and schema, and check them (spec section 14, steps 1 to 4).
 
     Costs the same for any number of samples: it reads the head, the directories, SCHEMA, SHARD_STARTS and BLOCKS.
@@ -257,7 +257,7 @@ def read_index(source: Bytes) -> Index:
         return _read(source, head)
 
 
-def _read(source: Bytes, head: Head) -> Index:
+def _read(source: Readable, head: Head) -> Index:
     if not source.distant:
         return Index(source, head, _read_directories(source, head.superblock))
     superblock = head.superblock
@@ -267,7 +267,7 @@ def _read(source: Bytes, head: Head) -> Index:
             return Index(source, head, directories)
 
 
-def read_generation(source: Bytes, superblock: Superblock, *, cut_off: bool = False) -> Index:
+def read_generation(source: Readable, superblock: Superblock, *, cut_off: bool = False) -> Index:
     """The index of an earlier generation, whose bytes are still in the file: commits never change them.
 
     Args:
@@ -282,7 +282,7 @@ def read_generation(source: Bytes, superblock: Superblock, *, cut_off: bool = Fa
         return _read(source, Head(superblock, ()))
 
 
-def _read_directories(source: Bytes, superblock: Superblock) -> tuple[Directory, ...]:
+def _read_directories(source: Readable, superblock: Superblock) -> tuple[Directory, ...]:
     end = superblock.committed_end
     newest = _read_directory(
         source, superblock.directory_offset, superblock.directory_nbytes, superblock.directory_sum, end
@@ -293,7 +293,7 @@ def _read_directories(source: Bytes, superblock: Superblock) -> tuple[Directory,
     return _all_directories(source, newest, end)
 
 
-def _all_directories(source: Bytes, newest: Directory, end: int) -> tuple[Directory, ...]:
+def _all_directories(source: Readable, newest: Directory, end: int) -> tuple[Directory, ...]:
     directories = []
     for entry in newest.earlier:
         directory = _read_directory(source, entry.offset, entry.directory_nbytes, entry.directory_sum, end)
@@ -311,7 +311,7 @@ def _all_directories(source: Bytes, newest: Directory, end: int) -> tuple[Direct
     return tuple(directories)
 
 
-def _read_directory(source: Bytes, offset: int, nbytes: int, stored: bytes, end: int) -> Directory:
+def _read_directory(source: Readable, offset: int, nbytes: int, stored: bytes, end: int) -> Directory:
     data = source.read(offset, nbytes)
     if sum128(data) != stored:
         raise CorruptError(

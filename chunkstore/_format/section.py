@@ -26,7 +26,7 @@ _NONE: Final = np.zeros(0, np.int64)
 _WHOLE_NBYTES: Final = 4 << 20
 
 
-class Bytes(Protocol):
+class Readable(Protocol):
     """What an index needs of a file; every source of the storage layer has it."""
 
     @property
@@ -72,7 +72,7 @@ class Section:
     Safe from many threads: two may prove the same page, with the same result.
     """
 
-    def __init__(self, source: Bytes, entry: SectionEntry) -> None:
+    def __init__(self, source: Readable, entry: SectionEntry) -> None:
         self.nbytes = entry.nbytes
         self.complete = entry.nbytes == 0
         self._source = source

@@ -62,7 +62,7 @@ MAX_KEYS: Final = 16
 class Tape:
     """The file behind a source, never mapped: truncated under our hands, it reads short and does not kill the process.
 
-    Has what `_format` asks of a file (`Bytes`), so that a reader's own checks can run on it.
+    Has what `_format` asks of a file (`Readable`), so that a reader's own checks can run on it.
     """
 
     def __init__(self, source: Source, ledger: Ledger) -> None:
