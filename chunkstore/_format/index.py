@@ -39,12 +39,12 @@ BLOCK_ENTRY: Final = np.dtype(
 
 
 @contextmanager
-def _at(path: str, what: str = "") -> Iterator[None]:
-    """Put the file's name in front of what went wrong inside."""
+def _at(where: str) -> Iterator[None]:
+    """Put the place in front of what went wrong inside."""
     try:
         yield
     except FormatError as error:
-        raise type(error)(f"{path}: {what}{error}") from None
+        raise type(error)(f"{where}: {error}") from None
 
 
 class Index:

@@ -58,11 +58,6 @@ class WriterLock:
                 return lock
             lock.release()
 
-    @property
-    def held(self) -> bool:
-        """Whether `release` has not been called yet."""
-        return self._fd is not None
-
     def open_sink(self) -> Sink:
         """Open the locked container for writing; ReplacedError when its path names another file by now."""
         sink = Sink.open(self.path)

@@ -258,14 +258,15 @@ def _has(name: str) -> bool:
     return hasattr(os, name)
 
 
-def _module_has(module: str, name: str) -> bool:
+def _fcntl_has(name: str) -> bool:
     try:
-        return hasattr(__import__(module), name)
-    except ImportError:
+        import fcntl
+    except ImportError:  # Windows
         return False
+    return hasattr(fcntl, name)
 
 
-_HAS_FLOCK = _module_has("fcntl", "flock")
+_HAS_FLOCK = _fcntl_has("flock")
 _MADVISE = hasattr(mmap.mmap, "madvise")
 
 # Where the system has its own call, the name is mostly that call itself: no Python frame in between.
@@ -289,9 +290,9 @@ copy_range: Callable[[int, int, int, int, int], int] = (
 )
 # Elsewhere DONTNEED need not write, and may only drop the pages.
 start_writeback = fadvise_writeback if sys.platform == "linux" else plain_writeback
-sync_file = full_sync if _module_has("fcntl", "F_FULLFSYNC") else plain_sync_file
+sync_file = full_sync if _fcntl_has("F_FULLFSYNC") else plain_sync_file
 sync_data: Callable[[int], None] = (
-    full_sync if _module_has("fcntl", "F_FULLFSYNC") else os.fdatasync if _has("fdatasync") else plain_sync_file
+    full_sync if _fcntl_has("F_FULLFSYNC") else os.fdatasync if _has("fdatasync") else plain_sync_file
 )
 sync_names = plain_sync_directory if os.name == "nt" else sync_directory
 link: Callable[[str, str], None] = os.link if _has("link") else plain_link

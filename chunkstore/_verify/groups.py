@@ -189,7 +189,7 @@ class BlockCheck:
             fixed: Ints = edges * unit
             return fixed
         kind, unit = (Kind.OFFSETS, unit) if field.codec == "raw" else (Kind.STORED_OFFSETS, 1)
-        base = self._local(0)
+        base = self._first_row()
         first = self._segment.values(kind, self._place.number, "<i8", base, base + 1)
         items = self._entries(kind, edges + base)
         if first is None or items is None:
@@ -209,11 +209,11 @@ class BlockCheck:
         found = [one for one in single if one is not None]
         return np.concatenate(found) if len(found) == len(single) else None
 
-    def _local(self, row: int) -> int:
-        """A row of the shard, counted from the first sample of the segment."""
+    def _first_row(self) -> int:
+        """Of the shard, counted from the first sample of the segment."""
         samples = self._place.samples
         assert samples is not None
-        return samples[0] - self._segment.directory.first_sample + row
+        return samples[0] - self._segment.directory.first_sample
 
     def _check_runs(self, first: int, bounds: Ints, stored: list[int]) -> None:
         """Read groups, as many as fit the buffer, and compare their sums."""
@@ -305,7 +305,7 @@ class BlockCheck:
         """Bytes of decoded rows."""
         if not field.ragged:
             return [field.item_nbytes] * (len(edges) - 1)
-        items = self._entries(Kind.OFFSETS, edges + self._local(0))
+        items = self._entries(Kind.OFFSETS, edges + self._first_row())
         return None if items is None else [count * field.item_nbytes for count in np.diff(items).tolist()]
 
     def dictionary(self) -> bytes:

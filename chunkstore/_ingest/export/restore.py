@@ -93,17 +93,12 @@ class Restored:
     Attributes:
         arrays: of each file of a sample, by its role; of each file, in `columns`.
         notes: why not all is as it was.
-        fields: that are needed.
     """
 
     layout: str
     arrays: tuple[tuple[str, tuple[OutArray, ...]], ...]
     record: Mapping[str, Any]
     notes: tuple[str, ...]
-
-    @property
-    def fields(self) -> list[str]:
-        return [part.field.name for _, arrays in self.arrays for array in arrays for part in array.parts]
 
     def files(self, num_samples: int, keys: Sequence[str] | None) -> Iterator[OutFile]:
         """Every file, in the order of samples.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -65,7 +64,7 @@ class Inventory:
         skipped: files that could not be read, by number, with their reasons.
     """
 
-    def __init__(self, scan: Scan, *, skip: bool, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(self, scan: Scan, *, skip: bool) -> None:
         self.scan = scan
         self.kinds: list[Kind] = []
         self.dtypes: list[np.dtype[Any]] = []
@@ -83,9 +82,9 @@ class Inventory:
         self.size = array("q", bytes(8 * num))
         self.mtime_ns = array("q", bytes(8 * num))
         self.signature_of = array("i", [-1]) * num
-        self._read_all(progress)
+        self._read_all()
 
-    def _read_all(self, progress: Callable[[int], None] | None) -> None:
+    def _read_all(self) -> None:
         for place in range(len(self.scan)):
             try:
                 self.signature_of[place] = self._read(place)
@@ -93,8 +92,6 @@ class Inventory:
                 if not self._skip:
                     raise
                 self.skipped[place] = _reason(error, self.scan.file_path(place))
-            if progress is not None and place % 256 == 255:
-                progress(place + 1)
 
     def _read(self, place: int) -> int:
         path = self.scan.file_path(place)

@@ -7,7 +7,6 @@ reads it, and says when the guess was wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -45,7 +44,6 @@ def make_plan(
     dtype: DtypeArg = (),
     on_error: OnError = "fail",
     allow_pickle: bool = False,
-    progress: Callable[[int], None] | None = None,
 ) -> Plan:
     """Plan from the headers of all files.
 
@@ -56,7 +54,6 @@ def make_plan(
         dtype: `NAME=TYPE` texts, `TYPE` for all fields, or a mapping.
         on_error: `skip` leaves out files that cannot be read or do not fit, and lists them.
         allow_pickle: read object arrays, one row per element; for trusted files.
-        progress: called now and then with the number of files that were read.
 
     Raises:
         IngestError: a file is damaged or does not fit the others, two readings fit, keys collide, nothing is left.
@@ -70,7 +67,7 @@ def make_plan(
             f"{problem.path}: {problem.reason.rstrip('.')}. Remove it, or leave it out with --exclude "
             f"{problem.path!r} or --on-error skip."
         )
-    inventory = Inventory(scan, skip=on_error == "skip", progress=progress)
+    inventory = Inventory(scan, skip=on_error == "skip")
     return _Builder(scan, inventory, wanted).build(layout)
 
 

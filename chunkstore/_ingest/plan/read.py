@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chunkstore._format import dtypes
-from chunkstore._ingest.npy.arrays import TILE_NBYTES, ArraySource, Place
+from chunkstore._ingest.npy.arrays import ArraySource, Place
 from chunkstore._ingest.npy.casts import convert, resolve_cast
 from chunkstore._ingest.npy.files import check_unchanged, read_exactly
 from chunkstore._ingest.npy.pickled import load_rows
@@ -38,13 +38,12 @@ class PlanReader:
 
     Args:
         plan: made by `make_plan`, or a slice of one.
-        tile_nbytes: largest temporary; a Fortran or deflated array may need more, see `arrays`.
     """
 
-    def __init__(self, plan: Plan, *, tile_nbytes: int = TILE_NBYTES) -> None:
+    def __init__(self, plan: Plan) -> None:
         if plan.uniform:
             raise ValueError("a uniform plan is read by read_uniform")
-        self._plan, self._tile_nbytes = plan, tile_nbytes
+        self._plan = plan
         self._sources: dict[int, tuple[int, ArraySource]] = {}
         self._rows: dict[int, tuple[int, list[npt.NDArray[Any]]]] = {}
         self._items: dict[int, npt.NDArray[np.int64]] = {}
@@ -135,9 +134,7 @@ class PlanReader:
         if kept is not None:
             self._sources.pop(number)[1].close()
         place = self._plan.place(number, piece)
-        source = ArraySource(
-            place, self._plan.columns[number].member, self._cast(number, piece, place), tile_nbytes=self._tile_nbytes
-        )
+        source = ArraySource(place, self._plan.columns[number].member, self._cast(number, piece, place))
         self._sources[number] = piece, source
         return source
 
