@@ -104,7 +104,7 @@ class Directory:
     def __contains__(self, section: tuple[int, int]) -> bool:
         return section in self._entries
 
-    def find(self, kind: Kind, field_number: int) -> SectionEntry | None:
+    def find(self, kind: int, field_number: int) -> SectionEntry | None:
         """The section of this kind (and field), or None."""
         return self._entries.get((kind, field_number))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from chunkstore._format.checksum import sum64
 from chunkstore._format.constants import KEY_KINDS, MAX_KEY_NBYTES, NO_FIELD, Kind
 from chunkstore._format.keys import order_dtype
-from chunkstore._verify.segment import Segment, Tape, lost_with
+from chunkstore._verify.segment import Segment, Tape
 
 _COUNT: Final = 1 << 16  # keys that are looked at together
 _TEXT_NBYTES: Final = 1 << 20  # text that is looked at together, or one key
@@ -45,18 +45,6 @@ def _has_keys(segment: Segment) -> bool:
     return n > 0
 
 
-def _damage(segment: Segment, kind: Kind, problem: str, **where: Any) -> None:
-    entry = segment.directory.find(kind, NO_FIELD)
-    segment.tape.ledger.add(
-        "index",
-        f"index section {kind.name}: {problem}; {lost_with(kind, None)}: whoever wrote it was wrong",
-        offset=None if entry is None else entry.offset,
-        nbytes=None if entry is None else entry.nbytes,
-        section=kind.name,
-        **where,
-    )
-
-
 def _mix(hashes: Sums, positions: Sums) -> int:
     """A sum over pairs that does not depend on their order: equal for equal sets of (hash, position).
 
@@ -81,7 +69,7 @@ class _Table:
         of_keys = self._sum_keys()
         of_table = None if of_keys is None else self._sum_table()
         if of_table is not None and of_keys != of_table:
-            _damage(self.segment, Kind.KEY_HASHES, "with KEY_ORDER, it does not hold the hashes of the keys")
+            self.segment.wrong(Kind.KEY_HASHES, "with KEY_ORDER, it does not hold the hashes of the keys")
         return of_table is not None and of_keys == of_table
 
     def _sum_keys(self) -> int | None:
@@ -113,7 +101,7 @@ class _Table:
             problem = f"ends with {bounds[-1]}, but KEY_BYTES has {text_nbytes} bytes"
         if problem:
             span = {"start": self.first_sample + start, "stop": self.first_sample + stop}
-            _damage(self.segment, Kind.KEY_OFFSETS, f"samples {span['start']} to {span['stop']}: {problem}", **span)
+            self.segment.wrong(Kind.KEY_OFFSETS, f"samples {span['start']} to {span['stop']}: {problem}", **span)
         return not problem
 
     def _sum_texts(self, start: int, bounds: NDArray[np.int64]) -> int | None:
@@ -139,13 +127,8 @@ class _Table:
                 problem = f"is not UTF-8: {error}"
             if problem:
                 sample = self.first_sample + start + number
-                _damage(
-                    self.segment,
-                    Kind.KEY_BYTES,
-                    f"the key of sample {sample}, {key[:40]!r}, {problem}",
-                    start=sample,
-                    stop=sample + 1,
-                )
+                what = f"the key of sample {sample}, {key[:40]!r}, {problem}"
+                self.segment.wrong(Kind.KEY_BYTES, what, start=sample, stop=sample + 1)
 
     def _sum_table(self) -> int | None:
         """Sum over the entries of the table; None if it is not sorted or leads nowhere."""
@@ -158,7 +141,7 @@ class _Table:
             if hashes is None or order is None or self.segment.tape.ledger.stopped:
                 return None
             if int(order.max()) >= self.num_samples:
-                _damage(self.segment, Kind.KEY_ORDER, f"an entry is {order.max()}, of {self.num_samples} samples")
+                self.segment.wrong(Kind.KEY_ORDER, f"an entry is {order.max()}, of {self.num_samples} samples")
                 return None
             if not self._check_sorted(hashes, order.astype(np.int64), before):
                 return None
@@ -170,12 +153,12 @@ class _Table:
         hashes = np.concatenate([np.array(before[:1], np.uint64), hashes])
         order = np.concatenate([np.array(before[1:], np.int64), order])
         if np.any(hashes[1:] < hashes[:-1]):
-            _damage(self.segment, Kind.KEY_HASHES, "it is not sorted")
+            self.segment.wrong(Kind.KEY_HASHES, "it is not sorted")
             return False
         equal = np.flatnonzero(hashes[1:] == hashes[:-1])
         equal = equal[order[equal] >= 0]  # in front of the first entry there is none
         if np.any(order[equal + 1] <= order[equal]):
-            _damage(self.segment, Kind.KEY_ORDER, "equal hashes are not in the order of positions")
+            self.segment.wrong(Kind.KEY_ORDER, "equal hashes are not in the order of positions")
             return False
         for place in equal[:_MAX_PAIRS].tolist():
             _compare(self.segment, int(order[place]), self.segment, int(order[place + 1]))
@@ -220,7 +203,7 @@ def _compare(one: Segment, first: int, other: Segment, second: int) -> None:
         return
     a, b = one.directory.first_sample + first, other.directory.first_sample + second
     text = key.decode(errors="replace")
-    _damage(other, Kind.KEY_BYTES, f"samples {a} and {b} have the same key {text!r}", start=b, stop=b + 1, keys=(text,))
+    other.wrong(Kind.KEY_BYTES, f"samples {a} and {b} have the same key {text!r}", start=b, stop=b + 1, keys=(text,))
 
 
 class _Run:

@@ -393,6 +393,13 @@ class Segment:
                 computed_sum=computed,
             )
 
+    def wrong(self, kind: int, problem: str, number: int = NO_FIELD, **where: Any) -> None:
+        """Write down that a section has the bytes that were written, and values that cannot be; or is not there."""
+        entry = self.directory.find(kind, number) or SectionEntry(kind, number, self.directory.offset, 0, 0)
+        text = f"index section {self.name(entry)} at {entry.offset}: {problem}; {self._lost(entry)}"
+        known = {**self._where(entry), "offset": entry.offset, "nbytes": entry.nbytes, **where}
+        self.tape.ledger.add("index", f"{text}: whoever wrote it was wrong", **known)
+
     def _samples_of_page(self, entry: SectionEntry, page: int) -> tuple[int, int] | None:
         """The samples that need a page of a section that is used entry by entry."""
         start, stop = page * PAGE_NBYTES, min((page + 1) * PAGE_NBYTES, entry.nbytes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from chunkstore._format.layout import section_sizes
 from chunkstore._format.lookup import Ints
 from chunkstore._format.schema import Field, decode_attrs, decode_schema
 from chunkstore._format.segment import Directory, SectionEntry
-from chunkstore._verify.segment import Segment, lost_with
+from chunkstore._verify.segment import Segment
 from chunkstore.errors import CorruptError, LimitError, UnsupportedFeatureError
 
 _COUNT: Final = 1 << 17  # entries of 8 bytes that are looked at together: 1 MiB
@@ -80,25 +80,8 @@ def _read_schema(segments: list[Segment]) -> tuple[Field, ...] | None:
         except UnsupportedFeatureError as error:
             raise UnsupportedFeatureError(f"{segment.tape.path}: {error}") from None
         except (CorruptError, LimitError) as error:
-            _damage(segment, entry, str(error))
+            segment.wrong(Kind.SCHEMA, str(error))
     return None
-
-
-def _damage(segment: Segment, entry: SectionEntry, problem: str, **where: Any) -> None:
-    """A section whose bytes are what was written, and whose values are wrong."""
-    name = Kind(entry.kind).name if entry.kind in KNOWN_KINDS else str(entry.kind)
-    of_field = segment.field_name(entry.field)
-    lost = lost_with(entry.kind, of_field)
-    segment.tape.ledger.add(
-        "index",
-        f"index section {segment.name(entry)} at {entry.offset}: {problem}; {lost}: whoever wrote it was wrong",
-        harmless=segment.harmless(entry),
-        offset=entry.offset,
-        nbytes=entry.nbytes,
-        section=name,
-        **({} if of_field is None else {"field": of_field}),
-        **where,
-    )
 
 
 class _Checks:
@@ -124,12 +107,6 @@ class _Checks:
             if fits:
                 self._check_columns(number, schema_field)
 
-    def _damage(self, kind: Kind, problem: str, number: int = NO_FIELD, **where: Any) -> None:
-        entry = self.directory.find(kind, number)
-        if entry is None:
-            entry = SectionEntry(kind, number, self.directory.offset, 0, 0)
-        _damage(self.segment, entry, problem, **where)
-
     def _check_texts(self) -> None:
         """SCHEMA and DICTIONARY are alike in all live segments, ATTRS a JSON object in the newest."""
         for entry in self.directory.sections():
@@ -137,7 +114,7 @@ class _Checks:
             if entry.kind not in (Kind.SCHEMA, Kind.ATTRS, Kind.DICTIONARY):
                 continue
             if entry.nbytes > limit:
-                _damage(self.segment, entry, f"{entry.nbytes} bytes, at most {limit}")
+                self.segment.wrong(entry.kind, f"{entry.nbytes} bytes, at most {limit}", entry.field)
             elif entry.kind == Kind.ATTRS and self.segment is self.newest:
                 self._check_attrs(entry)
             elif entry.kind != Kind.ATTRS and self.segment is not self.newest:
@@ -146,7 +123,8 @@ class _Checks:
         if self.segment is not self.newest:
             mine, others = (_dictionaries(segment.directory) for segment in (self.segment, self.newest))
             for number in sorted(mine ^ others):
-                self._damage(Kind.DICTIONARY, "this segment or the newest has one, and the other has none", number)
+                problem = "this segment or the newest has one, and the other has none"
+                self.segment.wrong(Kind.DICTIONARY, problem, number)
 
     def _check_attrs(self, entry: SectionEntry) -> None:
         text = self.segment.section_bytes(Kind.ATTRS)
@@ -154,13 +132,13 @@ class _Checks:
             try:
                 decode_attrs(text)
             except (CorruptError, LimitError) as error:
-                _damage(self.segment, entry, str(error))
+                self.segment.wrong(entry.kind, str(error), entry.field)
 
     def _compare_with_newest(self, entry: SectionEntry) -> None:
         kind = Kind(entry.kind)
         mine, other = self.segment.section_bytes(kind, entry.field), self.newest.section_bytes(kind, entry.field)
         if mine is not None and other is not None and mine != other:
-            _damage(self.segment, entry, "differs from that of the newest segment")
+            self.segment.wrong(entry.kind, "differs from that of the newest segment", entry.field)
 
     def _check_sections(self, fields: tuple[Field, ...]) -> bool:
         """Every section that the schema calls for is there with its length, and no other of a known kind."""
@@ -174,18 +152,18 @@ class _Checks:
         expected[Kind.SCHEMA, NO_FIELD] = expected[Kind.ATTRS, NO_FIELD] = None
         expected |= {(Kind.CHUNK_SUMS, number): None for number in range(len(fields))}
         for (kind, number), nbytes in expected.items():
-            entry = directory.find(Kind(kind), number)
+            entry = directory.find(kind, number)
             if entry is None or (nbytes is not None and entry.nbytes != nbytes):
                 fits = False
                 found = "none" if entry is None else f"{entry.nbytes} bytes"
-                self._damage(Kind(kind), f"expected {'it' if nbytes is None else nbytes} here, found {found}", number)
+                self.segment.wrong(kind, f"expected {'it' if nbytes is None else nbytes} here, found {found}", number)
         for entry in directory.sections():
             if entry.kind in KNOWN_KINDS and (entry.kind, entry.field) not in expected and not self._optional(entry):
                 fits = False
-                _damage(self.segment, entry, "the schema does not call for it")
+                self.segment.wrong(entry.kind, "the schema does not call for it", entry.field)
         if (text is None) == ((Kind.KEY_BYTES, NO_FIELD) in self.newest.directory):
             fits = False
-            self._damage(Kind.KEY_BYTES, "this segment and the newest do not both have keys")
+            self.segment.wrong(Kind.KEY_BYTES, "this segment and the newest do not both have keys")
         return fits
 
     def _optional(self, entry: SectionEntry) -> bool:
@@ -205,7 +183,7 @@ class _Checks:
         if len(starts) != self.directory.num_shards + 1:
             return  # written down with the lengths of all sections
         if starts[0] != first or starts[-1] != last or np.any(starts[1:] <= starts[:-1]):
-            self._damage(Kind.SHARD_STARTS, f"expected to ascend strictly from {first} to {last}")
+            self.segment.wrong(Kind.SHARD_STARTS, f"expected to ascend strictly from {first} to {last}")
             return
         self.segment.starts = starts.astype(np.int64)
         self.rows = np.diff(self.segment.starts)
@@ -240,9 +218,13 @@ class _Checks:
             total = 0 if entry is None else entry.nbytes / 8
             # In floating point no sum wraps around; below 2^52 it is exact, and no file has that many groups.
             if groups.astype(np.float64).sum() != total:
-                self._damage(Kind.CHUNK_SUMS, f"{total:g} sums, but the blocks have another number of groups", number)
+                self.segment.wrong(
+                    Kind.CHUNK_SUMS, f"{total:g} sums, but the blocks have another number of groups", number
+                )
             elif np.any(np.cumsum(groups) - groups != blocks["first_group"]):
-                self._damage(Kind.BLOCKS, f"the groups of field {self.segment.field_name(number)!r} do not follow on")
+                self.segment.wrong(
+                    Kind.BLOCKS, f"the groups of field {self.segment.field_name(number)!r} do not follow on"
+                )
             else:
                 self._compare_single_groups(number, groups == 1)
 
@@ -283,7 +265,7 @@ class _Checks:
             return
         for shard, number in np.argwhere(wrong)[:100].tolist():
             entry = self.segment.blocks[shard, number]
-            self._damage(
+            self.segment.wrong(
                 Kind.BLOCKS,
                 f"the block of shard {self.directory.first_shard + shard}, field {self.segment.field_name(number)!r}, "
                 f"{entry['nbytes']} bytes at {entry['offset']}, {problem}",
@@ -291,7 +273,7 @@ class _Checks:
                 field=self.segment.field_name(number),
             )
         if (more := int(wrong.sum()) - 100) > 0:
-            self._damage(Kind.BLOCKS, f"{more} more blocks like the last one: it {problem}")
+            self.segment.wrong(Kind.BLOCKS, f"{more} more blocks like the last one: it {problem}")
 
     def _check_columns(self, number: int, schema_field: Field) -> None:
         if schema_field.ragged:
@@ -315,12 +297,12 @@ class _Checks:
         before: int | None = None
         for first, array in self.segment.pieces(kind, number, _COUNT):
             if before is None and last is not None and array[0] != last:
-                self._damage(kind, f"begins with {array[0]}, expected {last}", number)
+                self.segment.wrong(kind, f"begins with {array[0]}, expected {last}", number)
             problem = _first_descent(array, before, most)
             if problem is not None:
                 sample = self.directory.first_sample + first + problem
                 what = f"around sample {sample}: the numbers descend, or grow by more than {most}"
-                self._damage(kind, what, number, start=max(sample - 1, 0), stop=sample + 1)
+                self.segment.wrong(kind, what, number, start=max(sample - 1, 0), stop=sample + 1)
                 return
             before = int(array[-1])
             if starts is not None:
@@ -354,7 +336,7 @@ class _Checks:
                 sample = self.directory.first_sample + first + place
                 size = int(stored[place + 1]) - int(stored[place])
                 what = f"sample {sample}: a chunk of {size} bytes for a row of {'no' if empty[place] else 'some'} bytes"
-                self._damage(Kind.STORED_OFFSETS, what, number, start=sample, stop=sample + 1)
+                self.segment.wrong(Kind.STORED_OFFSETS, what, number, start=sample, stop=sample + 1)
 
     def _check_shapes(self, number: int, schema_field: Field) -> None:
         """Dimensions fit the schema, and their product is the number of items."""
@@ -372,7 +354,7 @@ class _Checks:
                 sample = self.directory.first_sample + begin + place
                 count = int(items[place + 1]) - int(items[place])
                 what = f"sample {sample}: shape {dims[place].tolist()} does not fit {count} items"
-                self._damage(Kind.SHAPES, what, number, start=sample, stop=sample + 1)
+                self.segment.wrong(Kind.SHAPES, what, number, start=sample, stop=sample + 1)
 
 
 def _most_items(schema_field: Field) -> int:
