@@ -18,15 +18,15 @@ from chunkstore._ingest.npy.casts import is_inexact
 from chunkstore._ingest.plan import layouts
 from chunkstore._ingest.plan.agree import Pick, Wanted, agree
 from chunkstore._ingest.plan.columns import Column, cast_of, label_column, make_field, take_column
-from chunkstore._ingest.plan.elements import fill_shapes
+from chunkstore._ingest.plan.columns_layout import whole_columns
 from chunkstore._ingest.plan.inventory import Inventory
 from chunkstore._ingest.plan.origin import describe_origin
 from chunkstore._ingest.plan.pairing import Pairing, find_pairings, stem
+from chunkstore._ingest.plan.row_shapes import fill_shapes
 from chunkstore._ingest.plan.samples import Plan
 from chunkstore._ingest.plan.scan import Scan, count_text
 from chunkstore._ingest.plan.specs import DtypeArg, DtypeSpec, FieldArg, parse_dtypes, parse_fields
 from chunkstore._ingest.plan.texts import Texts
-from chunkstore._ingest.plan.wholes import whole_columns
 from chunkstore._storage.names import natural_sort
 from chunkstore.errors import IngestError, SchemaError
 
@@ -316,11 +316,17 @@ class _Builder:
             raise IngestError(f"{self.scan.sources[0]}: there are no samples: the first axis of every array is 0.")
         source_of = self.scan.source_of
         return Plan(
-            layout, "", (), (), num_samples, keys, (), {}, {}, tuple(columns),
-            tuple(self.inventory.kinds), Texts.pack(map(self.scan.paths.__getitem__, used.tolist())), self.scan.roots,
-            None if source_of is None else np.array(source_of, np.int32)[used],
-            np.array(self.inventory.size)[used], np.array(self.inventory.mtime_ns)[used],
-        )  # fmt: skip
+            layout=layout,
+            num_samples=num_samples,
+            keys=keys,
+            columns=tuple(columns),
+            kinds=tuple(self.inventory.kinds),
+            paths=Texts.pack(map(self.scan.paths.__getitem__, used.tolist())),
+            roots=self.scan.roots,
+            source_of=None if source_of is None else np.array(source_of, np.int32)[used],
+            size=np.array(self.inventory.size)[used],
+            mtime_ns=np.array(self.inventory.mtime_ns)[used],
+        )
 
 
 def _rounded(plan: Plan, wanted: DtypeSpec) -> dict[str, str]:

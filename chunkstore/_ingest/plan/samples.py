@@ -24,19 +24,19 @@ class Plan:
     """Samples of a container to be, and where each of their rows is now. Read-only; pickles as plain columns.
 
     Attributes:
-        layout: `files`, `rows`, `paired` or `classes`.
-        explanation: what was found and chosen, and why; for the user.
-        notes: what the user should look at.
-        fields: schema.
+        layout: `files`, `rows`, `columns`, `paired` or `classes`.
         num_samples: N.
-        keys: N texts, or None (`rows`).
-        skipped: files left out (`on_error="skip"`).
-        attrs: for the user's attrs: class names.
-        origin: JSON from which `export` writes the files again.
+        keys: N texts, or None (`rows`, `columns`).
         columns: per field.
         kinds: see `Column.kind`.
         paths, roots, source_of: relative paths of the files, and what stands before them.
         size, mtime_ns: int64 per file, as planned; empty in a uniform plan.
+        explanation: what was found and chosen, and why; for the user.
+        notes: what the user should look at.
+        fields: schema.
+        skipped: files left out (`on_error="skip"`).
+        attrs: for the user's attrs: class names.
+        origin: JSON from which `export` writes the files again.
         began_ns: wall clock before the first file was opened, in a uniform plan: a file that was written, replaced or
             moved since is not read by it; 0 in others.
         rounded: names of fields whose values `--dtype` may round.
@@ -44,14 +44,8 @@ class Plan:
     """
 
     layout: str
-    explanation: str
-    notes: tuple[str, ...]
-    fields: tuple[Field, ...]
     num_samples: int
     keys: Texts | None
-    skipped: tuple[Skipped, ...]
-    attrs: dict[str, Any]
-    origin: dict[str, Any]
     columns: tuple[Column, ...] = field(repr=False)
     kinds: tuple[Kind, ...] = field(repr=False)
     paths: Texts = field(repr=False)
@@ -59,6 +53,12 @@ class Plan:
     source_of: npt.NDArray[np.int32] | None = field(repr=False)
     size: npt.NDArray[np.int64] = field(repr=False)
     mtime_ns: npt.NDArray[np.int64] = field(repr=False)
+    explanation: str = ""
+    notes: tuple[str, ...] = ()
+    fields: tuple[Field, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    attrs: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
     header: bytes = field(default=b"", repr=False)
     began_ns: int = 0
     rounded: tuple[str, ...] = ()

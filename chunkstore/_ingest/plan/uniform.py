@@ -107,9 +107,19 @@ def _plan(scan: Scan, name: str, keys: Texts, head: bytes, header: NpyHeader) ->
     }
     reason = f"{num:,} files of one shape, one sample each.{class_hint(scan, np.arange(num))}"
     empty = np.zeros(0, np.int64)
-    source_of = None if scan.source_of is None else np.array(scan.source_of, np.int32)
     return Plan(
-        "files", f"{scan.summary()}. Layout files: {reason}", (), (field,), num, keys, (), {}, origin, (column,),
-        (Kind(header.dtype, header.fortran_order, header.data_offset),), Texts.pack(scan.paths), scan.roots, source_of,
-        empty, empty, head,
-    )  # fmt: skip
+        layout="files",
+        explanation=f"{scan.summary()}. Layout files: {reason}",
+        fields=(field,),
+        num_samples=num,
+        keys=keys,
+        origin=origin,
+        columns=(column,),
+        kinds=(Kind(header.dtype, header.fortran_order, header.data_offset),),
+        paths=Texts.pack(scan.paths),
+        roots=scan.roots,
+        source_of=None if scan.source_of is None else np.array(scan.source_of, np.int32),
+        size=empty,
+        mtime_ns=empty,
+        header=head,
+    )
