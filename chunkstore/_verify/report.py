@@ -11,7 +11,7 @@ MAX_LISTED: Final = 10_000
 """Damages that a report lists; the rest is counted."""
 
 Progress: TypeAlias = Callable[[int, int], None]
-Kind: TypeAlias = Literal[
+DamageKind: TypeAlias = Literal[
     "superblock",
     "truncated",
     "trailing",
@@ -51,7 +51,7 @@ class Damage:
         stored_sum, computed_sum: xxh3 in hexadecimal digits, 16 or 32 of them.
     """
 
-    kind: Kind
+    kind: DamageKind
     message: str
     harmless: bool = False
     offset: int | None = None
@@ -153,7 +153,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._owner = threading.get_ident()
 
-    def add(self, kind: Kind, message: str, **where: Any) -> None:
+    def add(self, kind: DamageKind, message: str, **where: Any) -> None:
         """Write a damage down; `where` are the other attributes of `Damage`. Sums may be given as numbers."""
         for name in ("stored_sum", "computed_sum"):
             if isinstance(where.get(name), int):

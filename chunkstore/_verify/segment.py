@@ -43,7 +43,7 @@ from chunkstore._format.segment import (
 )
 from chunkstore._format.superblock import Superblock, decode_head
 from chunkstore._storage.source import Source
-from chunkstore._verify.report import Ledger
+from chunkstore._verify.report import DamageKind, Ledger
 from chunkstore.errors import (
     FormatError,
     NotAContainerError,
@@ -109,9 +109,9 @@ class Tape:
         """Write down that bytes could not be read; raise what is no fault of the disk."""
         if isinstance(error, OSError) and (isinstance(error, RemoteError) or error.errno not in (errno.EIO, None)):
             raise error
-        kind = "truncated" if isinstance(error, TruncatedError) else "unreadable"
+        kind: DamageKind = "truncated" if isinstance(error, TruncatedError) else "unreadable"
         self.ledger.add(
-            kind,  # type: ignore[arg-type]
+            kind,
             f"{what}, bytes [{offset}, {offset + nbytes}): {error}",
             offset=offset,
             nbytes=nbytes,

@@ -22,20 +22,18 @@ import time
 from contextlib import ExitStack, suppress
 from typing import Final
 
-from chunkstore._format.codec import CODECS, decode
+from chunkstore._format.codec import decode
 from chunkstore._format.index import read_generation
-from chunkstore._format.schema import Field
+from chunkstore._format.schema import Field, known_codec
 from chunkstore._format.superblock import Superblock
 from chunkstore._storage.opening import open_any
 from chunkstore._storage.remote import Remote
 from chunkstore._verify.blocks import Walk, check_empty_blocks, cover
 from chunkstore._verify.keys import check_keys
-from chunkstore._verify.report import Damage, Ledger, Progress, Report
+from chunkstore._verify.report import Ledger, Progress, Report
 from chunkstore._verify.segment import Segment, Tape, read_directories, read_head
 from chunkstore._verify.values import check_values
 from chunkstore.errors import CorruptError, FormatError, UnsupportedFeatureError
-
-__all__ = ["Damage", "Report", "verify"]
 
 _TWO_THREADS_NBYTES: Final = 16 << 20  # below this a second thread costs more than it brings
 
@@ -216,7 +214,7 @@ class _Helper(threading.Thread):
 
 def _require_codecs(fields: tuple[Field, ...]) -> None:
     for field in fields:
-        if field.codec not in CODECS:
+        if not known_codec(field):
             raise UnsupportedFeatureError(
                 f"field {field.name!r}: codec {field.codec!r} is not known to this release, and its rows cannot be "
                 "decoded: install a newer one, or verify without deep"
