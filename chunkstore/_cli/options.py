@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from chunkstore._cli.output import one_line
-from chunkstore._format.constants import MAGIC
+from chunkstore._storage.replace import is_container
 from chunkstore.errors import IngestError, NotAContainerError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -165,13 +165,11 @@ def advise_if_no_container(path: str) -> None:
 def refuse_container_sources(sources: Sequence[str]) -> None:
     """A container as a source is a mix-up of arguments, or a wish for another command."""
     for source in sources:
-        if os.path.isfile(source) and not source.endswith((".npy", ".npz")):
-            with open(source, "rb") as file:
-                if file.read(len(MAGIC)) == MAGIC:
-                    raise IngestError(
-                        f"{source}: this is a container already, and sources are directories, .npy or .npz files. "
-                        f"Its files come back with: chunkstore export {source} DIRECTORY"
-                    )
+        if not source.endswith((".npy", ".npz")) and is_container(source):
+            raise IngestError(
+                f"{source}: this is a container already, and sources are directories, .npy or .npz files. "
+                f"Its files come back with: chunkstore export {source} DIRECTORY"
+            )
 
 
 def check_fields(ds: Any, fields: tuple[str, ...]) -> None:
