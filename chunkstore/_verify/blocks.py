@@ -195,20 +195,20 @@ class Walk:
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Work until all jobs are taken, or the ledger says stop; in each thread once."""
+        """Work until all jobs are taken, or the ledger says stop; in each thread once. An error stops all threads."""
         ledger = self._tape.ledger
         buffer = aligned_buffer(min(PIECE_NBYTES, max(self._tape.size, PART_ALIGNMENT)))
-        while not ledger.stopped:
-            with self._lock:
-                job = next(self._jobs, None)
-            if job is None:
-                return
-            self._check_job(job, buffer)
-            ledger.tick()
-
-    def stop(self) -> None:
-        """End the work in all threads, at the next piece."""
-        self._tape.ledger.stopped = True
+        try:
+            while not ledger.stopped:
+                with self._lock:
+                    job = next(self._jobs, None)
+                if job is None:
+                    return
+                self._check_job(job, buffer)
+                ledger.tick()
+        except BaseException:
+            ledger.stopped = True
+            raise
 
     def _plan(self) -> Iterator[list[list[int]]]:
         """Neighbours that fit the buffer together, or one part: its offset, nbytes, tail, place, stored, done."""

@@ -17,8 +17,8 @@ behind the first MiB.
 from __future__ import annotations
 
 import os
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Final
 
@@ -169,19 +169,17 @@ class _Run:
         parts = cover(self.tape, segments, committed_end, complete=complete)
         check_empty_blocks(segments, deep=self._deep)
         walk = Walk(self.tape, parts, segments, deep=self._deep)
-        helper = _Helper(walk) if self._workers > 1 else None
-        try:
-            # Keys are Python's work and blocks are not: side by side they take no longer than the longer of them.
-            check_keys(self.tape, segments)
-            walk.run()
-        except BaseException:
-            self._ledger.stopped = True
-            raise
-        finally:
-            if helper is not None:
-                helper.join()
-        if helper is not None and helper.error is not None:
-            raise helper.error
+        with ThreadPoolExecutor(1, "chunkstore-verify") as pool:
+            helper = pool.submit(walk.run) if self._workers > 1 else None
+            try:
+                # Keys are Python's work and blocks are not: side by side they take no longer than the longer of them.
+                check_keys(self.tape, segments)
+                walk.run()
+            except BaseException:
+                self._ledger.stopped = True
+                raise
+        if helper is not None:
+            helper.result()
 
     def _open_as_reader(self) -> None:
         """All was found to be well: the checks at the gate of the format must agree, or one of the two is wrong."""
@@ -193,23 +191,6 @@ class _Run:
             raise
         except FormatError as error:
             self._ledger.add("index", f"the container cannot be opened: {error}")
-
-
-class _Helper(threading.Thread):
-    """A second thread over the same jobs, gone when they are done or the ledger says stop."""
-
-    def __init__(self, walk: Walk) -> None:
-        super().__init__(name="chunkstore-verify", daemon=True)
-        self.error: BaseException | None = None
-        self._walk = walk
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._walk.run()
-        except BaseException as error:  # noqa: BLE001 - handed over to the caller of `verify`
-            self.error = error
-            self._walk.stop()
 
 
 def _require_codecs(fields: tuple[Field, ...]) -> None:
