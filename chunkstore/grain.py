@@ -18,16 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._loading.order import Order
+from chunkstore._read.checked import Verify
 from chunkstore._read.many import Paths
 from chunkstore._read.many import open as open_reader
 from chunkstore._read.ragged import Ragged
 from chunkstore._read.reader import Reader
 from chunkstore._read.select import Selection
+from chunkstore._storage.source import Backend
 
 __all__ = ["BatchSource", "Source", "batch_source", "source"]
-
-_Backend = Literal["auto", "mmap", "pread"]
-_Verify = Literal["once", "always", "off"]
 
 
 class Source:
@@ -100,8 +99,8 @@ def source(
     path: Paths | Reader | Selection,
     *,
     fields: Sequence[str] | None = None,
-    backend: _Backend = "auto",
-    verify: _Verify = "once",
+    backend: Backend = "auto",
+    verify: Verify = "once",
 ) -> Source:
     """Samples for `grain.MapDataset.source` or a `grain.DataLoader`.
 
@@ -127,8 +126,8 @@ def batch_source(
     shard: tuple[int, int] | None = None,
     block_size: int | None = None,
     window: int = 16,
-    backend: _Backend = "auto",
-    verify: _Verify = "once",
+    backend: Backend = "auto",
+    verify: Verify = "once",
 ) -> BatchSource:
     """Whole batches of one epoch for `grain.MapDataset.source`.
 
@@ -162,7 +161,7 @@ def batch_source(
 
 
 def _open(
-    path: Paths | Reader | Selection, fields: Sequence[str] | None, backend: _Backend, verify: _Verify
+    path: Paths | Reader | Selection, fields: Sequence[str] | None, backend: Backend, verify: Verify
 ) -> Reader | Selection:
     if not isinstance(path, Reader | Selection):
         return open_reader(path, backend=backend, verify=verify, fields=fields)
