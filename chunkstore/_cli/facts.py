@@ -10,6 +10,7 @@ import numpy as np
 
 from chunkstore._cli.options import open_container
 from chunkstore._cli.output import nbytes_text, one_line, plural, shape_text, table
+from chunkstore._format.codec import RAW
 from chunkstore._format.constants import (
     ATTRS_RESERVED,
     FORMAT_MAJOR,
@@ -229,7 +230,7 @@ def _fields_text(fields: list[dict[str, Any]]) -> str:
                 field["codec"],
                 row,
                 f"{field['nbytes']:,}",
-                "" if field["codec"] == "raw" or "ratio" not in field else f"{field['ratio']:.2f}",
+                "" if field["codec"] == RAW or "ratio" not in field else f"{field['ratio']:.2f}",
                 f"{field['num_extents']:,}" if "num_extents" in field else "",
             )
         )

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from chunkstore._format.codec import RAW
 from chunkstore._format.constants import Kind
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.index import Index
@@ -70,7 +71,7 @@ class FieldIndex:
         self._bases: dict[int, int] = {}  # for rows one by one and for batches: where shards begin in the column
         self._base_table: Ints | None = None
         self._straight: tuple[int, int, int] | tuple[()] | None = None
-        self._stored = index.column(Kind.STORED_OFFSETS, number, firsts, "<i8") if self.field.codec != "raw" else None
+        self._stored = index.column(Kind.STORED_OFFSETS, number, firsts, "<i8") if self.field.codec != RAW else None
 
     def extents(self) -> list[Extent]:
         """The runs of adjacent blocks, in the order of rows."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format.checksum import sum128
-from chunkstore._format.codec import WITHOUT_DICTIONARY
+from chunkstore._format.codec import RAW, WITHOUT_DICTIONARY
 from chunkstore._format.constants import (
     HEAD_NBYTES,
     KEY_KINDS,
@@ -222,7 +222,7 @@ class Index:
 
     def _wrong_lengths(self, nbytes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Where the blocks of raw fields of fixed shape are not rows times the bytes of a row."""
-        fixed = np.array([not field.ragged and field.codec == "raw" for field in self.fields])
+        fixed = np.array([not field.ragged and field.codec == RAW for field in self.fields])
         sizes = np.array([field.item_nbytes for field in self.fields], np.uint64)
         rows = np.diff(self.shard_starts).astype(np.uint64)[:, None]
         # where the product passed 2^64 the quotient shows it

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from chunkstore._format.codec import RAW
 from chunkstore._format.constants import BLOCK_ENTRY_NBYTES, GROUP_NBYTES, SHARD_SAMPLES, Kind
 from chunkstore._format.keys import order_dtype
 from chunkstore._format.schema import Field
@@ -91,7 +92,7 @@ def section_sizes(
             sizes[Kind.OFFSETS, number] = 8 * (num_samples + 1)
         if field.varying > 1:
             sizes[Kind.SHAPES, number] = 8 * num_samples * field.varying
-        if field.codec != "raw":
+        if field.codec != RAW:
             sizes[Kind.STORED_OFFSETS, number] = 8 * (num_samples + 1)
     if key_nbytes is not None:
         sizes[Kind.KEY_BYTES, None] = key_nbytes

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from chunkstore._format.codec import RAW
 from chunkstore._format.constants import NO_FIELD, Kind
 from chunkstore._format.index import Index
 from chunkstore._format.schema import Field
@@ -57,14 +58,14 @@ def runs(index: Index, nbytes: int) -> Iterator[Run]:
 
 def _needed(index: Index) -> int:
     """Bytes of the file that each sample has for itself, at least."""
-    entries = sum(8 * (field.ragged + (field.codec != "raw")) for field in index.fields)
+    entries = sum(8 * (field.ragged + (field.codec != RAW)) for field in index.fields)
     rows = sum(_row_nbytes(field) for field in index.fields)
     return entries + rows + 8 * index.has_keys
 
 
 def _row_nbytes(field: Field) -> int:
     """Of a row whose place follows from its number alone; 0 for others."""
-    return 0 if field.ragged or field.codec != "raw" else field.item_nbytes
+    return 0 if field.ragged or field.codec != RAW else field.item_nbytes
 
 
 def _of_shards(index: Index, nbytes: int) -> Iterator[Run]:
@@ -111,7 +112,7 @@ def _entries_stop(index: Index, directory: Directory, nbytes: int) -> int:
     """The sample of a segment behind the last one that has its entries in the file."""
     arrays = [(Kind.KEY_OFFSETS, NO_FIELD)] if index.has_keys else []
     arrays += [(Kind.OFFSETS, n) for n, field in enumerate(index.fields) if field.ragged]
-    arrays += [(Kind.STORED_OFFSETS, n) for n, field in enumerate(index.fields) if field.codec != "raw"]
+    arrays += [(Kind.STORED_OFFSETS, n) for n, field in enumerate(index.fields) if field.codec != RAW]
     stop = directory.first_sample + directory.num_samples
     for kind, number in arrays:
         entry = directory.find(kind, number)

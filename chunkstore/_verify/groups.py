@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from chunkstore._format.checksum import Stream64, sum64
-from chunkstore._format.codec import decode
+from chunkstore._format.codec import RAW, decode
 from chunkstore._format.constants import MAX_DICTIONARY_NBYTES, Kind
 from chunkstore._format.lookup import Ints
 from chunkstore._format.schema import Field
@@ -185,10 +185,10 @@ class BlockCheck:
     def _row_bounds(self, field: Field, edges: Ints) -> Ints | None:
         """Where rows begin, counted from the start of the block; `edges` are rows of the shard, ascending."""
         unit = field.item_nbytes
-        if not field.ragged and field.codec == "raw":
+        if not field.ragged and field.codec == RAW:
             fixed: Ints = edges * unit
             return fixed
-        kind, unit = (Kind.OFFSETS, unit) if field.codec == "raw" else (Kind.STORED_OFFSETS, 1)
+        kind, unit = (Kind.OFFSETS, unit) if field.codec == RAW else (Kind.STORED_OFFSETS, 1)
         base = self._first_row()
         first = self._segment.values(kind, self._place.number, "<i8", base, base + 1)
         items = self._entries(kind, edges + base)
@@ -241,7 +241,7 @@ class BlockCheck:
     def _check_big_group(self, group: int, start: int, stop: int, stored: int) -> None:
         """A group that is larger than the buffer."""
         stream, size = Stream64(), len(self._buffer)
-        raw_bool = self._field is not None and self._field.dtype == "bool" and self._field.codec == "raw"
+        raw_bool = self._field is not None and self._field.dtype == "bool" and self._field.codec == RAW
         suspect = not raw_bool  # other rows are read again, one by one; raw booleans only if there is a wrong one
         for at in range(start, stop, size):
             piece = self._buffer[: min(size, stop - at)]
@@ -288,7 +288,7 @@ class BlockCheck:
             data: their bytes; None: they are many, and read again row by row.
         """
         field = self._field
-        if field is None or (field.codec == "raw" and field.dtype != "bool" and not field.is_string):
+        if field is None or (field.codec == RAW and field.dtype != "bool" and not field.is_string):
             return
         samples = self._place.samples
         assert samples is not None
@@ -351,7 +351,7 @@ class _Rows:
     def check(self) -> None:
         """All at once where that proves them; else one by one."""
         low, high = int(self._bounds[0]), int(self._bounds[-1])
-        if self._field.codec == "raw" and self._data is not None:
+        if self._field.codec == RAW and self._data is not None:
             piece = self._data[low - self._start : high - self._start]
             if self._field.is_string:
                 if starts_whole_texts(piece, self._bounds[:-1] - low):

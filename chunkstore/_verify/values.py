@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkstore._format.codec import WITHOUT_DICTIONARY
+from chunkstore._format.codec import RAW, WITHOUT_DICTIONARY
 from chunkstore._format.constants import (
     HEAD_NBYTES,
     KNOWN_KINDS,
@@ -245,7 +245,7 @@ class _Checks:
 
     def _check_fixed(self, rows: Ints, fields: tuple[Field, ...]) -> None:
         for number, schema_field in enumerate(fields):
-            if not schema_field.ragged and schema_field.codec == "raw":
+            if not schema_field.ragged and schema_field.codec == RAW:
                 self._check_nbytes(number, rows, schema_field.item_nbytes)
 
     def _check_nbytes(self, number: int, counts: Ints, unit: int) -> None:
@@ -277,9 +277,9 @@ class _Checks:
 
     def _check_columns(self, number: int, schema_field: Field) -> None:
         if schema_field.ragged:
-            unit = schema_field.item_nbytes if schema_field.codec == "raw" else None
+            unit = schema_field.item_nbytes if schema_field.codec == RAW else None
             self._check_offsets(Kind.OFFSETS, number, unit, _most_items(schema_field))
-        if schema_field.codec != "raw":
+        if schema_field.codec != RAW:
             self._check_offsets(Kind.STORED_OFFSETS, number, 1, MAX_INT)
             self._check_empty_rows(number, schema_field)
         if schema_field.varying > 1:
