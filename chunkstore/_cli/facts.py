@@ -17,12 +17,10 @@ from chunkstore._format.constants import (
     HEAD_NBYTES,
     KEY_KINDS,
     NO_FIELD,
-    SUM_ALIGNMENT,
     Kind,
 )
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index
-from chunkstore._format.segment import num_pages, pad
 from chunkstore._read.many import Containers
 from chunkstore._read.reader import Reader
 
@@ -172,7 +170,7 @@ def _section_nbytes(index: Index) -> Counter[int]:
     found: Counter[int] = Counter()
     for directory in index.directories:
         for entry in directory.sections():
-            found[entry.kind] += pad(entry.nbytes, SUM_ALIGNMENT) + 8 * num_pages(entry.nbytes)
+            found[entry.kind] += entry.end - entry.offset
     return found
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from chunkstore._format.checksum import sum64
-from chunkstore._format.constants import KNOWN_KINDS, NO_FIELD, PAGE_NBYTES, SUM_ALIGNMENT, Kind
+from chunkstore._format.constants import KNOWN_KINDS, NO_FIELD, PAGE_NBYTES, Kind
 from chunkstore._format.lookup import Ints, distinct
-from chunkstore._format.segment import SectionEntry, num_pages, pad, section_end
+from chunkstore._format.segment import SectionEntry, num_pages
 from chunkstore.errors import CorruptError
 
 # Sections up to this size are copied as they are proven, mapped or not: a mapped page that the system has dropped
@@ -162,11 +162,11 @@ class Section:
         offset, nbytes = self._entry.offset, self.nbytes
         fetched = self._source.distant and pages.size > 0
         if fetched and nbytes <= _WHOLE_NBYTES:
-            return np.array([offset]), np.array([section_end(offset, nbytes) - offset])
+            return np.array([offset]), np.array([self._entry.end - offset])
         starts = pages * PAGE_NBYTES
         lengths = np.minimum(nbytes - starts, PAGE_NBYTES)
         if fetched and self._sums is None:
-            starts = np.append(starts, pad(nbytes, SUM_ALIGNMENT))
+            starts = np.append(starts, self._entry.sums_offset - offset)
             lengths = np.append(lengths, 8 * len(self._seen))
         return starts + offset, lengths
 
@@ -180,8 +180,8 @@ class Section:
         Raises:
             CorruptError: a page is not what was written.
         """
-        at = pad(self.nbytes, SUM_ALIGNMENT)
-        data = memoryview(self._source.read(self._entry.offset, at + 8 * len(self._seen)))
+        offset, at = self._entry.offset, self._entry.sums_offset - self._entry.offset
+        data = memoryview(self._source.read(offset, self._entry.end - offset))
         sums = self._checked_sums(data[at:])
         for page, stored in enumerate(sums.tolist()):
             piece = data[page * PAGE_NBYTES : min((page + 1) * PAGE_NBYTES, self.nbytes)]
@@ -224,13 +224,12 @@ class Section:
 
     def _page_sums(self) -> NDArray[np.uint64]:
         if self._sums is None:
-            offset = self._entry.offset + pad(self.nbytes, SUM_ALIGNMENT)
-            self._sums = self._checked_sums(self._source.read(offset, 8 * len(self._seen)))
+            self._sums = self._checked_sums(self._source.read(self._entry.sums_offset, 8 * len(self._seen)))
         return self._sums
 
     def _checked_sums(self, data: bytes | memoryview) -> NDArray[np.uint64]:
         if sum64(data) != self._entry.sum:
-            offset = self._entry.offset + pad(self.nbytes, SUM_ALIGNMENT)
+            offset = self._entry.sums_offset
             raise CorruptError(
                 f"{self._source.path}: page sums of index section {self.name()}, bytes "
                 f"[{offset}, {offset + len(data)}): stored xxh3 {self._entry.sum:016x}, computed {sum64(data):016x}"

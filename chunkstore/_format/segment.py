@@ -56,6 +56,16 @@ class SectionEntry(NamedTuple):
     nbytes: int
     sum: int
 
+    @property
+    def sums_offset(self) -> int:
+        """Where its page sums begin."""
+        return self.offset + pad(self.nbytes, SUM_ALIGNMENT)
+
+    @property
+    def end(self) -> int:
+        """Offset behind its page sums."""
+        return section_end(self.offset, self.nbytes)
+
 
 @dataclass(frozen=True)
 class Earlier:
@@ -264,7 +274,7 @@ def opening_ranges(directories: tuple[Directory, ...]) -> tuple[NDArray[np.int64
         for kinds in _OPENING_KINDS:
             first, last = (directory.find(kind, NO_FIELD) for kind in kinds)
             if first is not None and last is not None:
-                found.append((first.offset, section_end(last.offset, last.nbytes) - first.offset))
+                found.append((first.offset, last.end - first.offset))
     ranges = np.array(found, np.int64).reshape(-1, 2)
     return ranges[:, 0], ranges[:, 1]
 

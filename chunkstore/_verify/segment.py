@@ -23,7 +23,6 @@ from chunkstore._format.constants import (
     MAX_KEY_NBYTES,
     NO_FIELD,
     PAGE_NBYTES,
-    SUM_ALIGNMENT,
     SUPERBLOCK_NBYTES,
     SUPERBLOCK_OFFSETS,
     Kind,
@@ -38,8 +37,6 @@ from chunkstore._format.segment import (
     decode_directory,
     directory_nbytes,
     num_pages,
-    pad,
-    section_end,
 )
 from chunkstore._format.superblock import Superblock, decode_head
 from chunkstore._storage.source import Source
@@ -300,7 +297,7 @@ class Segment:
         at = directory.offset + directory_nbytes(len(directory.table), len(directory.earlier))
         for entry in directory.sections():
             self._check_padding(at, entry.offset)
-            at = section_end(entry.offset, entry.nbytes)
+            at = entry.end
             if self.tape.ledger.stopped:
                 return
             self._prove_section(entry)
@@ -315,8 +312,7 @@ class Segment:
 
     def _prove_section(self, entry: SectionEntry) -> None:
         pages = num_pages(entry.nbytes)
-        sums_offset = entry.offset + pad(entry.nbytes, SUM_ALIGNMENT)
-        end = section_end(entry.offset, entry.nbytes)
+        sums_offset, end = entry.sums_offset, entry.end
         what, where = f"index section {self.name(entry)}", self._where(entry)
         if not self.tape.reaches(end, entry.offset, end - entry.offset, what, **where):
             return
