@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -22,14 +22,14 @@ from chunkstore._storage.objects import is_url
 from chunkstore._storage.remote import Remote
 from chunkstore._storage.replace import check_replaceable
 from chunkstore._storage.upload import uploaded
+from chunkstore._verify.report import Progress
 from chunkstore._verify.verify import verify
 from chunkstore._write.target import NewTarget
-from chunkstore._write.writer import Writer, type_fields
+from chunkstore._write.writer import Writer
 from chunkstore.errors import CorruptError, SchemaError
 
 _BATCH_NBYTES: Final = 16 << 20
 _BATCH_SAMPLES: Final = 1 << 16
-type_progress = Callable[[int, int], None]
 
 
 def repack(
@@ -41,7 +41,7 @@ def repack(
     mode: Literal["x", "w"] = "x",
     shard_nbytes: int = SHARD_NBYTES,
     codec: CodecArg | None = None,
-    progress: type_progress | None = None,
+    progress: Progress | None = None,
     remote: Remote | None = None,
 ) -> None:
     """Write the samples of a container into a new one in which each field is in one piece (the index lies behind).
@@ -81,8 +81,8 @@ def repack(
         totals = {field.name: _total_nbytes(reader, field.name, order) for field in fields if field.ragged}
         nbytes = sum(totals.get(field.name, total * field.item_nbytes) for field in fields)
         told = _Told(progress, nbytes)
-        options: Any = {"fields": fields, "mode": mode, "shard_nbytes": shard_nbytes, "codec": codec}
-        with _RepackWriter(target, totals, total, kept, verifying=told.verifying, **options) as writer:
+        options = {"fields": fields, "mode": mode, "num_samples": total, "shard_nbytes": shard_nbytes, "codec": codec}
+        with _RepackWriter(target, totals, kept, told.verifying, **options) as writer:
             writer.attrs.update(reader.attrs)
             for batch in _batches(reader, order):
                 writer.add_batch(reader.batch(batch), _keys(reader, batch))
@@ -98,7 +98,7 @@ class _Told:
         nbytes: of all rows.
     """
 
-    def __init__(self, progress: type_progress | None, nbytes: int) -> None:
+    def __init__(self, progress: Progress | None, nbytes: int) -> None:
         self._progress = progress
         self._nbytes = nbytes
         self._done = 0
@@ -126,22 +126,15 @@ class _RepackWriter(Writer):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str,
         ragged_nbytes: dict[str, int],
-        num_samples: int,
         dictionaries: dict[int, bytes],
-        *,
-        fields: type_fields,
-        mode: Literal["x", "w"],
-        shard_nbytes: int,
-        codec: CodecArg | None,
-        verifying: type_progress,
+        verifying: Progress,
+        **options: Any,
     ) -> None:
         self._ragged_nbytes = ragged_nbytes
         self._dictionaries = dictionaries
-        super().__init__(
-            path, fields=fields, mode=mode, num_samples=num_samples, shard_nbytes=shard_nbytes, codec=codec
-        )
+        super().__init__(path, **options)
         assert isinstance(self._target, NewTarget)
         self._target.before_publish = lambda unpublished: _check_whole(unpublished, verifying)
 
@@ -164,7 +157,7 @@ def _open_codecs(reader: Reader, spec: CodecSpec) -> tuple[tuple[Field, ...], di
     return tuple(fields), kept
 
 
-def _check_whole(path: str, progress: type_progress) -> None:
+def _check_whole(path: str, progress: Progress) -> None:
     report = verify(path, progress=progress)
     if not report.ok:
         raise CorruptError(f"the new file was not stored as it was written; nothing is published: {report.damage[0]}")

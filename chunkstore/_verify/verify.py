@@ -73,7 +73,7 @@ def verify(
     with ExitStack() as stack:
         source = stack.enter_context(open_any(path, "pread", remote, in_order=True))
         ledger = Ledger(source.size, _progress_callback(progress, source.size, stack))
-        run = _Run(Tape(source, ledger), deep=deep, workers=workers)
+        run = _Verification(Tape(source, ledger), deep=deep, workers=workers)
         run.check()
         damage = ledger.finish()
     superblock = run.superblock
@@ -109,7 +109,7 @@ def _progress_callback(progress: Progress | bool | None, total: int, stack: Exit
     return show
 
 
-class _Run:
+class _Verification:
     """One verification, step by step."""
 
     def __init__(self, tape: Tape, *, deep: bool, workers: int | None) -> None:
