@@ -1,7 +1,19 @@
-"""From `.npy` and `.npz` files to a container: headers, scan, plan, readers, convert.
+"""From `.npy` and `.npz` files to a container, and back to files.
 
-npy        bytes of a source file -> what is in it, and where -> its elements, little-endian and in C order
-plan       directories -> files in natural order -> every sample, its fields, and where each row is now
-convert    a plan -> a container, by any number of workers
-export     a container -> the files that it was made of
+    sources                     directories and files that the user names
+      |  plan/scan              the files in them, in natural order
+      |  plan/inventory         the header of each; npy/ is the one gate for the bytes of sources
+      |  plan/uniform           or only the first header, where sizes say that the others are the same; checked at the copy
+      |  plan/layouts           which arrays make one sample (pairing, columns_layout), what `auto` chooses
+      |  plan/agree             do dtypes and shapes fit; specs: `--field`, `--dtype`; row_shapes: what headers do not say
+    plan/samples                every sample, its fields, and where each row is now (columns); nothing is written yet
+      |  convert/arrangement    where each block goes, by arithmetic (coded: where only the encoded chunks tell)
+      |  convert/tasks          one worker: rows of some shards read (plan/read), cast (npy/casts), summed, written
+      |  convert/engine, pool   the same work in this process, in processes of ours, or on any executor
+    container                   published whole or not at all (convert/convert); compare reads both sides again
+      |  export/restore         which files it was made of (plan/origin has left word in ATTRS)
+      |  export/npywrite        their bytes
+    files
+
+Headers are read once for the plan and held against the files again when the rows are copied.
 """
