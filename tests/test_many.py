@@ -139,6 +139,7 @@ def test_a_name_with_pattern_characters(tmp_path: Path) -> None:
     ("source", "error", "match"),
     [
         ([], ValueError, "at least one container"),
+        (None, TypeError, "a URL or a list of them, found NoneType"),
         ("nothing/*.cks", FileNotFoundError, "matches this pattern"),
         ("empty", IsADirectoryError, "without a container"),
     ],
@@ -147,7 +148,7 @@ def test_nothing_to_open(tmp_path: Path, source: Any, error: type[Exception], ma
     """No path, no match, no container in a directory: each says so."""
     (tmp_path / "empty").mkdir()
     with pytest.raises(error, match=match):
-        chunkstore.open(source if isinstance(source, list) else tmp_path / source)
+        chunkstore.open(tmp_path / source if isinstance(source, str) else source)
 
 
 def test_too_many_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

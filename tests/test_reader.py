@@ -344,6 +344,22 @@ def test_missing_keys(ds: Reader) -> None:
         ds["\ud800"]
 
 
+def test_a_key_in_the_data_set(ds: Reader, ragged: Reader) -> None:
+    """`in` asks for a key, as `ds[key]` does; without keys nothing is in it."""
+    assert "cat/0003" in ds
+    assert "dog" not in ds
+    assert 3 not in ds
+    assert "cat/0003" not in ragged
+
+
+def test_a_field_is_no_key(ds: Reader, ragged: Reader) -> None:
+    """Who asks for a field as of a dict of arrays is told where it is, with keys and without."""
+    for reader in (ds, ragged):
+        name = next(iter(reader.fields))
+        with pytest.raises(chunkstore.SampleNotFoundError, match=rf"'{name}', it is a field: ds\.column\('{name}'\)"):
+            reader[name]
+
+
 def test_one_text_is_no_list_of_keys(ds: Reader) -> None:
     """`find("abc")` would look for three keys."""
     with pytest.raises(TypeError, match="expected a sequence of keys, found one text"):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from damaged import Damaged, repair
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,6 +128,19 @@ def test_dictionary_is_left_out() -> None:
     pytest.importorskip("zarr")
     found = check(VECTORS / "codec-zstd-dictionary.cks")
     assert any("dictionary" in reason for reason in found.left_out.values())
+
+
+@pytest.mark.parametrize("end", [2**62, 2**63 - 1, 2**64 - 1, 10_000])
+def test_offsets_that_no_block_can_have(tmp_path: Path, end: int) -> None:
+    """A hostile end of a ragged field, all checksums right, is the error of a damaged file."""
+    container = Damaged(tmp_path / "a.cks").build(3, names=["wave"], keys=False)
+    data = bytearray(container.good)
+    start, nbytes = container.place("OFFSETS", "wave")
+    data[start + nbytes - 8 : start + nbytes] = end.to_bytes(8, "little")
+    repair(data)
+    container.write(data)
+    with pytest.raises(chunkstore.CorruptError, match="OFFSETS that no block can have"):
+        kerchunk_references(container.path)
 
 
 def test_names_that_meet(tmp_path: Path) -> None:

@@ -249,6 +249,21 @@ def test_deep_checks_booleans(tmp_path: Path, row: np.ndarray[Any, Any]) -> None
     assert "neither 0 nor 1" in damage.message
 
 
+def test_deep_with_offsets_that_descend(tmp_path: Path) -> None:
+    """Rows of a codec whose OFFSETS descend, all checksums right, are damage and not an error of the decoder."""
+    container = Damaged(tmp_path / "a.cks")
+    with chunkstore.Writer(container.path, fields={"r": chunkstore.Field("r", "int16", (None,), "zlib")}) as writer:
+        for length in (3, 5, 4):
+            writer.add({"r": np.arange(length, dtype=np.int16)})
+    data = bytearray(container.path.read_bytes())
+    start, _ = container.place("OFFSETS", "r")
+    data[start + 8 : start + 16] = (9).to_bytes(8, "little")
+    repair(data)
+    report = container.write(data).check(deep=True)
+    assert not report.ok
+    assert any("OFFSETS descend" in damage.message for damage in report.damage)
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (VECTORS / "invalid").glob("*.cks")))
 def test_invalid_vectors(name: str) -> None:
     """Deep, every invalid vector is found, or refused with the error that stands beside it."""

@@ -176,6 +176,27 @@ def test_python_numbers_must_be_exact(tmp_path: Path) -> None:
     check(tmp_path / "a.cks", [{"n": np.uint8(7)}])
 
 
+@pytest.mark.parametrize("sample", [np.zeros(3), np.zeros(1), "x", [1]])
+def test_a_sample_is_a_mapping(tmp_path: Path, sample: Any) -> None:
+    """An array without a name is refused as first sample and later, and the writer goes on."""
+    with Writer(tmp_path / "a.cks") as writer:
+        for number in range(2):
+            with pytest.raises(
+                TypeError, match=r"a sample is a mapping, {field name: array}, found (ndarray|str|list)"
+            ):
+                writer.add(sample)
+            writer.add({"x": number})
+    check(tmp_path / "a.cks", [{"x": np.int64(0)}, {"x": np.int64(1)}])
+
+
+def test_a_name_is_a_text(tmp_path: Path) -> None:
+    """A number names no field."""
+    with Writer(tmp_path / "a.cks") as writer:
+        with pytest.raises(SchemaError, match="the name of a field is a text, not 5"):
+            writer.add({5: 1})  # type: ignore[dict-item]
+        writer.add({"x": 1})
+
+
 @pytest.mark.parametrize("sample", [{"x": 1}, {"x": 1, "z": 2}, {"x": 1, "y": 2, "z": 3}])
 def test_names_must_be_those_of_the_fields(tmp_path: Path, sample: dict[str, int]) -> None:
     """The message says which are missing and which are unknown."""

@@ -44,6 +44,8 @@ class Field:
     codec: str = "raw"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise SchemaError(f"the name of a field is a text, not {self.name!r}")
         object.__setattr__(self, "shape", tuple(None if dim is None else index(dim) for dim in self.shape))
         try:
             _check_field(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final, overload
 
 import numpy as np
@@ -81,15 +81,19 @@ class Keys(Sequence[str]):
         return f"Keys([{shown}{', ...' if len(self) > _NAMED else ''}], {len(self)} in all)"
 
 
-def find_one(path: str, keys: Keys | None, key: str) -> int:
-    """Position of a key.
+def find_one(path: str, keys: Keys | None, key: str, fields: Collection[str] = ()) -> int:
+    """Position of a key; `fields` are names that may be taken for one.
 
     Raises:
         SampleNotFoundError: no sample has it, or the container has no keys.
     """
+    position = -1 if keys is None else keys._index.find(key)
+    if position < 0 and key in fields:
+        raise SampleNotFoundError(
+            f"{path}: no sample has the key {key!r}, it is a field: ds.column({key!r}), or ds[0][{key!r}]"
+        )
     if keys is None:
         raise _no_keys(path, key)
-    position = keys._index.find(key)
     if position < 0:
         raise _missing(path, keys, [key])
     return position

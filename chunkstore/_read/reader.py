@@ -278,7 +278,7 @@ class Reader:
         if type(index) is int and 0 <= index < opened.num_samples:
             return {name: get(index) for name, get in opened.getters}
         if isinstance(index, str):
-            return self.sample(find_one(self.path, opened.keys, index))
+            return self.sample(find_one(self.path, opened.keys, index, opened.numbers))
         if isinstance(index, slice):
             return self._slice(index)
         if hasattr(index, "__index__") and getattr(index, "ndim", 0) == 0:
@@ -427,6 +427,11 @@ class Reader:
             CorruptError: a part of the index that is needed is damaged.
         """
         return find_all(self.path, self._opened.keys, keys)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a sample has this key."""
+        keys = self._opened.keys
+        return keys is not None and key in keys
 
     def select(self, indices: Indices) -> Selection:
         """Some samples as a data set of their own, in this order; nothing is read.

@@ -22,6 +22,7 @@ from chunkstore._format.index import Index, read_index
 from chunkstore._format.schema import Field
 from chunkstore._refs.grid import MOST_CHUNKS, Grid, Run, lay_grid
 from chunkstore._storage.source import Source, open_source
+from chunkstore.errors import CorruptError
 
 _COMPRESSORS: Final = {"zlib": {"id": "zlib", "level": 1}, "zstd": {"id": "zstd", "level": 0}}  # levels are for writing
 _INDEX_ROWS: Final = 1 << 17  # of an index array in a chunk: 1 MiB
@@ -124,6 +125,13 @@ class _Group:
         starts = [0, *ends][: len(ends)]
         runs = [Run(a, b, e.offset) for a, b, e in zip(starts, ends, extents, strict=True)]
         unit = item.item_nbytes
+        if any(
+            not 0 <= run.start <= run.stop or (run.stop - run.start) * unit > self._end - run.offset for run in runs
+        ):
+            raise CorruptError(
+                f"{self._index.path}: field {item.name!r}: OFFSETS that no block can have. "
+                f"Run `chunkstore verify {self._index.path}`."
+            )
         most = int(field_index.block_nbytes.max(initial=0)) // unit if unit else 1
         name = f"{item.name}.values"
         dims = [f"{item.name}_item", *(f"{item.name}_{item.varying + axis}" for axis in range(len(item.item_shape)))]

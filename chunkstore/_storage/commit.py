@@ -284,7 +284,7 @@ def _check_target(path: str, mode: Literal["x", "w"]) -> str:
 
 
 def _taken(path: str) -> FileExistsError:
-    return FileExistsError(errno.EEXIST, 'the file exists and stays as it is; mode "w" replaces it', path)
+    return FileExistsError(errno.EEXIST, 'the file exists and stays as it is; mode "w" (--overwrite) replaces it', path)
 
 
 def _create_temporary(path: str, calls: syscalls.SystemCalls) -> Sink:

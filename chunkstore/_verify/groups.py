@@ -373,6 +373,8 @@ class _Rows:
         chunk = self._block.read(start, stop) if data is None else data[start - self._start : stop - self._start]
         if nbytes == 0 and len(chunk):
             return f"a row of 0 bytes has a chunk of {len(chunk)} bytes"
+        if nbytes < 0:
+            return "its OFFSETS descend"
         try:
             row = decode(self._field.codec, chunk, nbytes, dictionary)
             if self._field.is_string:

@@ -263,6 +263,8 @@ class Writer:
                 self._keys.texts.append(encode_key(key))
         except BaseException as error:
             self._undo(count)
+            if not isinstance(sample, Mapping):
+                self._prepare(sample)
             if isinstance(error, KeyError):
                 raise self._wrong_names(sample) from None
             raise
@@ -303,6 +305,8 @@ class Writer:
     def _prepare(self, sample: Mapping[str, Any]) -> None:
         """The slow start of `add`: the writer must be open, and the fields known and named as in the sample."""
         self._check_open()
+        if not isinstance(sample, Mapping):
+            raise TypeError(f"a sample is a mapping, {{field name: array}}, found {type(sample).__name__}")
         if self._fields is None:
             fields = tuple(infer_field(name, value) for name, value in sample.items())
             check_fields(fields)

@@ -127,6 +127,18 @@ def test_auto(tmp_path: Path, arrays: dict[str, Any], layout: str, num_samples: 
             {"images/1.npy": f4(4, 4), "images/2.npy": f4(4, 4), "labels/1.npy": f4(1)},
             "'images/2.npy' has no partner in 'labels'",
         ),
+        (
+            {"gt/1_gt.npy": f4(4), "gt/2_gt.npy": f4(4), "img/1.npy": f4(4, 4), "img/2.npy": f4(4, 4)},
+            r"no file name is in two of them \(gt/1_gt, ...\)\. Name the parts of a sample alike",
+        ),
+        (
+            {
+                f"{name}/{number}.npy": np.zeros((4, 4), dtype)
+                for name, dtype in (("calib", "f8"), ("boxes3d", "f8"), ("velodyne", "f4"))
+                for number in (1, 2)
+            },
+            r"names pair completely .*--layout paired \(2 samples of 3 fields\), or leave out",
+        ),
     ],
 )
 def test_auto_refuses_to_guess(tmp_path: Path, arrays: dict[str, Any], text: str) -> None:
@@ -359,6 +371,25 @@ def test_pickles_that_are_refused(tmp_path: Path, elements: list[Any], text: str
     np.save(tmp_path / "x.npy", values, allow_pickle=True)
     with pytest.raises(IngestError, match=text):
         plan(tmp_path, allow_pickle=True)
+
+
+@pytest.mark.parametrize("layout", ["auto", "files", "rows"])
+@pytest.mark.parametrize("allow_pickle", [False, True])
+def test_one_pickled_object(tmp_path: Path, allow_pickle: bool, layout: str) -> None:
+    """A dict that was saved as an array of no dimension is no array: the message says how to get at what is in it."""
+    np.save(tmp_path / "d.npy", np.array({"a": f4(3)}, dtype=object), allow_pickle=True)
+    with pytest.raises(
+        IngestError, match=r"d\.npy: array 'data': object arrays are .* one object, often a dict.*np\.savez"
+    ):
+        plan(tmp_path, layout=layout, allow_pickle=allow_pickle)
+
+
+def test_folders_that_are_splits(tmp_path: Path) -> None:
+    """Folders named train, val and test are taken for splits, and not for classes."""
+    made = plan(tree(tmp_path, {"train/1.npy": f4(4), "train/2.npy": f4(4), "Val/1.npy": f4(4)}))
+    assert made.layout == "files"
+    assert "('train', 'Val') could be splits" in made.explanation.replace("'Val', 'train'", "'train', 'Val'")
+    assert "--layout classes" not in made.explanation
 
 
 def test_equal_keys(tmp_path: Path) -> None:

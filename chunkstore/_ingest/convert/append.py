@@ -70,7 +70,7 @@ class AppendReport:
         )
         if self.skipped:
             lines.append(f"{count_text(len(self.skipped), 'file was', 'files were')} SKIPPED:")
-            lines += [f"  {item.path}: {item.reason}" for item in self.skipped]
+            lines += [f"  {item.shown}: {item.reason}" for item in self.skipped]
         return "\n".join(lines)
 
 

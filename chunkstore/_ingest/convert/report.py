@@ -84,7 +84,7 @@ class ConvertReport:
             lines.append(f"read back and compared with the sources: every value is {how}")
         if self.skipped:
             lines.append(f"{count_text(len(self.skipped), 'file was', 'files were')} SKIPPED:")
-            lines += [f"  {item.path}: {item.reason}" for item in self.skipped]
+            lines += [f"  {item.shown}: {item.reason}" for item in self.skipped]
         return "\n".join(lines)
 
 

@@ -83,6 +83,12 @@ def make_pick(name: str, leaf: Leaf, wanted: Wanted) -> Pick:
     Raises:
         IngestError: the dtype cannot be stored so. The text has no path.
     """
+    if leaf.dtype.kind == "O" and leaf.ndim == 0:
+        raise IngestError(
+            f"array {leaf.label!r}: object arrays are Python pickles, and this one is no array but one object, often a "
+            "dict. If you trust the file: np.load(FILE, allow_pickle=True) reads it, and np.savez saves the arrays "
+            "that are in it."
+        )
     if leaf.dtype.kind == "O" and wanted.allow_pickle:
         return Pick(name, leaf, OBJECT)
     try:

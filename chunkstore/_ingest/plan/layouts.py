@@ -19,6 +19,7 @@ What `auto` chooses, first line that fits:
 | the same with the stems `train`, `test`, ..., and each file could be a field | refused: `columns` or `paired` |
 | names pair completely, role words, arrays alike | refused: `paired` or `files` |
 | role words as folders, some partners missing, roles differ or most stems are whole | refused: names the file |
+| names pair completely by folders, each of one kind of arrays, some of them alike | refused: `paired` or `--exclude` |
 | one array per file, one dtype and ndim, all 1-d or all of one shape | `files` |
 | rows alike, one first axis per file: `.npz` of several arrays, or first axes that vary | refused: `files` or `rows` |
 | a few `.npy`, not most of them alike, some of one first axis (`X.npy`, `y.npy`) | refused: `columns` or `files` |
@@ -164,6 +165,12 @@ def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice
         whole = sum(-1 not in row for row in zip(*pairing.files, strict=True))
         likely = whole * 2 > len(pairing.keys) or _roles_differ(inventory, pairing)
         if pairing.spoken and pairing.pattern == "folder" and likely:
+            if not whole:
+                raise IngestError(
+                    f"--layout auto: {', '.join(map(repr, pairing.names))} could be parts of samples, but no file name "
+                    f"is in two of them ({pairing.roles[0]}/{pairing.keys[0]}, ...). Name the parts of a sample alike, "
+                    "or say --layout files."
+                )
             raise IngestError(
                 f"--layout auto: {missing_partner(pairing, paths)}. Add it, or say --layout paired --on-error "
                 "skip, or --layout files."
@@ -228,6 +235,7 @@ def _choose_many(inventory: Inventory, files: npt.NDArray[np.int64], wanted: Wan
     signature_of = np.array(inventory.signature_of)[files]
     if (signature_of != signature_of[0]).any():
         _refuse_columns(inventory, files)
+        _refuse_folders(inventory, files)
         return Choice("files", f"{len(files):,} files, one sample each.{class_hint(inventory.scan, files)}")
     picks = _picks(inventory, int(signature_of[0]), wanted)
     axes = first_axes(inventory, picks, files) if picks else None
@@ -280,6 +288,27 @@ def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
         )
 
 
+def _refuse_folders(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
+    """Name the other reading of `calib/1.npy`, `velodyne/1.npy`: folders whose names say nothing, of unlike arrays.
+
+    Raises:
+        IngestError: such are the files.
+    """
+    if inventory.skips:
+        return
+    paths = inventory.scan.names()
+    signature_of = np.array(inventory.signature_of)
+    for pairing in find_pairings(paths, files.tolist(), complete=True):
+        uniform = all(len(set(signature_of[column].tolist())) == 1 for column in pairing.files)
+        if pairing.pattern == "folder" and uniform and len(pairing.keys) > 1:
+            first = " + ".join(paths[column[0]] for column in pairing.files[:3])
+            raise IngestError(
+                "--layout auto: the files do not all have the same arrays, and their names pair completely "
+                f"({first}, ...). Say --layout paired ({count_text(len(pairing.keys), 'sample')} of "
+                f"{count_text(len(pairing.roles), 'field')}), or leave out those that do not fit with --exclude."
+            )
+
+
 def class_hint(scan: Scan, files: npt.NDArray[np.int64]) -> str:
     """A word about folders that could be classes."""
     names: dict[str, None] = {}
@@ -293,6 +322,10 @@ def class_hint(scan: Scan, files: npt.NDArray[np.int64]) -> str:
     if len(names) < 2:
         return ""
     shown = ", ".join(repr(name) for name in list(names)[:3])
+    if SPLIT_WORDS.issuperset(name.lower() for name in names):
+        return (
+            f" The folders ({shown}{', ...' if len(names) > 3 else ''}) could be splits: each makes its own container."
+        )
     return (
         " --layout classes adds a field 'label' with the number of the folder "
         f"({shown}{', ...' if len(names) > 3 else ''})."

@@ -40,6 +40,11 @@ class Skipped:
     path: str
     reason: str
 
+    @property
+    def shown(self) -> str:
+        """The path on one line."""
+        return self.path.replace("\n", "\\n")
+
 
 @dataclass
 class Scan:
