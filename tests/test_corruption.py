@@ -6,10 +6,11 @@ import random
 import time
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from damaged import Damaged, Reference, flip, found, mutate, read_wrong
+from damaged import Damaged, Reference, flip, found, mutate, read_wrong, repair
 
 import chunkstore
 
@@ -152,3 +153,24 @@ def test_what_verify_passes_can_be_read(container: Damaged) -> None:
                 assert ds.find(list(ds.keys)).tolist() == list(range(len(ds)))
                 assert isinstance(ds.attrs, dict)
     assert good > 0
+
+
+@pytest.mark.parametrize("num_samples", [2**40, 2**62 + 1, 2**63 - 1])
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+def test_as_many_samples_as_can_be(tmp_path: Path, num_samples: int, backend: Any) -> None:
+    """Rows of no bytes may be as many as the limits allow, in one group: the last is read like any other."""
+    container = Damaged(tmp_path / "a.cks")
+    with chunkstore.Writer(container.path, fields={"x": ("uint8", (0,))}) as writer:
+        writer.add({"x": np.zeros(0, np.uint8)})
+    data, (start, nbytes), (block, _) = container.path.read_bytes(), *map(container.place, ("SHARD_STARTS", "BLOCKS"))
+    number = num_samples.to_bytes(8, "little")
+    changed = bytearray(data)
+    for at in (container.place("DIRECTORY")[0] + 16, start + nbytes - 8, block + 24):
+        changed[at : at + 8] = number
+    repair(changed)
+    container.write(changed)
+    assert container.check(deep=True).ok
+    with chunkstore.open(container.path, backend=backend) as ds:
+        assert len(ds) == num_samples
+        assert ds[num_samples - 1]["x"].shape == (0,)
+        assert ds.batch([0, num_samples - 1])["x"].shape == (2, 0)

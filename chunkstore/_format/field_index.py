@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format.codec import RAW
-from chunkstore._format.constants import Kind
+from chunkstore._format.constants import MAX_INT, Kind
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.index import Index
 from chunkstore._format.lookup import Ints, Lookup, distinct
@@ -54,7 +54,7 @@ class FieldIndex:
         self.block_offset = blocks["offset"].astype(np.int64)
         self.block_nbytes = blocks["nbytes"].astype(np.int64)
         self.block_sum = blocks["sum"].astype(np.uint64)
-        self.rows_per_group = blocks["rows_per_group"].clip(max=2**62).astype(np.int64)
+        self.rows_per_group = blocks["rows_per_group"].clip(max=MAX_INT).astype(np.int64)
         self._lookup = Lookup(self.shard_starts[:-1])
         rows = np.diff(self.shard_starts)
         groups = np.where(rows > 0, (rows - 1) // self.rows_per_group + 1, 0)
