@@ -24,6 +24,7 @@ from chunkstore._format.schema import Field
 from chunkstore._format.segment import Directory, Earlier, pad
 from chunkstore._format.superblock import Superblock
 from chunkstore._storage.commit import NewFile, commit_append, write_superblocks
+from chunkstore._storage.interrupts import signals_later
 from chunkstore._storage.lock import WriterLock
 from chunkstore._storage.sink import Sink
 from chunkstore._storage.source import open_source
@@ -295,11 +296,12 @@ class AppendTarget:
             self.sink, pad(tail, PART_ALIGNMENT), data_end=tail, earlier=self._earlier, before=before
         )
         self.sink.truncate(superblock.committed_end)
-        # From here on the new end may be the committed one, whatever interrupts us: `close` must not cut it off.
-        self._committed_end = superblock.committed_end
-        commit_append(self.sink, (), superblocks.encode(superblock))
-        self.tail = superblock.committed_end
-        self.num_samples = sum(entry.num_samples for entry in self._earlier) + index.num_samples
+        with signals_later():  # Ctrl-C finds all of the commit or nothing of it
+            # From here on the new end may be the committed one, whatever fails: `close` must not cut it off.
+            self._committed_end = superblock.committed_end
+            commit_append(self.sink, (), superblocks.encode(superblock))
+            self.tail = superblock.committed_end
+            self.num_samples = sum(entry.num_samples for entry in self._earlier) + index.num_samples
         self.with_keys = index.with_keys if self.num_samples else None
         # Most writers commit once: only one that goes on needs the index of what it wrote.
         self._outdated = True

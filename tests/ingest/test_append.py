@@ -12,6 +12,8 @@ import pytest
 
 import chunkstore
 from chunkstore._ingest.convert.append import append
+from chunkstore._storage import commit
+from chunkstore._write import target
 
 POINT = np.dtype([("xy", "<f4", (2,)), ("id", "<i8")])
 
@@ -169,3 +171,32 @@ def test_interrupted(tmp_path: Path) -> None:
             progress=lambda *done: signal.raise_signal(signal.SIGINT),
         )
     assert chunkstore.open(tmp_path / "x.cks").fingerprint == before
+
+
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_interrupted_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Ctrl-C while the commit is written waits until it is whole: nothing is half-made, and the message is true."""
+    (tmp_path / "data").mkdir()
+    files(tmp_path / "data", range(4))
+    chunkstore.convert(tmp_path / "data", tmp_path / "x.cks", exclude=["3.npy"])
+    real_commit, real_second = target.commit_append, commit._write_second
+
+    def interrupted_commit(*arguments: Any) -> None:
+        if when == "before":
+            signal.raise_signal(signal.SIGINT)
+        real_commit(*arguments)
+        if when == "after":
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupted_second(*arguments: Any) -> None:
+        if when == "between":
+            signal.raise_signal(signal.SIGINT)
+        real_second(*arguments)
+
+    monkeypatch.setattr(target, "commit_append", interrupted_commit)
+    monkeypatch.setattr(commit, "_write_second", interrupted_second)
+    with pytest.raises(KeyboardInterrupt, match=r"x\.cks has the new samples"):
+        append([tmp_path / "data"], tmp_path / "x.cks", exclude=["0.npy", "1.npy", "2.npy"])
+    report = chunkstore.verify(tmp_path / "x.cks", deep=True)
+    assert (report.ok, report.damage) == (True, [])
+    assert len(chunkstore.open(tmp_path / "x.cks")) == 4

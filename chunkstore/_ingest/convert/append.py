@@ -107,8 +107,10 @@ def append(
     In all cases the container is as it was before.
     """
     started = time.perf_counter()
+    writer, before = None, 0
     try:
         with Writer(path, mode="a") as writer:
+            before = len(writer)
             origin = _origin_of(writer.attrs)
             scan = scan_sources(sources, include=include, exclude=exclude)
             plan = make_plan(
@@ -125,6 +127,8 @@ def append(
             plan.check_sources()
             num_samples = len(writer)
     except KeyboardInterrupt:
+        if writer is not None and writer._target.num_samples > before:
+            raise KeyboardInterrupt(f"interrupted when all was done: {os.fspath(path)} has the new samples") from None
         text = f"interrupted: nothing was added to {os.fspath(path)}. Run the same again: it starts over"
         raise KeyboardInterrupt(text) from None
     seconds = time.perf_counter() - started

@@ -18,10 +18,10 @@ from typing import Any, Final
 from chunkstore._ingest.convert.engine import Outcome, carry_out, give_order, mark, take
 from chunkstore._ingest.convert.tasks import Task, Written
 from chunkstore._storage.commit import NewFile
+from chunkstore._storage.interrupts import ENDING, signals_later
 from chunkstore.errors import WriteError
 
 _LAST_PIECE_SECONDS: Final = 10.0
-_ENDING: Final = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 
 
 class _Worker(multiprocessing.context.SpawnProcess):
@@ -53,32 +53,11 @@ def _without_interrupts() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, *_ENDING])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, *ENDING])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _signals_later() -> Iterator[None]:
-    """What comes meanwhile is handled afterwards.
-
-    The queues of a pool are registered with a process that `multiprocessing` starts, and that unblocks these signals: a
-    mask does not help. An interrupt between the two would have it complain about names that it never heard of.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread gets them
-        return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGINT, *_ENDING)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
 
 
 class _Context(multiprocessing.context.SpawnContext):
@@ -99,7 +78,7 @@ def _start_worker() -> None:
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # the pool itself ends its processes so
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # the pool itself ends its processes so
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -116,13 +95,15 @@ class WorkerPool(ProcessPoolExecutor):
 
     def __init__(self, workers: int) -> None:
         self._context = _Context()
-        # Masked, too: that process inherits the mask, and a closed terminal would end it.
-        with _signals_later(), _without_interrupts():
+        # The queues of a pool are registered with a process that `multiprocessing` starts, and that unblocks these
+        # signals: an interrupt between the two would have it complain about names that it never heard of. Masked, too:
+        # that process inherits the mask, and a closed terminal would end it.
+        with signals_later(), _without_interrupts():
             super().__init__(workers, mp_context=self._context, initializer=_start_worker)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As `Executor.submit`; a signal waits until the pool is in a state that `kill` can end."""
-        with _signals_later():
+        with signals_later():
             return super().submit(fn, *args, **kwargs)
 
     def kill(self) -> None:
