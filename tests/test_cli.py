@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -23,7 +24,7 @@ from click.testing import CliRunner, Result
 import chunkstore
 from chunkstore._cli import demo as demo_module
 from chunkstore._cli import main as main_module
-from chunkstore._cli.guard import exit_code
+from chunkstore._cli.guard import exit_code, message
 from chunkstore._cli.main import cli
 from chunkstore._cli.output import bytes_bar, samples_bar, wrapped
 
@@ -644,6 +645,57 @@ def test_no_permission(data: Path, container: Path, tmp_path: Path) -> None:
     assert "ermission" in bad(3, "info", container)
     (tmp_path / "locked").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
     assert "ermission" in bad(3, "convert", data, tmp_path / "locked" / "x.cks")
+
+
+def test_paths_are_opened_and_not_asked_about() -> None:
+    """Click would call a file that cannot be read an error of usage, exit code 2; it is one of access, 3."""
+    context = click.Context(cli)
+    commands = [cli.get_command(context, name) for name in COMMANDS]
+    found = [param.type for command in commands if command is not None for param in command.params]
+    paths = [kind for kind in found if isinstance(kind, click.Path)]
+    assert len(paths) > 10
+    assert not any(kind.readable for kind in paths)
+
+
+def test_system_errors_show_no_number() -> None:
+    """Also our own errors of the system read `where: what`, without `[Errno 28]`."""
+    assert message(chunkstore.WriteError(errno.ENOSPC, "cannot write: full", "x.cks")) == "x.cks: cannot write: full"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_second_interrupt() -> None:
+    """Ctrl-C once more while the interpreter ends adds nothing to the message, and changes no exit code."""
+    code = """if True:
+        import atexit, os, signal, sys
+        import click
+        from chunkstore._cli import main
+
+        def interrupted():
+            raise KeyboardInterrupt
+
+        atexit.register(os.kill, os.getpid(), signal.SIGINT)
+        main.cli.get_command = lambda context, name: click.Command(name, callback=interrupted)
+        sys.argv = ["chunkstore", "verify"]
+        main.main()
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 130
+    assert run.stderr == "\ninterrupted: nothing was changed. Run the same again: it starts over\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell that closes streams")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams(data: Path, tmp_path: Path, closed: str) -> None:
+    """Without stdout or stderr the work is done, and no file takes their place."""
+    line = f'"$0" -m chunkstore convert "$1" x.cks {closed} && "$0" -m chunkstore info x.cks {closed}'
+    run = subprocess.run(
+        ["sh", "-c", line, sys.executable, str(data)], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.returncode == 0
+    assert "Traceback" not in run.stderr
+    assert chunkstore.verify(tmp_path / "x.cks").ok
 
 
 def test_hostile_key_does_not_reach_the_terminal(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ Examples:
   chunkstore verify shards/*.cks --json > report.json
 """
 )
-@click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=click.Path(readable=False), metavar="FILE...")
 @click.option("--deep", is_flag=True, help="Check the sum of every chunk and decode every row, too.")
 @click.option("--all", "show_all", is_flag=True, help=f"List all damage, not only the first {_SHOWN}.")
 @json_option

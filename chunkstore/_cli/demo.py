@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 import chunkstore
 from chunkstore._cli.output import duration_text, nbytes_text, plural, table, write
+from chunkstore._storage.interrupts import signals_later
 
 _SHADES: Final = " .:-=+*#%@"
 _BATCH: Final = 256
@@ -31,7 +32,7 @@ _GLYPHS: Final = (0x7B6F, 0x2C97, 0x73E7, 0x73CF, 0x5BC9, 0x79CF, 0x79EF, 0x7249
 @click.command()
 @click.option(
     "--keep",
-    type=click.Path(),
+    type=click.Path(readable=False),
     metavar="DIR",
     help="Work in the new directory DIR and leave it; by default all files are removed at the end.",
 )
@@ -70,7 +71,8 @@ def _workplace(keep: str | None) -> Iterator[Path]:
             yield Path(folder)
     finally:
         if keep is None:
-            shutil.rmtree(folder, ignore_errors=True)
+            with signals_later():  # impatient people press Ctrl-C twice
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Demo:

@@ -40,6 +40,19 @@ _ENDING: Final = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if
 _ended_by: list[int] = []  # the first of `_ENDING` that came
 
 
+def open_streams() -> None:
+    """Give a process that was started without stdout or stderr (`>&-`) a null device in their place.
+
+    Else the first file that it opens gets the number of the stream, and what any library prints goes into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "w" if number else "r", encoding="utf-8")  # noqa: SIM115 - stays open
+            if stream.fileno() != number:
+                os.dup2(stream.fileno(), number)
+            setattr(sys, name, stream)
+
+
 def end_cleanly() -> None:
     """Let SIGTERM and SIGHUP end the process as Ctrl-C does: nothing half-made stays, and a message says so.
 
@@ -108,7 +121,7 @@ def exit_code(error: BaseException) -> int:
 
 def message(error: BaseException) -> str:
     """One clear text: where, what; an `OSError` of the system gets what to do."""
-    if not isinstance(error, OSError) or isinstance(error, ChunkstoreError) or not error.strerror:
+    if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
     return f"{where}{error.strerror}{_advice(error)}"

@@ -147,7 +147,7 @@ Examples:
 @click.option("--position", "as_what", flag_value="position", help="Take KEY|POSITION as a position.")
 @click.option(
     "--out",
-    type=click.Path(),
+    type=click.Path(readable=False),
     metavar="PATH",
     help="Write it instead: .npy (one field), .npz (all), .png (one field that is an image: (H, W), (H, W, 1|3|4) or "
     "(1|3|4, H, W)).",

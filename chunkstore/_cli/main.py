@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 from typing import Final
@@ -9,7 +10,7 @@ from typing import Final
 import click
 
 import chunkstore
-from chunkstore._cli.guard import Commands, end_cleanly
+from chunkstore._cli.guard import INTERRUPTED, Commands, end_cleanly, open_streams
 
 # name -> (module that has a function of this name, what it does), in the order of the help. A module is imported when
 # its command is called: help does not wait for NumPy.
@@ -80,8 +81,14 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point."""
+    open_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a key gets its code points
     end_cleanly()
-    cli(prog_name="chunkstore")
+    try:
+        cli(prog_name="chunkstore")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would show where the interpreter was ending
+        raise

@@ -53,7 +53,7 @@ Examples:
   chunkstore convert data/ train.cks --codec auto --dry-run
 """
 )
-@click.argument("paths", nargs=-1, type=click.Path(), metavar="SRC... DST")
+@click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="SRC... DST")
 @source_options
 @click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Processes to use; any N gives the same bytes."
@@ -136,7 +136,7 @@ Examples:
 """
 )
 @container_argument
-@click.argument("sources", nargs=-1, required=True, type=click.Path(), metavar="SRC...")
+@click.argument("sources", nargs=-1, required=True, type=click.Path(readable=False), metavar="SRC...")
 @source_options
 @json_option
 @click.pass_context
@@ -169,7 +169,7 @@ Examples:
 """
 )
 @container_argument
-@click.argument("directory", type=click.Path(), metavar="DIR")
+@click.argument("directory", type=click.Path(readable=False), metavar="DIR")
 @click.option("--field", "fields", multiple=True, metavar="NAME", help="Only this field; repeat it for more.")
 @json_option
 def export(file: str, directory: str, fields: tuple[str, ...], as_json: bool) -> None:

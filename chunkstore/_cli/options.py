@@ -31,7 +31,7 @@ def size_callback(ctx: click.Context, param: click.Parameter, value: str) -> int
 
 def container_argument(function: _F) -> _F:
     """FILE: the path of a container, or a directory or pattern of several, which are read as one."""
-    return click.argument("file", type=click.Path())(function)
+    return click.argument("file", type=click.Path(readable=False))(function)
 
 
 def json_option(function: _F) -> _F:

@@ -38,8 +38,8 @@ Examples:
   chunkstore merge all.cks part-*.cks
 """
 )
-@click.argument("out", type=click.Path())
-@click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
+@click.argument("out", type=click.Path(readable=False))
+@click.argument("files", nargs=-1, required=True, type=click.Path(readable=False), metavar="FILE...")
 @_overwrite
 @json_option
 def merge(out: str, files: tuple[str, ...], overwrite: bool, as_json: bool) -> None:
@@ -64,8 +64,8 @@ Examples:
   chunkstore repack train.cks small.cks --codec image=zstd:9
 """
 )
-@click.argument("file", type=click.Path())
-@click.argument("out", type=click.Path())
+@click.argument("file", type=click.Path(readable=False))
+@click.argument("out", type=click.Path(readable=False))
 @click.option(
     "--keys",
     "keys_file",
@@ -96,8 +96,8 @@ Examples:
   chunkstore recover damaged.cks saved.cks
 """
 )
-@click.argument("file", type=click.Path())
-@click.argument("out", type=click.Path())
+@click.argument("file", type=click.Path(readable=False))
+@click.argument("out", type=click.Path(readable=False))
 @click.option("--all", "show_all", is_flag=True, help=f"List all that is lost, not only the first {_SHOWN} runs.")
 @_overwrite
 @json_option

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 import chunkstore
 from chunkstore._ingest.export.npywrite import encode_header, write_npy
 from chunkstore._ingest.export.restore import check_path, restore
-from chunkstore.errors import CorruptError, SchemaError
+from chunkstore.errors import CorruptError, SchemaError, WriteError
 
 
 def back(source: Path, tmp_path: Path, **options: Any) -> Path:
@@ -376,6 +377,20 @@ def test_damaged_container(tmp_path: Path) -> None:
     data[8192 + 100] ^= 1
     (tmp_path / "x.cks").write_bytes(data)
     with pytest.raises(CorruptError):
+        chunkstore.export(tmp_path / "x.cks", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.cks"]
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system refuses in the middle of a file names the file, and no directory appears."""
+    with chunkstore.Writer(tmp_path / "x.cks") as w:
+        w.add({"x": np.arange(3)}, key="cat/7")
+
+    def full(*args: Any, **options: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("chunkstore._ingest.export.export.write_npy", full)
+    with pytest.raises(WriteError, match=r"cannot write this file: No space left .*'cat/7\.npy'"):
         chunkstore.export(tmp_path / "x.cks", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["x.cks"]
 

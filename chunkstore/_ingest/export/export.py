@@ -22,7 +22,8 @@ from chunkstore._read.many import Paths
 from chunkstore._read.many import open as open_reader
 from chunkstore._read.reader import Reader
 from chunkstore._storage import syscalls
-from chunkstore.errors import SchemaError
+from chunkstore._storage.interrupts import signals_later
+from chunkstore.errors import ChunkstoreError, SchemaError, WriteError
 
 __all__ = ["ExportReport", "export"]  # the package exports both from here
 
@@ -103,7 +104,8 @@ class _NewDirectory:
         return self
 
     def __exit__(self, *error: object) -> None:
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        with signals_later():  # impatient people press Ctrl-C twice
+            shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 class _Writer:
@@ -118,9 +120,15 @@ class _Writer:
     def run(self) -> None:
         """Write all files."""
         for out in self._plan.files(len(self._ds), self._ds.keys):
-            with self._create(out.path) as file:
-                self._write(file, out)
-                self.nbytes += file.tell()
+            try:
+                with self._create(out.path) as file:
+                    self._write(file, out)
+                    self.nbytes += file.tell()
+            except OSError as error:
+                if error.filename is not None or isinstance(error, ChunkstoreError):
+                    raise
+                what = f"cannot write this file: {error.strerror}; nothing was exported"
+                raise WriteError(error.errno, what, out.path) from None
             self.num_files += 1
 
     def _create(self, path: str) -> IO[bytes]:
