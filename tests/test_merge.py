@@ -13,6 +13,7 @@ import numpy as np
 import oracle
 import pytest
 import strategies
+from damaged import Damaged, repair
 from hypothesis import given
 
 from chunkstore import convert, export
@@ -204,3 +205,16 @@ def test_a_number_never_changes_its_class(tmp_path: Path) -> None:
         merge([first, other, more], tmp_path / "out.cks")
     assert not (tmp_path / "out.cks").exists()
     assert merge([first, other], tmp_path / "out.cks", attrs={"mine": 1}).notes == ()
+
+
+def test_equal_keys_that_are_no_text(tmp_path: Path) -> None:
+    """Keys of a hostile file, all checksums right, that are equal and not UTF-8: an error of ours, nothing is made."""
+    container = Damaged(tmp_path / "a.cks").build(2, names=["label"])
+    data = bytearray(container.good)
+    start, nbytes = container.place("KEY_BYTES")
+    data[start : start + nbytes] = b"\xff" * nbytes
+    repair(data)
+    container.write(data)
+    with pytest.raises(SchemaError, match=r"samples 0 and 1 have the same key '.*xff"):
+        merge([container.path], tmp_path / "b.cks")
+    assert not (tmp_path / "b.cks").exists()

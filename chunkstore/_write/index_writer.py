@@ -244,7 +244,7 @@ class _KeyTable:
 
     def _refuse_equal(self, first: int, second: int) -> None:
         if self.key(first) == self.key(second):
-            text = self.key(first).decode()
+            text = self.key(first).decode("utf-8", "backslashreplace")
             raise SchemaError(f"samples {first} and {second} have the same key {text!r}; keys must be unique")
 
     def key(self, position: int) -> bytes:
