@@ -87,7 +87,7 @@ def make_pick(name: str, leaf: Leaf, wanted: Wanted) -> Pick:
         raise IngestError(
             f"array {leaf.label!r}: object arrays are Python pickles, and this one is no array but one object, often a "
             "dict. If you trust the file: np.load(FILE, allow_pickle=True) reads it, and np.savez saves the arrays "
-            "that are in it."
+            "that are in it. --field NAME=SOURCE takes only the arrays that are named."
         )
     if leaf.dtype.kind == "O" and wanted.allow_pickle:
         return Pick(name, leaf, OBJECT)
