@@ -155,7 +155,7 @@ READERS = (
     Mutant("padding is not looked at by verify", "_verify.blocks", "Walk._check_job", "if tail:", "if False:", _DAMAGE),
     Mutant("superblocks are not compared by verify", SEGMENT, "read_head",
            "data[:SUPERBLOCK_NBYTES] != data[SUPERBLOCK_NBYTES:]", "False", ("older A",)),
-    Mutant("bytes behind the end are accepted by verify", "_verify.verify", "_Run._check_length",
+    Mutant("bytes behind the end are accepted by verify", "_verify.verify", "_Verification._check_length",
            "elif size > committed_end:", "elif False:", _DAMAGE),
 )  # fmt: skip
 
