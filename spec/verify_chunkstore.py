@@ -15,7 +15,7 @@ from functools import partial
 from itertools import pairwise
 
 import read_chunkstore as reader
-from read_chunkstore import Column, Container, FormatError, Segment, need, xxh3_64
+from read_chunkstore import Container, Field, FormatError, Segment, need, xxh3_64
 
 
 class Verifier:
@@ -52,7 +52,7 @@ class Verifier:
             for f, field in enumerate(self.container.fields):
                 for s, block in enumerate(segment.blocks[f]):
                     yield partial(self.check_block, f"block {s} of {field.name!r}", *block[:3])
-                yield partial(self.check_rows, segment, f)
+                yield partial(self.check_rows, segment, field)
             if (reader.SUPERSEDED, reader.NONE) in segment.sections:
                 yield partial(self.check_superseded, segment)
             if self.container.has_keys:
@@ -71,8 +71,10 @@ class Verifier:
     # "A DICTIONARY is [...] the same in all live segments."
     def check_goes_on(self, segment: Segment, before: Segment | None, kind: int, f: int) -> None:
         if kind in (reader.OFFSETS, reader.STORED_OFFSETS):
-            last = before.ascending(kind, f)[-1] if before else 0
-            need(f"section {kind} goes on from the segment before", segment.ascending(kind, f)[0] == last)
+            numbers = segment.numbers(kind, f, 0, segment.num + 1, "<i8")
+            last = before.numbers(kind, f, before.num, before.num + 1)[0] if before else 0
+            need(f"section {kind} goes on from the segment before", numbers[0] == last)
+            need(f"section {kind} ascends", all(a <= b for a, b in pairwise(numbers)))
         if kind == reader.DICTIONARY:
             need("a segment without DICTIONARY", all((kind, f) in x.sections for x in self.segments))
             need("DICTIONARY differs between segments", len({x.section(kind, f) for x in self.segments}) == 1)
@@ -82,13 +84,15 @@ class Verifier:
         need(f"sum of {what}", xxh3_64(self.data[offset : offset + nbytes]) == block_sum)
 
     # "that B.nbytes of ragged and encoded fields fits their offsets", and each chunk sum
-    def check_rows(self, segment: Segment, f: int) -> None:
-        column = Column(segment, f, self.container.fields[f])
-        for s in range(segment.num_shards):
-            column.check_groups(s)
-        for i in range(segment.num if column.field.v or column.stored else 0):
-            is_empty = math.prod(column.shape(i)) == 0  # 11: "A row of 0 bytes has a chunk of 0 bytes."
-            need("a row of 0 bytes has a chunk of some", not is_empty or column.begin(i) == column.begin(i + 1))
+    def check_rows(self, segment: Segment, field: Field) -> None:
+        places = partial(reader.begin, segment, field)
+        for (b, stop), (_, nbytes, _, step, _) in zip(pairwise(segment.starts), segment.blocks[field.f], strict=True):
+            need(f"nbytes of a block of {field.name!r}", places(stop) - places(b) == nbytes)
+            for i in range(b, stop, step):
+                reader.read_chunk(segment, field, i)
+        for i in range(segment.num if field.v or field.codec != "raw" else 0):
+            is_empty = math.prod(reader.row_shape(segment, field, i)) == 0
+            need("a row of 0 bytes has a chunk of some", not is_empty or places(i) == places(i + 1))  # 11
 
     # 12: "in ascending order of offset"
     def check_superseded(self, segment: Segment) -> None:
@@ -101,7 +105,11 @@ class Verifier:
 
     # 10: "KEY_HASHES: the xxh3-64 of each key, sorted ascending. Equal hashes are in the order of positions."
     def check_keys(self, segment: Segment) -> None:
-        want = sorted((xxh3_64(key.encode()), i) for i, key in enumerate(reader.read_keys(segment)))
+        keys, ends = [reader.read_key(segment, i) for i in range(segment.num)], (0, segment.num)
+        at, stop = (reader.KEY_OFFSETS, reader.NONE), sum(len(key.encode()) for key in keys)
+        first, last = (segment.numbers(*at, end, end + 1)[0] for end in ends)
+        need("KEY_OFFSETS", first == 0, last == stop == segment.sections[reader.KEY_BYTES, reader.NONE][1])
+        want = sorted((xxh3_64(key.encode()), i) for i, key in enumerate(keys))
         need("KEY_HASHES and KEY_ORDER are those of the keys", reader.read_hashes(segment) == want)
 
     def check_keys_are_unique(self) -> None:
