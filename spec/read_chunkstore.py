@@ -249,8 +249,8 @@ def read_chunk(segment: Segment, field: Field, i: int) -> bytes:
 # == 10 Keys
 def read_key(segment: Segment, i: int) -> str:
     a, z = segment.numbers(KEY_OFFSETS, NONE, i, i + 2)
-    need("nbytes of a key", z - a <= 65535, error="LimitError")
     need("KEY_OFFSETS", a < z <= segment.sections[KEY_BYTES, NONE][1])
+    need("nbytes of a key", z - a <= 65535, error="LimitError")
     key = attempt(segment.section(KEY_BYTES, NONE, a, z).decode)
     need("U+0000 in a key", "\0" not in key)
     return key
@@ -290,7 +290,7 @@ def decode(codec: str, chunk: bytes, nbytes: int, dictionary: bytes) -> bytes:
 
 def read_row(segment: Segment, field: Field, i: int) -> Any:  # an array; a str where the dtype is string
     need(f"codec {field.codec!r}", field.codec in LIBRARIES, error="UnsupportedFeatureError")
-    shape, chunk, place = row_shape(segment, field, i), read_chunk(segment, field, i), (DICTIONARY, field.f)
+    chunk, shape, place = read_chunk(segment, field, i), row_shape(segment, field, i), (DICTIONARY, field.f)
     dictionary = segment.section(*place) if place in segment.sections else b""
     raw = attempt(decode, field.codec, chunk, field.dtype.itemsize * math.prod(shape), dictionary)
     return attempt(raw.decode) if field.dtype_name == "string" else np.ndarray(shape, field.dtype, raw)

@@ -173,8 +173,28 @@ def test_codecs() -> None:
     """Section 11: the names of the codecs."""
     from chunkstore._format import codec
 
-    (table,) = tables("11")
+    table, _ = tables("11")
     assert {row["name"].strip("`") for row in table} == {codec.RAW, *codec.CODECS}
+
+
+def test_blosc2_head() -> None:
+    """Section 11: what the head of a Blosc2 chunk must be is what the package lets pass."""
+    from chunkstore._format import codec
+
+    _, table = tables("11")
+    rows = {int(row["offset"]): row["what it must be"] for row in table}
+    assert f"its head of {codec.BLOSC_HEAD_NBYTES} bytes" in part("11")
+    assert tuple(map(int, re.findall(r"(\d) \([A-Z]", rows[2]))) == codec.BLOSC_FORMATS
+    assert f"bits {' and '.join(bits(codec.BLOSC_EXTENDED))} set" in rows[2]
+    assert f"where bit {''.join(bits(codec.BLOSC_COPIED))} of the flags" in rows[8]
+    assert f"each from 0 to {codec.BLOSC_LAST_FILTER}" in rows[16]
+    refused = sum(1 << int(bit) for bit in re.findall(r"\d", rows[31].partition(" are 0;")[0]))
+    assert tuple(bool(x & refused) or x >> 4 & 7 > 3 for x in range(256)) == codec.BLOSC_REFUSED
+
+
+def bits(flags: int) -> list[str]:
+    """Return the numbers of the bits that are set, as texts."""
+    return [str(bit) for bit in range(8) if flags >> bit & 1]
 
 
 def test_writer_numbers() -> None:
