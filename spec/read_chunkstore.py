@@ -52,6 +52,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         need("a name twice in one object", len(dict(members)) == len(members))
         return dict(members)
 
+    need("values of JSON", sum(map(raw.count, (b",", b"[", b"{"))) <= 1 << 20, error="LimitError")
     text = attempt(raw.decode)
     brackets = re.sub(r'"(?:[^"\\]|\\.)*"|[^][{}"]', "", text)  # without those in texts
     levels = max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)

@@ -155,6 +155,7 @@ LIMITS = {
     "name of a field": "MAX_NAME_NBYTES",
     "key": "MAX_KEY_NBYTES",
     "nested levels of JSON": "MAX_JSON_LEVELS",
+    "bytes `,`, `[` and `{` in a text of JSON, strings included": "MAX_JSON_VALUES",
     "DICTIONARY": "MAX_DICTIONARY_NBYTES",
 }
 

@@ -45,6 +45,7 @@ MAX_SEGMENTS: Final = 64
 MAX_NAME_NBYTES: Final = 255
 MAX_KEY_NBYTES: Final = 65_535
 MAX_JSON_LEVELS: Final = 64
+MAX_JSON_VALUES: Final = 1 << 20
 
 ATTRS_RESERVED: Final = "chunkstore"  # section 6: the converter's own member of ATTRS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from chunkstore._format.constants import (
     MAX_INT,
     MAX_JSON_LEVELS,
     MAX_JSON_NBYTES,
+    MAX_JSON_VALUES,
     MAX_NAME_NBYTES,
 )
 from chunkstore.errors import CorruptError, FormatError, LimitError, SchemaError, UnsupportedFeatureError
@@ -133,7 +135,7 @@ def encode_attrs(attrs: Mapping[str, Any]) -> bytes:
     """ATTRS.
 
     Raises:
-        SchemaError: not JSON (say NaN, bytes), two names that are the same text, or longer than 16 MiB.
+        SchemaError: not JSON (say NaN, bytes), two names that are the same text, or more than the limits of section 15.
     """
     return _dump(dict(attrs), "attrs")
 
@@ -141,11 +143,11 @@ def encode_attrs(attrs: Mapping[str, Any]) -> bytes:
 def _dump(value: dict[str, Any], what: str) -> bytes:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        if len(text) > MAX_JSON_NBYTES:
+            raise ValueError(f"{len(text):,} bytes, at most {MAX_JSON_NBYTES:,}")
         _load(text, what)  # names that are not texts were made texts, and could now be there twice
     except (TypeError, ValueError, RecursionError) as error:
         raise SchemaError(f"{what} cannot be written as JSON: {error}") from None
-    if len(text) > MAX_JSON_NBYTES:
-        raise SchemaError(f"{what} has {len(text):,} bytes as JSON, at most {MAX_JSON_NBYTES:,}")
     return text
 
 
@@ -194,6 +196,9 @@ def decode_attrs(text: bytes) -> dict[str, Any]:
 
 
 def _load(text: bytes, what: str) -> dict[str, Any]:
+    # One of these stands before each value but the first: `[],[],` has 20 times its bytes as objects.
+    if (num_values := sum(map(text.count, (b",", b"[", b"{")))) > MAX_JSON_VALUES:
+        raise LimitError(f"{what}: JSON with {num_values:,} commas and opening brackets, at most {MAX_JSON_VALUES:,}")
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
         _check_levels(value, what)
@@ -202,6 +207,8 @@ def _load(text: bytes, what: str) -> dict[str, Any]:
     except (ValueError, UnicodeDecodeError) as error:
         if isinstance(error, FormatError):
             raise
+        if _most_levels(text) > MAX_JSON_LEVELS:
+            raise LimitError(f"{what}: JSON of more than {MAX_JSON_LEVELS} nested levels") from None
         raise CorruptError(f"{what}: not the JSON that is expected: {error}") from None
     if not isinstance(value, dict):
         raise CorruptError(f"{what}: expected a JSON object, found {type(value).__name__}")
@@ -217,6 +224,13 @@ def _check_levels(value: object, what: str) -> None:
             return
     if any(isinstance(item, dict | list) for item in level):
         raise LimitError(f"{what}: JSON of more than {MAX_JSON_LEVELS} nested levels")
+
+
+def _most_levels(text: bytes) -> int:
+    """How deep the brackets outside of strings go, also where the rest is no JSON."""
+    brackets = re.sub(rb'"(?:[^"\\]|\\.)*"?|[^][{}"]+', b"", text, flags=re.DOTALL)
+    steps = np.where(np.isin(np.frombuffer(brackets, np.uint8), list(b"[{")), 1, -1)
+    return int(np.cumsum(steps).max(initial=0))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -156,12 +156,12 @@ def decode_head(head: bytes, file_nbytes: int) -> Head:
     if not found:
         raise _no_superblock(failed)
     _, chosen = max(found, key=lambda item: item[1].generation)  # the first, A, of equals
-    check_flags(chosen)
     if file_nbytes < chosen.committed_end:
         raise TruncatedError(
             f"the file has {file_nbytes} bytes, expected {chosen.committed_end}: "
             "it was cut off, or copied in part; copy it again"
         )
+    check_flags(chosen)
     return Head(chosen, tuple((name, str(error)) for name, error in failed))
 
 

@@ -6,8 +6,8 @@
       |  plan/uniform           or only the first header, where sizes say that the others are the same; checked at the copy
       |  plan/layouts           which arrays make one sample (pairing, columns_layout), what `auto` chooses
       |  plan/agree             do dtypes and shapes fit; specs: `--field`, `--dtype`; row_shapes: what headers do not say
-    plan/samples                every sample, its fields, and where each row is now (columns); nothing is written yet
-      |  convert/arrangement    where each block goes, by arithmetic (coded: where only the encoded chunks tell)
+    plan/samples                every sample, its fields, where each row is now (columns); nothing is written
+      |  convert/arrangement    where each block goes, by arithmetic (coded: where chunks tell)
       |  convert/tasks          one worker: rows of some shards read (plan/read), cast (npy/casts), summed, written
       |  convert/engine, pool   the same work in this process, in processes of ours, or on any executor
     container                   published whole or not at all (convert/convert); compare reads both sides again

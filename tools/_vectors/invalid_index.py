@@ -333,6 +333,11 @@ def attributes_and_levels() -> Rows:
     yield "attrs-levels", LIMIT, "read", "15", "65 nested levels of JSON.", attributes(deep)
     yield "schema-levels", LIMIT, "open", "15", "66 nested levels of JSON.", schema(good[:-1] + b',"a":' + deep + b"}")
     deeper = b'{"a":' + b"[" * 20000 + b"]" * 20000 + b"}"
+    many = b'{"a":[' + b"[]," * 524_287 + b"[]]}"
+    yield "attrs-values", LIMIT, "read", "15", "1,048,577 commas and opening brackets of JSON.", attributes(many)
+    yield "schema-values", LIMIT, "open", "15", "The same in SCHEMA.", schema(good[:-1] + b',"a":' + many + b"}")
+    broken = b'{"a":' + b"[" * 64 + b"1,]" + b"]" * 63 + b"}"
+    yield "attrs-levels-broken", LIMIT, "read", "15", "65 nested levels of what is no JSON.", attributes(broken)
     what = "20,001 nested levels of JSON, where a recursive parser ends its process."
     yield "attrs-levels-many", LIMIT, "read", "15", what, attributes(deeper)
 
