@@ -136,6 +136,19 @@ def test_everything_becomes_proven(sound: Path, backend: Any) -> None:
             assert [rows.checker.done for rows in ds._opened.rows.values()] == [True] * 3
 
 
+def test_what_is_proven_is_read_without_a_look(sound: Path, backend: Any) -> None:
+    """Once a field is proven as a whole, its samples come from what `verify="off"` reads by, and are the same."""
+    with chunkstore.open(sound, backend=backend) as ds, chunkstore.open(sound, backend=backend, verify="off") as plain:
+        before = [ds[place] for place in range(N)]
+        assert [get.__qualname__ for _, get in ds._opened.getters] == [
+            get.__qualname__ for _, get in plain._opened.getters
+        ]
+        for place in range(N):
+            for name, row in plain[place].items():
+                assert np.array_equal(ds[place][name], row)
+                assert np.array_equal(before[place][name], row)
+
+
 def test_text_that_is_not_utf8(tmp_path: Path, backend: Any) -> None:
     """Found where it is decoded."""
     path = tmp_path / "a.cks"

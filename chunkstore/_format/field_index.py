@@ -56,9 +56,9 @@ class FieldIndex:
         self.block_sum = blocks["sum"].astype(np.uint64)
         self.rows_per_group = blocks["rows_per_group"].clip(max=MAX_INT).astype(np.int64)
         self._lookup = Lookup(self.shard_starts[:-1])
-        rows = np.diff(self.shard_starts)
-        groups = np.where(rows > 0, (rows - 1) // self.rows_per_group + 1, 0)
-        self.first_group = np.append(0, np.cumsum(groups)).astype(np.int64)
+        rows = self.shard_starts[1:] - self.shard_starts[:-1]
+        self.first_group = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(-(-rows // self.rows_per_group), out=self.first_group[1:])
         self.num_groups = int(self.first_group[-1])
         firsts = np.array([d.first_sample for d in index.directories], np.int64)
         group_firsts = self.first_group[[d.first_shard - index.first_shard for d in index.directories]]
@@ -110,13 +110,17 @@ class FieldIndex:
         Raises:
             CorruptError: the index leads out of a block.
         """
-        shards = self._shards(positions)
         if self._stored is not None:
-            return self._variable(self._stored, 1, positions, shards)[:2]
+            return self._variable(self._stored, 1, positions, self._shards(positions))[:2]
         if self._items is not None:
-            return self._variable(self._items, self.field.item_nbytes, positions, shards)[:2]
-        starts, row_nbytes = self.shard_starts[shards], self.field.item_nbytes
-        return self.block_offset[shards] + (positions - starts) * row_nbytes, np.full(len(positions), row_nbytes)
+            return self._variable(self._items, self.field.item_nbytes, positions, self._shards(positions))[:2]
+        row_nbytes, extents = self.field.item_nbytes, self.extents()
+        if len(extents) == 1:
+            offsets = (positions - extents[0].start) * row_nbytes + extents[0].offset
+        else:
+            shards = self._shards(positions)
+            offsets = self.block_offset[shards] + (positions - self.shard_starts[shards]) * row_nbytes
+        return offsets, np.full(len(positions), row_nbytes)
 
     def unread(self, positions: Ints) -> tuple[Ints, Ints]:
         """(offset, nbytes) of what `rows` has to read from the index first; of no length where nothing is."""

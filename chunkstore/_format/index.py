@@ -168,7 +168,7 @@ class Index:
         for directory in self.directories:
             starts = np.frombuffer(self.section(directory, Kind.SHARD_STARTS).whole(), "<u8")
             last = directory.first_sample + directory.num_samples
-            if starts[0] != directory.first_sample or starts[-1] != last or np.any(starts[1:] <= starts[:-1]):
+            if starts[0] != directory.first_sample or starts[-1] != last or (starts[1:] <= starts[:-1]).any():
                 raise CorruptError(
                     f"SHARD_STARTS of the segment at {directory.offset}: expected to ascend strictly from "
                     f"{directory.first_sample} to {last}"
@@ -178,29 +178,34 @@ class Index:
 
     def _read_blocks(self) -> NDArray[Any]:
         pieces = []
+        rows = self._rows_of_shards()
         for directory in self.directories:
             blocks = np.frombuffer(self.section(directory, Kind.BLOCKS).whole(), BLOCK_ENTRY)
             blocks = blocks.reshape(-1, len(self.fields))
             first = directory.first_shard - self.first_shard
-            rows = np.diff(self.shard_starts[first:][: directory.num_shards + 1]).astype(np.uint64)
-            self._check_groups(directory, blocks, rows[:, None])
+            self._check_groups(directory, blocks, rows[first : first + directory.num_shards])
             pieces.append(blocks)
         blocks = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         self._check_blocks(blocks)
         return blocks
 
+    def _rows_of_shards(self) -> NDArray[np.uint64]:
+        """Rows of each shard; shape (shards, 1)."""
+        rows: NDArray[np.uint64] = (self.shard_starts[1:] - self.shard_starts[:-1]).view(np.uint64)[:, None]
+        return rows
+
     def _check_groups(self, directory: Directory, blocks: NDArray[Any], rows: NDArray[np.uint64]) -> None:
         where = f"BLOCKS of the segment at {directory.offset}"
-        if np.any(blocks["rows_per_group"] == 0):
+        if not blocks["rows_per_group"].all():
             raise CorruptError(f"{where}: 0 rows per group, expected at least 1")
         totals = np.array([self._num_sums(directory, number) for number in range(len(self.fields))], np.uint64)
         groups = (rows - np.uint64(1)) // blocks["rows_per_group"] + np.uint64(1)
         # Each is below the total before any are added: no sum can pass 2^64.
-        if np.any(groups > totals) or np.any(blocks["first_group"] > totals - groups):
+        if (groups > totals).any() or (blocks["first_group"] > totals - groups).any():
             raise CorruptError(f"{where}: more groups than CHUNK_SUMS has")
         ends = blocks["first_group"] + groups
         starts = np.concatenate([np.zeros((1, len(self.fields)), np.uint64), ends])
-        if np.any(starts[:-1] != blocks["first_group"]) or np.any(starts[-1] != totals):
+        if (starts[:-1] != blocks["first_group"]).any() or (starts[-1] != totals).any():
             raise CorruptError(f"{where}: the groups of shards do not follow each other, or do not fill CHUNK_SUMS")
 
     def _num_sums(self, directory: Directory, number: int) -> int:
@@ -224,7 +229,7 @@ class Index:
         """Where the blocks of raw fields of fixed shape are not rows times the bytes of a row."""
         fixed = np.array([not field.ragged and field.codec == RAW for field in self.fields])
         sizes = np.array([field.item_nbytes for field in self.fields], np.uint64)
-        rows = np.diff(self.shard_starts).astype(np.uint64)[:, None]
+        rows = self._rows_of_shards()
         # where the product passed 2^64 the quotient shows it
         passed = (nbytes // np.maximum(sizes, np.uint64(1)) != rows) & (sizes > 0)
         wrong: NDArray[np.bool_] = ((nbytes != rows * sizes) | passed) & fixed

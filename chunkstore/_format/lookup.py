@@ -26,18 +26,19 @@ class Lookup:
         starts: int64, ascending from 0; runs may be empty.
     """
 
-    __slots__ = ("_next", "_rounds", "_starts", "_table", "_width")
+    __slots__ = ("_next", "_rounds", "_starts", "_table", "_tried", "_width")
 
     def __init__(self, starts: Ints) -> None:
         self._starts = starts
         self._table: Ints | None = None
         self._next = starts  # where the run after each begins
         self._width = self._rounds = 0
-        if len(starts) > _FEW:
-            self._make_table()
+        self._tried = len(starts) <= _FEW  # the first search makes the table: opening needs none
 
     def find(self, positions: Ints) -> Ints:
         """The run of each position, 0 or more; shape (B,)."""
+        if not self._tried:
+            self._make_table()
         if self._table is None:
             return self._starts.searchsorted(positions, "right") - 1
         # Clipped: positions beyond the last bucket lie in the last run, which it leads to.
@@ -58,7 +59,9 @@ class Lookup:
         rounds = int((starts.searchsorted(firsts + (width - 1), "right") - 1 - table).max())
         if rounds <= _MOST_ROUNDS:
             self._next = np.append(starts[1:], np.iinfo(np.int64).max)
-            self._table, self._width, self._rounds = table, width, rounds
+            self._width, self._rounds = width, rounds
+            self._table = table  # behind the others: another thread may be searching
+        self._tried = True
 
 
 def distinct(numbers: NDArray[Any]) -> NDArray[Any]:

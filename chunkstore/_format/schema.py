@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -200,7 +200,7 @@ def _load(text: bytes, what: str) -> dict[str, Any]:
     if (num_values := sum(map(text.count, (b",", b"[", b"{")))) > MAX_JSON_VALUES:
         raise LimitError(f"{what}: JSON with {num_values:,} commas and opening brackets, at most {MAX_JSON_VALUES:,}")
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = _DECODER.decode(text.decode("utf-8"))
         _check_levels(value, what)
     except RecursionError:
         raise LimitError(f"{what}: JSON of more than {MAX_JSON_LEVELS} nested levels") from None
@@ -242,6 +242,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def known_codec(field: Field) -> bool:

@@ -59,6 +59,8 @@ class Readable(Protocol):
 
 def join_ranges(ranges: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
     """Several (offsets, nbytes) as one."""
+    if not ranges:
+        return _NONE, _NONE
     return np.concatenate([_NONE, *(each[0] for each in ranges)]), np.concatenate(
         [_NONE, *(each[1] for each in ranges)]
     )

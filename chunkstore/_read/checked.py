@@ -67,7 +67,10 @@ class Checker:
         flags: one byte per group, 1 where it is proven; None where nothing is remembered.
         rows_per_group: where one number says it for the whole field, so that `position // rows_per_group` is the group;
             otherwise 0.
+        when_done: called when the last group is proven; may be called again.
     """
+
+    when_done: Callable[[], None] | None = None
 
     def __init__(self, index: FieldIndex, source: Source, verify: Verify, key: Callable[[int], str | None]) -> None:
         self.index = index
@@ -134,6 +137,8 @@ class Checker:
         assert self.flags is not None
         self._missing = len(self.flags) - int(np.count_nonzero(self.flags))
         self.done = self._missing == 0
+        if self.done and self.when_done is not None:
+            self.when_done()
 
     def hint(self, positions: Positions) -> None:
         """Ask the system for these rows, for all that is summed with them, and for the parts of the index that say so.
@@ -162,17 +167,18 @@ class Checker:
     def prove_groups(self, ids: Positions, wanted: Positions) -> None:
         """Prove groups from the file. `wanted`: the rows for whose sake, which an error names."""
         offsets, nbytes = self.ranges(ids)
+        stored = self.index.group_sums(ids)  # while the disk is still busy with what was hinted
         if self._view is not None:
-            self.compare(ids, sums_of(self._view, offsets, nbytes), wanted)
+            self.compare(ids, stored, sums_of(self._view, offsets, nbytes), wanted)
             return
         for start, stop in _pieces(nbytes):
-            mine, offset, size = ids[start:stop], offsets[start:stop], nbytes[start:stop]
+            mine, offset, size, known = ids[start:stop], offsets[start:stop], nbytes[start:stop], stored[start:stop]
             if stop - start == 1:  # may be of any size
-                self.compare(mine, [self._sum_of(int(offset[0]), int(size[0]))], wanted)
+                self.compare(mine, known, [self._sum_of(int(offset[0]), int(size[0]))], wanted)
                 continue
             buffer = memoryview(bytearray(int(size.sum())))
             self._source.read_scattered(offset, size, buffer)
-            self.compare(mine, sums_of(buffer, np.cumsum(size) - size, size), wanted)
+            self.compare(mine, known, sums_of(buffer, np.cumsum(size) - size, size), wanted)
 
     def needed(self, positions: Positions) -> tuple[Positions, Positions]:
         """(offset, nbytes) of all that proving these rows reads of a distant file: groups, and their sums."""
@@ -197,11 +203,11 @@ class Checker:
         ids = self.group_ids(positions)
         mask = self.unproven(ids)
         if mask.any():
-            self.compare(ids[mask], sums_of(view, offsets[mask], nbytes[mask]), positions[mask])
+            sums = sums_of(view, offsets[mask], nbytes[mask])
+            self.compare(ids[mask], self.index.group_sums(ids[mask]), sums, positions[mask])
 
-    def compare(self, ids: Positions, sums: list[int], wanted: Positions) -> None:
+    def compare(self, ids: Positions, stored: NDArray[np.uint64], sums: list[int], wanted: Positions) -> None:
         """Hold computed sums of groups against the stored ones, and remember those that are right."""
-        stored = self.index.group_sums(ids)
         wrong = stored != np.array(sums, np.uint64)
         if wrong.any():
             place = int(np.argmax(wrong))

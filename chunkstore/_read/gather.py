@@ -169,7 +169,7 @@ class _RawRows:
             start, shard = end, shard + 1
 
     def _read_proving(
-        self, start: int, stop: int, offset: int, dest: memoryview, read: Callable[[int, memoryview], None]
+        self, start: int, stop: int, offset: int, dest: memoryview, read: Callable[[int, NDArray[np.uint8]], None]
     ) -> None:
         """Read rows of one shard; groups that lie in it as a whole are summed while they are in the cache."""
         checker = self.checker
@@ -183,14 +183,15 @@ class _RawRows:
             checker.prove(np.array([start, stop - 1]))
             ids, first, stops = ids[inside], first[inside], stops[inside]
         starts, ends_of, sums, done = first.tolist(), stops.tolist(), list[int](), 0
+        flat = np.frombuffer(dest, np.uint8)
         for low, high in _runs_of(stops):
-            read(offset + done, dest[done : ends_of[high - 1]])
+            read(offset + done, flat[done : ends_of[high - 1]])
             done = ends_of[high - 1]
             sums += map(sum_of, map(dest.__getitem__, map(slice, starts[low:high], ends_of[low:high])))
         if done < len(dest):
-            read(offset + done, dest[done:])
+            read(offset + done, flat[done:])
         if sums:
-            checker.compare(ids, sums, np.array([start]))
+            checker.compare(ids, checker.index.group_sums(ids), sums, np.array([start]))
 
 
 def joined(ranges: Iterable[tuple[Any, Any]]) -> tuple[Positions, Positions]:
@@ -302,6 +303,8 @@ class FixedRows(_RawRows):
         checker, nbytes = self.checker, self.row_nbytes
         ids = checker.group_ids(positions)
         wanted = checker.unproven(ids)
+        ids = ids[wanted]
+        stored = checker.index.group_sums(ids)  # while the disk is still busy with what was hinted
         flat = byte_view(rows)
         sums: list[int] = []
         if self._grid is not None and nbytes > _CACHE_NBYTES // 4:
@@ -314,7 +317,7 @@ class FixedRows(_RawRows):
                 places = np.flatnonzero(wanted[start : start + step]) + start
                 sums += sums_of(flat, places * nbytes, nbytes)
         if sums:
-            checker.compare(ids[wanted], sums, positions[wanted])
+            checker.compare(ids, stored, sums, positions[wanted])
 
     def run(self, start: int, stop: int, target: Any) -> NDArray[Any]:
         rows: NDArray[Any] = target

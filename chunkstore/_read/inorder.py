@@ -53,7 +53,7 @@ class InOrder:
         if before >= 0:
             self._left = max(0, self._left - nbytes) if cold_reads() == before else _SURE_NBYTES
 
-    def reader(self) -> Callable[[int, memoryview], None]:
+    def reader(self) -> Callable[[int, NDArray[np.uint8]], None]:
         """How to copy the next range: a function (offset, destination)."""
         if self._left or not self._mapped:
             return self._source.read_into
@@ -71,11 +71,11 @@ class InOrder:
         while at < len(flat):
             before = self.begin()
             piece = flat[at : at + (self._left or _PIECE_NBYTES)]
-            self.reader()(offset + at, piece.data)
+            self.reader()(offset + at, piece)
             self.end(before, len(piece))
             at += len(piece)
 
-    def _copy(self, offset: int, piece: memoryview) -> None:
+    def _copy(self, offset: int, piece: NDArray[np.uint8]) -> None:
         assert self._ordered is not None
         # NumPy lets other threads run meanwhile, a copy between memoryviews does not.
-        np.copyto(np.frombuffer(piece, np.uint8), self._ordered[offset : offset + len(piece)])
+        np.copyto(piece, self._ordered[offset : offset + len(piece)])

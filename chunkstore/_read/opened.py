@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -26,12 +28,12 @@ class Opened:
         numbers: name -> number in the schema, of the fields that are read.
         made: name -> rows, of those that were wanted so far.
         rows: of all of them; made at the first use.
-        getters: (name, position -> row) of all of them; made at the first use.
+        getters: (name, position -> row) of all of them; made at the first use, and again when a field is proven.
     """
 
     __slots__ = (
-        "_verify", "check_size", "getters", "hints", "index", "keys", "made", "num_samples", "numbers", "prefetches",
-        "rows", "source",
+        "__weakref__", "_verify", "check_size", "getters", "hints", "index", "keys", "made", "num_samples", "numbers",
+        "prefetches", "rows", "source",
     )  # fmt: skip
 
     rows: dict[str, Rows]
@@ -71,7 +73,14 @@ class Opened:
         field_index = FieldIndex(self.index, number)
         # Nothing below may refer to this object: a cycle would keep the map until the garbage collector runs.
         checker = Checker(field_index, self.source, self._verify, partial(key_for_message, self.index.keys))
+        checker.when_done = partial(_forget_getters, weakref.ref(self))
         return rows_of(field_index, self.source, checker, partial(self.index.dictionary, number))
+
+
+def _forget_getters(opened: weakref.ref[Opened]) -> None:
+    """Those of a field that is proven as a whole need not look whether a row is."""
+    with suppress(AttributeError):  # not made so far, or gone with its reader
+        del opened().getters  # type: ignore[union-attr]
 
 
 def key_for_message(keys: KeyIndex | None, position: int) -> str | None:

@@ -225,6 +225,8 @@ class PreadSource:
             offsets, nbytes: as in `read_scattered`.
         """
         file = self._opened()
+        if not len(offsets):
+            return
         starts, lengths = as_ranges(offsets, nbytes)
         self._check_ranges(starts, lengths)
         pieces = _page_pieces(starts, lengths)
@@ -339,7 +341,8 @@ class PreadSource:
     def _check_ranges(self, starts: Offsets, lengths: Offsets) -> None:
         if not starts.size:
             return
-        if int(starts.min()) < 0 or int(lengths.min()) < 0:
+        # `argmin` and `item` take a quarter of the time of `min`, and cold batches wait for this.
+        if starts.item(starts.argmin()) < 0 or lengths.item(lengths.argmin()) < 0:
             raise ValueError("expected offsets and nbytes of 0 or more, found a negative one")
         # Not `starts + lengths`, which can overflow.
         outside = lengths > self.size - starts
@@ -536,13 +539,15 @@ def _page_pieces(starts: Offsets, lengths: Offsets) -> tuple[Offsets, Offsets]:
     if not starts.size:
         return starts, lengths
     first = starts & -page
-    stop = (starts + lengths + (page - 1)) & -page
-    apart = np.flatnonzero((first[1:] > stop[:-1]) | (first[1:] < first[:-1])) + 1
-    if apart.size < starts.size - 1:
-        begins = np.append(0, apart)
-        first, stop = first[begins], np.maximum.reduceat(stop, begins)
-    sizes = stop - first
-    return (first, sizes) if int(sizes.max()) <= most else _with_parts(first, sizes, most)
+    sizes = ((starts + lengths + (page - 1)) & -page) - first
+    # As unsigned numbers the steps back are the largest.
+    apart = (first[1:] - first[:-1]).view(np.uint64) > sizes[:-1].view(np.uint64)
+    if not apart.all():
+        begins = np.flatnonzero(np.append(True, apart))
+        stop = np.maximum.reduceat(first + sizes, begins)
+        first = first[begins]
+        sizes = stop - first
+    return (first, sizes) if sizes.item(sizes.argmax()) <= most else _with_parts(first, sizes, most)
 
 
 def _with_parts(starts: Offsets, lengths: Offsets, most: int) -> tuple[Offsets, Offsets]:

@@ -65,6 +65,21 @@ def test_rows_are_where_the_index_says(container: Path, backend: str) -> None:
         assert (shapes == np.stack([positions % 3, positions % 2], axis=1)).all()
 
 
+@pytest.mark.parametrize("num", [1000, None])
+def test_rows_of_one_extent_need_no_shards(tmp_path: Path, num: int | None) -> None:
+    """By arithmetic over the extent, where there is one, rows are where their shards say; and where there are more."""
+    path = tmp_path / "a.cks"
+    with Writer(path, num_samples=num, shard_nbytes=700) as writer:
+        writer.add_batch({"x": np.zeros((1000, 3), np.uint8), "y": np.zeros(1000, np.uint8)})
+    with open_source(path, "pread") as source:
+        field = FieldIndex(read_index(source), 0)
+        positions = np.random.default_rng(0).permutation(1000)
+        shards = np.searchsorted(field.shard_starts, positions, "right") - 1
+        assert (len(field.extents()) == 1) == (num is not None)
+        expected = field.block_offset[shards] + (positions - field.shard_starts[shards]) * 3
+        assert np.array_equal(field.rows(positions)[0], expected)
+
+
 def damaged(container: Path, tmp_path: Path, offset: int) -> Path:
     """A copy with one byte changed."""
     data = bytearray(container.read_bytes())

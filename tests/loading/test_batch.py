@@ -158,10 +158,10 @@ def test_buffer_of_ragged_values() -> None:
 
 
 def test_large_arrays_are_aligned() -> None:
-    """From 64 KiB on, arrays begin at multiples of 64: `pread` is twice as fast there, and DLPack wants it."""
+    """From 1 MiB on, arrays begin at multiples of 64: `pread` is twice as fast there, and DLPack wants it."""
     for _ in range(8):
-        rows = empty_rows(Field("x", "float64", (1000,)), 100)
-        assert rows.shape == (100, 1000)
+        rows = empty_rows(Field("x", "float64", (1000,)), 200)
+        assert rows.shape == (200, 1000)
         assert address_of(rows) % 64 == 0
         assert rows.flags.writeable
 
