@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from pathlib import Path
 
@@ -31,17 +31,34 @@ def blocks(num: int, shape: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
     Each block is the same random block plus its number modulo 256, and the first 8 bytes of a row are its
     position, so a row in the wrong place is found by comparing. The array is reused by the next block.
     """
-    row_nbytes = prod(shape)
-    per_block = max(1, min(num, _BLOCK_NBYTES // row_nbytes))
-    noise = np.random.default_rng(_SEED).bytes(per_block * row_nbytes)
-    base = np.frombuffer(noise, np.uint8).reshape(per_block, -1)
+    base = _first_block(num, prod(shape))
+    per_block = len(base)
     block = np.empty_like(base)
     for number, start in enumerate(range(0, num, per_block)):
         stop = min(start + per_block, num)
         np.add(base, np.uint8(number % 256), out=block)
-        if row_nbytes >= 8:
-            block[:, :8] = np.arange(start, start + per_block, dtype="<u8").view(np.uint8).reshape(-1, 8)
+        _number_rows(block, np.arange(start, start + per_block))
         yield block[: stop - start].reshape(stop - start, *shape)
+
+
+def rows_at(num: int, shape: Sequence[int], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """The rows of `blocks` at some positions, without a look at any file."""
+    base = _first_block(num, prod(shape))
+    rows = base[positions % len(base)] + (positions // len(base)).astype(np.uint8)[:, None]
+    _number_rows(rows, positions)
+    return rows.reshape(len(positions), *shape)
+
+
+@cache
+def _first_block(num: int, row_nbytes: int) -> npt.NDArray[np.uint8]:
+    per_block = max(1, min(num, _BLOCK_NBYTES // row_nbytes))
+    noise = np.random.default_rng(_SEED).bytes(per_block * row_nbytes)
+    return np.frombuffer(noise, np.uint8).reshape(per_block, -1)
+
+
+def _number_rows(rows: npt.NDArray[np.uint8], positions: npt.NDArray[np.int64]) -> None:
+    if rows.shape[1] >= 8:
+        rows[:, :8] = positions.astype("<u8").view(np.uint8).reshape(-1, 8)
 
 
 def write_npy(path: Path, num: int, shape: Sequence[int]) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +131,16 @@ def in_order_cold(bench: Bench) -> Iterator[Figure]:
 def _in_order(bench: Bench, *, cold: bool) -> Iterator[Figure]:
     workload = "in_order_cold" if cold else "in_order"
     rows = bench.inputs.images
-    with bench.temporary("in_order.h5") as hdf5:
+    with bench.temporary("in_order.h5") as hdf5, contextlib.ExitStack() as copies:
         stored = write_hdf5(rows, hdf5)
         if stored is None:
             yield skipped(workload, "over h5py", "h5py is not installed")
         passes = _passes(rows, stored)
         for each in passes.values():
             each.check(rows.memmap()[:_ROWS_A_READ])
-        if not cold:
+        if cold:
+            _separate(bench, passes.values(), copies)
+        else:
             pagecache.warm({each.path for each in passes.values()})
         timings = interleave([each.case(cold=cold) for each in passes.values()], bench.rounds)
     work, statistic = {"GB/s": rows.nbytes / 1e9}, "median" if cold else "best"
@@ -145,6 +149,18 @@ def _in_order(bench: Bench, *, cold: bool) -> Iterator[Figure]:
             # a first warm pass that checks everything pays for the checks: `first_pass` has the goal for that
             goal = None if "once" in mine and not cold else at_least(0.9)
             yield ratio_figure(workload, rows.label, timings, (mine, rival), goal, statistic, work)
+
+
+def _separate(bench: Bench, passes: Iterable[Pass], copies: contextlib.ExitStack) -> None:
+    """Give each pass a file of its own, removed with `copies`.
+
+    Below a virtual machine somebody may keep what was read last: who reads the same file second would be faster.
+    """
+    taken: set[Path] = set()
+    for number, each in enumerate(passes):
+        if each.path in taken:
+            each.path = Path(shutil.copyfile(each.path, copies.enter_context(bench.temporary(f"in_order_{number}"))))
+        taken.add(each.path)
 
 
 _PAIRS = (
