@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from chunkstore._torch import transfer  # noqa: E402
 from chunkstore._torch.transfer import Staging  # noqa: E402
 from chunkstore.torch import Dataset, Loader, RaggedTensors, prefetch  # noqa: E402
 
+ROOT = Path(__file__).resolve().parent.parent
 N = 96
 BATCH = 8
 
@@ -300,6 +303,42 @@ def test_ragged_rows_and_texts(tmp_path: Path, drivers: list[FakeDriver]) -> Non
         loader.close()
 
 
+def test_inference_mode_of_the_user(path: str, drivers: list[FakeDriver]) -> None:
+    """An epoch in inference mode, then one outside: what is kept between them can still be written, without threads."""
+    drivers.append(driver := FakeDriver(0))
+    loader = staged_loader(path, driver, prefetch=0, batch_transform=lambda b: {name: b[name] + 0 for name in b})
+    with torch.inference_mode():
+        for batch in loader:
+            assert not batch["x"].is_inference()
+    assert train(loader, driver, 1) == 0
+
+
+def test_tensors_that_require_grad(path: str, drivers: list[FakeDriver]) -> None:
+    """They arrive without it: autograd does not follow them into buffers that are filled again."""
+    drivers.append(driver := FakeDriver(0))
+    batches = [{"x": torch.full((8,), float(i), requires_grad=True)} for i in range(4)]
+    sent = prefetch(batches)
+    sent._transfer = Staging(driver, num_slots=2)
+    for number, batch in enumerate(sent):
+        assert driver.record().wait(30)
+        assert not batch["x"].requires_grad
+        assert batch["x"].tolist() == [float(number)] * 8
+
+
+def test_several_iterations_of_a_prefetch(drivers: list[FakeDriver]) -> None:
+    """More at a time than there are sets of pinned buffers: each has its own batches."""
+    drivers.append(driver := FakeDriver(0.001))
+    sent = prefetch([torch.full((8,), i) for i in range(5)], depth=1)
+    sent._transfer = Staging(driver, num_slots=1)
+    iterators = [iter(sent) for _ in range(4)]
+    for number in range(5):
+        batches = [next(iterator) for iterator in iterators]
+        assert driver.record().wait(30)
+        assert [batch.tolist() for batch in batches] == [[number] * 8] * 4
+    for iterator in iterators:
+        iterator.close()
+
+
 # With a GPU ---------------------------------------------------------------------------------------
 
 
@@ -350,6 +389,26 @@ def test_cuda_on_a_stream_of_the_users(large_path: str) -> None:
                 wrong.append(count_wrong(batch["x"], batch["label"]))
     stream.synchronize()
     assert int(sum(wrong)) == 0
+
+
+SECOND_DEVICE = """
+import sys, torch
+from chunkstore.torch import Loader
+for options in ({}, {"static_buffers": True}, {"prefetch": 0}):
+    with Loader(sys.argv[1], 16, device="cuda:1", **options) as loader:
+        assert all(batch["x"].device.index == 1 for batch in loader)
+torch.cuda.synchronize(1)
+assert not torch._C._cuda_hasPrimaryContext(0)
+"""
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_cuda_second_device_leaves_the_first_alone(large_path: str) -> None:
+    """Threads whose own device is the first one give it no context, which would take memory there in every process."""
+    command = [sys.executable, "-c", SECOND_DEVICE, large_path]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.needs_cuda

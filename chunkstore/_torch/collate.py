@@ -90,7 +90,7 @@ def _row(value: Any, place: int) -> Any:
     if not isinstance(value, RaggedTensors):
         return value[place]
     start, stop = value.offsets[place : place + 2].tolist()
-    offsets = torch.tensor([0, stop - start])
+    offsets = torch.tensor([0, stop - start], device=value.values.device)
     shapes = None if value.shapes is None else value.shapes[place : place + 1]
     return split(RaggedTensors(value.values[start:stop], offsets, shapes))[0]
 

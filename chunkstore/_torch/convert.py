@@ -110,7 +110,7 @@ class Column:
                 raise _bad_pad_value(self, error) from error
         # NumPy may not know the type: pad the bits with the bits of the value.
         try:
-            value = torch.full((), self.pad_value, dtype=torch.float32).to(self.dtype)
+            value = torch.full((), self.pad_value, dtype=torch.float32, device="cpu").to(self.dtype)
         except (TypeError, ValueError, RuntimeError) as error:
             raise _bad_pad_value(self, error) from error
         bits = value.view(torch.uint8 if self.buffer_dtype.itemsize == 1 else torch.uint16).numpy()
@@ -135,8 +135,9 @@ class Column:
             return _pad_tensors(rows, varying, self.pad_value)
         values = torch.cat([row.reshape(-1, *row.shape[varying:]) for row in rows])
         counts = [row.shape[:varying].numel() for row in rows]
-        shapes = torch.tensor([list(row.shape[:varying]) for row in rows]) if varying > 1 else None
-        return self._assembled(RaggedTensors(values, torch.tensor([0, *counts]).cumsum(0), shapes))
+        device = values.device  # not torch's default one, which may be another
+        shapes = torch.tensor([list(row.shape[:varying]) for row in rows], device=device) if varying > 1 else None
+        return self._assembled(RaggedTensors(values, torch.tensor([0, *counts], device=device).cumsum(0), shapes))
 
 
 def _bad_pad_value(column: Column, error: Exception) -> ValueError:
@@ -188,7 +189,8 @@ def _pad_tensors(rows: list[torch.Tensor], varying: int, value: Any) -> torch.Te
     dtype = rows[0].dtype
     # By way of float32, because torch fills no float8.
     via = torch.float32 if dtype.itemsize == 1 and dtype.is_floating_point else dtype
-    padded = torch.full((len(rows), *largest, *rows[0].shape[varying:]), value, dtype=via).to(dtype)
+    shape, device = (len(rows), *largest, *rows[0].shape[varying:]), rows[0].device
+    padded = torch.full(shape, value, dtype=via, device=device).to(dtype)
     for place, row in enumerate(rows):
         padded[(place, *map(slice, row.shape[:varying]))] = row
     return padded

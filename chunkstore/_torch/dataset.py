@@ -321,5 +321,5 @@ def _allocate_shared(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
     new_shared = getattr(torch.UntypedStorage, "_new_shared", None)
     if not nbytes or new_shared is None:
         return np.empty(shape, dtype)
-    memory = torch.empty(0, dtype=torch.uint8).set_(new_shared(nbytes)).numpy()
+    memory = torch.empty(0, dtype=torch.uint8, device="cpu").set_(new_shared(nbytes)).numpy()
     return np.ndarray(shape, dtype, memory)

@@ -99,7 +99,7 @@ class Host:
 
 
 def _pinned_memory(nbytes: int) -> torch.Tensor:
-    return torch.empty(max(nbytes, 1), dtype=torch.uint8, pin_memory=True)
+    return torch.empty(max(nbytes, 1), dtype=torch.uint8, device="cpu", pin_memory=True)
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
@@ -125,7 +125,7 @@ def _part_of(owner: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     the memory out again in the middle of the copy.
     """
     offset = (tensor.data_ptr() - owner.data_ptr()) // tensor.itemsize
-    part = torch.empty(0, dtype=tensor.dtype)
+    part = torch.empty(0, dtype=tensor.dtype, device="cpu")
     return part.set_(owner.untyped_storage(), offset, tensor.shape, tensor.stride())
 
 
@@ -199,15 +199,18 @@ class CudaDriver:
 
     def pinned(self, nbytes: int) -> torch.Tensor:
         with torch.cuda.device(self.device):  # otherwise the first GPU gets a context, whichever is used
-            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+            return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
         pinned: bool = tensor.is_pinned()
         return pinned
 
-    def on_copy_stream(self) -> AbstractContextManager[Any]:
-        stream: AbstractContextManager[Any] = torch.cuda.stream(self.stream)  # also makes its device the current one
-        return stream
+    @contextmanager
+    def on_copy_stream(self) -> Iterator[None]:
+        # `stream` makes our device the current one, too; but at the end it would set the one before again, in a thread
+        # of ours the first GPU, which thereby gets a context in every process. `device` sets it only if it has one.
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            yield
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
@@ -332,7 +335,10 @@ class Staging(Generic[Event]):
 
     @contextmanager
     def _slot(self) -> Iterator[_Slot[Event]]:
-        slot = self._slots.popleft()  # the one whose copy was issued longest ago; never empty
+        try:
+            slot = self._slots.popleft()  # the one whose copy was issued longest ago
+        except IndexError:  # several iterations of a `Prefetch` at a time
+            slot = _Slot(self._driver)
         try:
             slot.begin()
             yield slot
@@ -340,7 +346,8 @@ class Staging(Generic[Event]):
             self._slots.append(slot)
 
     def load(self, make: Callable[[Allocate], Any]) -> Sent:
-        with self._slot() as slot:
+        # Without threads we are in the user's, who may be in inference mode; what is kept must be good outside it, too.
+        with torch.inference_mode(False), self._slot() as slot:
             return self._send(slot, make(slot.allocate))
 
     def _send(self, slot: _Slot[Event], batch: Any) -> Sent:
@@ -377,7 +384,8 @@ class Staging(Generic[Event]):
             destination = (
                 driver.empty(shape, tensor.dtype) if fixed is None else fixed.empty(place, shape, tensor.dtype)
             )
-            driver.copy(destination, slot.stage(place, tensor.contiguous()))
+            # Detached: otherwise autograd would follow the tensor into our buffers.
+            driver.copy(destination, slot.stage(place, tensor.detach().contiguous()))
             return destination
 
         return map_tensors(map_leaves(batch, _array_as_tensor), move)
