@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from chunkstore._loading.epochs import fingerprint_of
 from chunkstore._loading.order import Order
 from chunkstore._read.checked import Verify
 from chunkstore._read.many import Paths
@@ -177,5 +178,4 @@ def _rows(values: NDArray[Any] | Ragged) -> list[Any]:
 
 
 def _identity(reader: Reader | Selection) -> str:
-    text = f"{reader.fingerprint}, fields={list(reader.fields)}"
-    return text if isinstance(reader, Reader) else f"{text}, {len(reader)} selected"
+    return f"{fingerprint_of(reader)}, fields={list(reader.fields)}"

@@ -373,6 +373,57 @@ def test_damage_fails_its_batch_and_no_other(tmp_path: Path, engine: str, shuffl
     assert len(list(dataset(path, 4, engine=engine, verify="off"))) == 15
 
 
+FAULTY: dict[str, Any] = {
+    "x": ("uint8", (8192,)),
+    "wave": ("float32", (None, 3)),
+    "grid": ("int16", (None, None)),
+    "text": "string",
+}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"engine": "numpy"}, {"fields": ["x"], "engine": "gather"}, {"verify": "always"}, {"prefetch": 0}]
+)
+def test_damaged_samples_fail_alone(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Of single samples only the damaged fail, in their places, with the text of the CorruptError."""
+    path = tmp_path / "x.cks"
+    with chunkstore.Writer(path, fields=FAULTY, num_samples=60) as writer:
+        for i in range(60):
+            rows = {"wave": np.full((i % 3, 3), i, np.float32), "grid": np.full((i % 2, 2), i, np.int16)}
+            writer.add({"x": np.full(8192, i, np.uint8), **rows, "text": str(i)})
+    bad = [0, 33, 34, 59]
+    for sample in bad:
+        damage(path, "x", sample)
+    reader = chunkstore.open(path, verify="off")
+    batches = iter(dataset(path, repeat=2, **options))
+    for place in [*range(60), *range(60)]:
+        if place in bad:
+            with pytest.raises(tf.errors.InvalidArgumentError, match=f"CorruptError: .*sample {place}, .*field .*x"):
+                next(batches)
+            continue
+        sample, want = next(batches), reader[place]
+        for name in sample:
+            found = sample[name].numpy()
+            assert found.decode() == want[name] if name == "text" else np.array_equal(found, want[name])
+    with pytest.raises(tf.errors.OutOfRangeError):
+        batches.get_next()
+    shuffled = dataset(path, shuffle=True, **options).ignore_errors().map(lambda sample: sample["x"][1])
+    assert sorted(np.array(list(shuffled)).tolist()) == [i for i in range(60) if i not in bad]
+
+
+@pytest.mark.parametrize("options", [{}, {"backend": "pread"}])
+def test_single_samples_of_a_truncated_file(tmp_path: Path, options: dict[str, Any]) -> None:
+    """What was cut off is an error for each sample, and not a crash."""
+    path = Path(build_rows(tmp_path / "x.cks", np.zeros((300, 8192), np.uint8)))
+    made = dataset(path, **options)
+    with path.open("r+b") as file:
+        file.truncate(1 << 20)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="TruncatedError"):
+        for _ in made:
+            pass
+    assert len(list(made.ignore_errors())) < 128
+
+
 def test_fixed_length_proves_beforehand(tmp_path: Path) -> None:
     """It runs without Python, so damage is found when it is made."""
     path = Path(build_rows(tmp_path / "x.cks", np.zeros((9, 8192), np.uint8)))

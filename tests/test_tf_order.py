@@ -159,6 +159,47 @@ def test_checkpoint_of_a_later_epoch(path: str, tmp_path: Path) -> None:
     assert [batch["x"].numpy().tolist() for batch in fresh] == left
 
 
+@pytest.mark.parametrize("engine", ["gather", "numpy", "fixed_length"])
+def test_checkpoint_of_another_data_set_is_refused(path: str, tmp_path: Path, engine: str) -> None:
+    """Of other rows, another selection, order or shard: restoring says what was saved and what is here."""
+    options: dict[str, Any] = {"batch_size": 50, "engine": engine, "shuffle": engine != "fixed_length"}
+    batches = iter(dataset(path, **options))
+    next(batches)
+    saved = tf.train.Checkpoint(batches=batches).save(str(tmp_path / "state"))
+    left = [batch["x"].numpy().tolist() for batch in batches]
+    reader = chunkstore.open(path)
+    other_path = build_rows(tmp_path / "other.cks", np.arange(N) + 1)
+    others: list[tuple[Any, dict[str, Any], str]] = [
+        (other_path, {}, f"fingerprint='{chunkstore.open(other_path).fingerprint}'"),
+        (path, {"shard": (1, 2)}, "shard=(1, 2)"),
+        (path, {"batch_size": 49}, "batch_size=49"),
+        (path, {"repeat": 2}, "repeat=2"),
+    ]
+    if engine != "fixed_length":
+        others += [
+            (reader.select(range(N)), {}, f"fingerprint='{reader.fingerprint}-"),
+            (path, {"seed": 1}, "seed=1"),
+            (path, {"shuffle": False}, "shuffle=False"),
+        ]
+    for source, other, found in others:
+        fresh = iter(dataset(source, **(options | other)))
+        with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+            tf.train.Checkpoint(batches=fresh).restore(saved)
+        text = str(caught.value).replace("\\'", "'")
+        saved_text, _, own_text = text.partition("[This one:]")
+        assert "StateError: the iterator was saved of another data set or order" in saved_text
+        assert f"fingerprint='{reader.fingerprint}'" in saved_text
+        assert found in own_text
+    fresh = iter(dataset(path, **(options | {"batch_size": None})))  # its iterators have other parts
+    refused = (tf.errors.NotFoundError, tf.errors.InvalidArgumentError)
+    with pytest.raises(refused, match="the dataset definition has not changed"):
+        tf.train.Checkpoint(batches=fresh).restore(saved)
+    fresh = iter(dataset(path, **options, epoch=5))
+    tf.train.Checkpoint(batches=fresh).restore(saved).assert_consumed()
+    assert [next(fresh)["x"].numpy().tolist() for _ in left] == left
+    assert list(fresh) == []
+
+
 def test_a_billion_samples_start_at_once() -> None:
     """Ids of 10^9 samples, from the first epoch and far in, without memory or time that grows with N."""
     order = Order(10**9, batch_size=256, seed=1)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from chunkstore._format.checksum import sum64
 from chunkstore._loading.order import Cursor, Order
 from chunkstore._loading.permutation import MASK64, IntArray, checked_int
+from chunkstore._read.reader import Reader
+from chunkstore._read.select import Selection
 
 
 class Epochs:
@@ -82,3 +85,10 @@ class Epochs:
     def _move(self, cursor: Cursor) -> None:
         self._epoch, self._start = cursor
         self._num_delivered = 0
+
+
+def fingerprint_of(reader: Reader | Selection) -> str:
+    """Identity of the samples and their sequence: a selection adds a sum of its positions."""
+    if not isinstance(reader, Selection):
+        return reader.fingerprint
+    return f"{reader.fingerprint}-{sum64(reader.positions.astype('<i8').tobytes()):016x}"

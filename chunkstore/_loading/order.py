@@ -388,7 +388,7 @@ class Order:
     def state(self, cursor: Cursor) -> dict[str, Any]:
         """A JSON-able dict of under 1 kB from which any number of ranks can go on (spec 7)."""
         state: dict[str, Any] = {"version": STATE_VERSION, "algorithm": ALGORITHM}
-        state |= self._identity()
+        state |= self.identity()
         state["epoch"] = _checked_epoch(cursor.epoch)
         state["samples_seen"] = checked_int("samples_seen", cursor.samples_seen, 0, self.num_samples)
         return state
@@ -404,7 +404,7 @@ class Order:
         """
         if not isinstance(state, Mapping):
             raise StateError(f"state: expected a dict from state(), found {type(state).__name__}")
-        expected = {"version": STATE_VERSION, "algorithm": ALGORITHM} | self._identity()
+        expected = {"version": STATE_VERSION, "algorithm": ALGORITHM} | self.identity()
         for name, value in expected.items():
             _check_state_value(state, name, value)
         epoch = _state_int(state, "epoch", MASK64)
@@ -413,7 +413,7 @@ class Order:
             return Cursor(epoch + 1, 0)
         return Cursor(epoch, samples_seen)
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What must be equal for a position to mean the same sample, in the order in which it is compared."""
         identity: dict[str, Any] = {
             "fingerprint": self.fingerprint,

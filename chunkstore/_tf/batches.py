@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, Literal
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from chunkstore._loading.recycle import Recycler
-from chunkstore._tf.columns import Column
+from chunkstore._read.ragged import Ragged
+from chunkstore._tf.columns import Column, joined
 from chunkstore._tf.graph import Host
 from chunkstore._tf.samples import Samples
-from chunkstore.errors import ChunkstoreError
+from chunkstore.errors import ChunkstoreError, CorruptError
 
 Engine = Literal["auto", "gather", "numpy", "fixed_length"]
-_KEPT_BATCHES: Final = 8  # of the NumPy path: two in the making, those prefetched, one with the user
 
 
 class Batches:
     """Makes batches of the fields of a container, in the graph.
 
     Its methods that run in a graph take the `Host` of this object, which must not refer to it.
+
+    Args:
+        num_kept: batches of the NumPy path whose memory is used again: those that are alive at a time.
     """
 
-    def __init__(self, rows: Samples, columns: Sequence[Column], engine: Engine) -> None:
+    def __init__(self, rows: Samples, columns: Sequence[Column], engine: Engine, num_kept: int) -> None:
         self._rows = rows
         self._columns = columns
         self._arrays = {} if engine == "numpy" else self._exported()
         if engine == "gather":
             self._require_gather()
         self._read = [column for column in columns if column.name not in self._arrays]
-        self._recycler = Recycler(_KEPT_BATCHES)
+        self._recycler = Recycler(num_kept)
 
     def _exported(self) -> dict[str, tuple[NDArray[Any], ...]]:
         found = {}
@@ -134,18 +138,9 @@ class Batches:
             }
         return {column.name: made[column.name] for column in self._columns}
 
-    def single(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """In the graph: one sample of an unbatched batch."""
-        return {column.name: column.row(sample[column.name]) for column in self._columns}
-
     def _make_read(self, host: Host, ids: Any) -> dict[str, Any]:
-        dtypes = [dtype for column in self._read for dtype in column.output_dtypes]
-        outputs = host.call(self._read_arrays, [ids], dtypes)
-        made, num_rows = {}, ids.shape[0]
-        for column in self._read:
-            made[column.name] = column.assembled(outputs[: column.num_outputs], num_rows)
-            outputs = outputs[column.num_outputs :]
-        return made
+        outputs = host.call(self._read_arrays, [ids], _dtypes_of(self._read))
+        return _assembled(self._read, outputs, ids.shape[0])
 
     def _read_arrays(self, ids: NDArray[np.int64]) -> list[NDArray[Any]]:
         # Memory that is aligned to 64 bytes is taken by TensorFlow as it is; other arrays are copied.
@@ -156,5 +151,68 @@ class Batches:
             for column in self._read
             if column.fillable
         }
-        rows = self._rows.batch(ids, [column.name for column in self._read], out)
-        return [array for column in self._read for array in column.arrays(rows[column.name])]
+        return _arrays_of(self._read, self._rows.batch(ids, [column.name for column in self._read], out))
+
+    # --- single samples, of which each fails for itself ---
+
+    def finish_each(self, host: Host, ids: Any, gathered: dict[str, Any], proven: Any) -> tuple[dict[str, Any], Any]:
+        """In the graph: the samples of ids as a batch, and what is wrong with each: tf.string of shape (n,), mostly "".
+
+        A damaged one has a row without values, and no error comes before `single` raises it.
+        """
+        whole, outputs = proven, []
+        if self._read:
+            whole, *outputs = host.call(self._read_if_whole, [ids, proven], [tf.bool, *_dtypes_of(self._read)])
+            whole.set_shape([])
+
+        def together() -> tuple[dict[str, Any], Any]:
+            made = _assembled(self._read, outputs, ids.shape[0])
+            made |= {column.name: gathered[column.name] for column in self._columns if column.name in gathered}
+            return {column.name: made[column.name] for column in self._columns}, tf.fill(tf.shape(ids), "")
+
+        def apart() -> tuple[dict[str, Any], Any]:
+            problems, *rows = host.call(self._read_apart, [ids], [tf.string, *_dtypes_of(self._columns)])
+            return _assembled(self._columns, rows, ids.shape[0]), tf.ensure_shape(problems, ids.shape)
+
+        made, problems = tf.cond(whole, together, apart)
+        return made, problems
+
+    def _read_if_whole(self, ids: NDArray[np.int64], proven: np.bool_) -> list[Any]:
+        if proven:
+            with contextlib.suppress(CorruptError):
+                return [np.True_, *self._read_arrays(ids)]
+        return [np.False_, *_arrays_of(self._read, {column.name: column.without_values(0) for column in self._read})]
+
+    def _read_apart(self, ids: NDArray[np.int64]) -> list[NDArray[Any]]:
+        names, parts, problems = [column.name for column in self._columns], [], []
+        for start in range(len(ids)):
+            try:
+                parts.append(self._rows.batch(ids[start : start + 1], names, {}))
+                problems.append(b"")
+            except CorruptError as error:
+                parts.append({column.name: column.without_values(1) for column in self._columns})
+                problems.append(f"{type(error).__name__}: {error}".encode())
+        rows = {name: joined([part[name] for part in parts]) for name in names}
+        return [np.array(problems, object), *_arrays_of(self._columns, rows)]
+
+    def single(self, sample: dict[str, Any], problem: Any) -> dict[str, Any]:
+        """In the graph: one sample of what `finish_each` gave, or its error."""
+        with tf.control_dependencies([tf.raw_ops.Assert(condition=tf.equal(problem, ""), data=[problem])]):
+            return {column.name: column.row(sample[column.name]) for column in self._columns}
+
+
+def _dtypes_of(columns: Sequence[Column]) -> list[Any]:
+    return [dtype for column in columns for dtype in column.output_dtypes]
+
+
+def _arrays_of(columns: Sequence[Column], rows: Mapping[str, NDArray[Any] | Ragged]) -> list[NDArray[Any]]:
+    return [array for column in columns for array in column.arrays(rows[column.name])]
+
+
+def _assembled(columns: Sequence[Column], outputs: Sequence[Any], num_rows: int | None) -> dict[str, Any]:
+    """The tensors of a batch, in the graph, of the outputs of `_arrays_of`."""
+    made = {}
+    for column in columns:
+        made[column.name] = column.assembled(outputs[: column.num_outputs], num_rows)
+        outputs = outputs[column.num_outputs :]
+    return made

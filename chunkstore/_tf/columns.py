@@ -164,12 +164,31 @@ class Column:
 
     # --- single samples ---
 
+    def without_values(self, num_rows: int) -> NDArray[Any] | Ragged:
+        """Rows as a reader gives them, in place of damaged ones: zeros, or empty where rows differ in size."""
+        field = self.field
+        if not field.ragged and not field.is_string:
+            return np.zeros((num_rows, *field.item_shape), field.numpy_dtype)
+        values = np.zeros((0, *field.item_shape), np.uint8 if field.is_string else field.numpy_dtype)
+        shapes = np.zeros((num_rows, field.varying), np.int64) if field.varying > 1 else None
+        return Ragged(values, np.zeros(num_rows + 1, np.int64), shapes, field.is_string)
+
     def row(self, value: Any) -> Any:
         """One row as a tensor in its own shape, of what `unbatch` made of a batch."""
         if isinstance(value, dict):
             shape = tf.concat([value["shape"], tf.constant(self.field.item_shape, tf.int64)], 0)
             value = tf.reshape(value["items"], shape)
         return tf.ensure_shape(value, self.row_shape)  # an op, as `ahead` needs it
+
+
+def joined(parts: Sequence[Any]) -> NDArray[Any] | Ragged:
+    """The rows of several batches of a field as one."""
+    if not isinstance(parts[0], Ragged):
+        return np.concatenate(parts)
+    counts = np.concatenate([part.counts() for part in parts])
+    shapes = None if parts[0].shapes is None else np.concatenate([part.shapes for part in parts])
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    return Ragged(np.concatenate([part.values for part in parts]), offsets, shapes, parts[0].text)
 
 
 def gather_ragged(values: Any, offsets: Any, ids: Any) -> Any:

@@ -15,7 +15,7 @@ from chunkstore._read.reader import Reader
 from chunkstore._read.select import Selection
 from chunkstore._tf.batches import Batches, Engine
 from chunkstore._tf.columns import RAGGED_MODES, Column, RaggedMode
-from chunkstore._tf.graph import Host, ahead, as_written
+from chunkstore._tf.graph import Host, ahead, as_written, begun
 from chunkstore._tf.order import Epochs, batches_of_ids, groups_of, pieces_of_ids
 from chunkstore._tf.records import records
 from chunkstore._tf.samples import Samples, columns_of
@@ -25,6 +25,7 @@ _MAX_EPOCH: Final = 2**31  # times the groups of an epoch, an int64
 _GROUP_NBYTES: Final = 8 << 20  # proven and hinted at in one go: the first batch waits for it
 _UNBATCHED_SAMPLES: Final = 256  # gathered at once where samples are wanted one by one
 _UNBATCHED_NBYTES: Final = 4 << 20
+_HELD_BATCHES: Final = 2  # beside those made ahead: the user's, and the one that takes its place
 _PARALLEL_CALLS: Final = 2  # a gather uses all cores by itself; the second call hides the overhead of the first
 
 
@@ -58,7 +59,8 @@ def dataset(
 
     Its `element_spec` and cardinality are static. An iterator can be saved by `tf.train.Checkpoint(iterator=it)` at any
     batch, and goes on with exactly the batches that were left: in another process, too, if its dataset is made with the
-    same arguments. (Saved before its first batch, it has no epoch yet.) Works with `.map`, `.cache`, `.padded_batch`,
+    same arguments (`epoch` may differ). The state of another data set or order is refused. (Saved before
+    its first batch, it has no epoch and no identity yet.) Works with `.map`, `.cache`, `.padded_batch`,
     `tf.distribute`, Keras `fit`.
 
     Args:
@@ -98,7 +100,8 @@ def dataset(
         ValueError: an unknown field, or an argument that does not fit.
         All that `chunkstore.open` raises.
         From an iterator: tf.errors.InvalidArgumentError with the text of the `CorruptError`, for the batches that have
-        a damaged sample; the others can still be read.
+        a damaged sample, or for this sample alone where single ones are read; the others can still be read. From
+        `Checkpoint.restore`: the same with "StateError"; NotFoundError where batches are made in another way.
     """
     if ragged not in RAGGED_MODES:
         raise ValueError(f"ragged: expected one of {', '.join(map(repr, RAGGED_MODES))}, found {ragged!r}")
@@ -109,18 +112,34 @@ def dataset(
     order = _order(rows, batch_size, shard, shuffle, block_size, drop_remainder, seed=seed, window=window, pad=pad)
     epochs = _epochs(epoch, repeat, reshuffle_each_iteration)
     prefetch = checked_int("prefetch", prefetch, 0, 1 << 20)
+    identity = _identity(order, columns, batch_size, epochs)
     if engine == "fixed_length":
-        made = records(rows, columns, order, batch_size is None, epochs.num, prefetch)
+        made = records(rows, columns, order, batch_size is None, epochs.num, prefetch, identity)
     else:
-        made = _pipeline(rows, columns, order, batch_size is None, epochs, engine, prefetch)
+        made = _pipeline(rows, columns, order, batch_size is None, epochs, engine, prefetch, identity)
     made = made.with_options(_options(shard))
     return made if device is None else _on_device(made, device, max(1, prefetch))
 
 
+def _identity(order: Order, columns: Sequence[Column], batch_size: int | None, epochs: Epochs) -> str:
+    """What must be equal for the state of an iterator to mean the same batches."""
+    also: dict[str, Any] = {"batch_size": batch_size, "shard": (order.rank, order.world_size)}
+    also |= {"repeat": epochs.num or True}
+    also |= {"drop_remainder": order.drop_last, "pad": order.pad, "fields": [column.name for column in columns]}
+    return ", ".join(f"{name}={value!r}" for name, value in (order.identity() | also).items())
+
+
 def _pipeline(
-    rows: Samples, columns: Sequence[Column], order: Order, single: bool, epochs: Epochs, engine: Engine, prefetch: int
+    rows: Samples,
+    columns: Sequence[Column],
+    order: Order,
+    single: bool,
+    epochs: Epochs,
+    engine: Engine,
+    prefetch: int,
+    identity: str,
 ) -> Any:
-    batches = Batches(rows, columns, engine)
+    batches = Batches(rows, columns, engine, prefetch + _HELD_BATCHES)
     host = Host(batches, order, epochs)
 
     def admit(ids: Any) -> Any:
@@ -136,7 +155,6 @@ def _pipeline(
         groups = groups_of(order.batch_size, sample_nbytes, _GROUP_NBYTES)
         return batches_of_ids(order, host=host, epochs=epochs, groups=groups, admit=admit)
 
-    @as_written
     def begin(zero: Any) -> Any:
         tensors = batches.tensors(host, zero) if batches.gathers else []
 
@@ -152,17 +170,21 @@ def _pipeline(
         return batches.finish(host, ids, gathered, proven)
 
     @as_written
-    def single_of(sample: dict[str, Any]) -> dict[str, Any]:
-        return batches.single(sample)
+    def finish_each(ids: Any, gathered: Any, proven: Any) -> tuple[dict[str, Any], Any]:
+        return batches.finish_each(host, ids, gathered, proven)
+
+    @as_written
+    def single_of(sample: dict[str, Any], problem: Any) -> dict[str, Any]:
+        return batches.single(sample, problem)
 
     count = order.num_batches() * epochs.num if epochs.num else tf.data.INFINITE_CARDINALITY
     known = tf.data.experimental.assert_cardinality(count if order.num_batches() else 0)
-    made = tf.data.Dataset.range(1).flat_map(begin)
-    # Counted before errors can come: a batch that fails is one of them.
+    made = begun(identity, begin)
+    # Counted before errors can come: a batch or sample that fails is one of them.
     if not single:
         return ahead(made.apply(known), finish, prefetch)
-    made = ahead(made, finish, min(prefetch, _PARALLEL_CALLS)).unbatch()
-    return ahead(made, single_of, prefetch).apply(known)
+    made = ahead(made, finish_each, min(prefetch, _PARALLEL_CALLS)).unbatch()
+    return ahead(made.apply(known), single_of, prefetch)
 
 
 def _epochs(first: int, repeat: bool | int, advance: bool) -> Epochs:
@@ -201,6 +223,7 @@ def _order(
         rank=checked_int("shard: rank", rank, 0, max(0, checked_int("shard: world size", world_size, 1, 1 << 31) - 1)),
         world_size=world_size,
         drop_last=drop_remainder,
+        fingerprint=rows.fingerprint,
         **options,
     )
 

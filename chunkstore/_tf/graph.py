@@ -36,6 +36,31 @@ def ahead(made: Any, function: Callable[..., Any], num: int) -> Any:
     return made.map(function, num_parallel_calls=num, deterministic=True)
 
 
+def begun(identity: str, make: Callable[[Any], Any]) -> Any:
+    """The dataset that `make` gives in the graph, whose iterators refuse the state of one with another identity.
+
+    A `flat_map` saves the element that it is at, and calls its function with it again to be restored. So the state of
+    an iterator, once it has begun, holds the identity, and this function compares it.
+
+    Args:
+        make: called with a zero where an iterator begins or is restored.
+    """
+
+    @as_written
+    def known(zero: Any) -> tuple[Any, Any]:
+        return zero, tf.constant(identity)
+
+    @as_written
+    def begin(zero: Any, saved: Any) -> Any:
+        found = ["StateError: the iterator was saved of another data set or order than this one. Saved:", saved]
+        advice = "Restore it into the dataset of the same source and arguments, or begin anew."
+        same = tf.debugging.Assert(tf.equal(saved, identity), [*found, "This one:", identity, advice])
+        with tf.control_dependencies([same]):
+            return make(tf.identity(zero))
+
+    return tf.data.Dataset.range(1).map(known).flat_map(begin)
+
+
 class Host:
     """Python objects whose methods a graph calls: they live as long as the graph, and no longer.
 

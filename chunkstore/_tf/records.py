@@ -11,14 +11,20 @@ import tensorflow as tf
 from chunkstore._format.dtypes import EXTENDED
 from chunkstore._loading.order import Order
 from chunkstore._tf.columns import Column
-from chunkstore._tf.graph import ahead, as_written
+from chunkstore._tf.graph import ahead, as_written, begun
 from chunkstore._tf.samples import Samples
 
 _CARRIERS = {tf.uint32: tf.int32, tf.uint64: tf.int64}  # what `decode_raw` lacks, and knows by another name
 
 
 def records(
-    rows: Samples, columns: Sequence[Column], order: Order, single: bool, num_epochs: int, prefetch: int
+    rows: Samples,
+    columns: Sequence[Column],
+    order: Order,
+    single: bool,
+    num_epochs: int,
+    prefetch: int,
+    identity: str,
 ) -> Any:
     """A dataset of dicts that needs no Python when it runs; all chunks are proven now.
 
@@ -26,6 +32,7 @@ def records(
         single: samples instead of batches.
         num_epochs: 0 for no end.
         prefetch: elements decoded ahead.
+        identity: of what the states of its iterators are good for.
     Raises:
         ValueError: the order or a field cannot be had in this way.
         CorruptError: a chunk is not what was written.
@@ -33,15 +40,11 @@ def records(
     _check(rows, columns, order)
     for column in columns:
         rows.reader._prove(column.name)
-    num_whole = len(rows) // order.step_size
-    stop = num_whole * order.step_size
-    made = _zipped(rows, columns, 0, stop).batch(order.batch_size, drop_remainder=True)
-    if order.world_size > 1:
-        made = made.shard(order.world_size, order.rank)
-    if order.num_batches() > num_whole:
-        first, end = order.batch_range(num_whole)
-        tail = _zipped(rows, columns, first, end).batch(order.batch_size)
-        made = made.concatenate(tail) if num_whole else tail
+
+    def raw(_: Any) -> Any:
+        made = _raw_batches(rows, columns, order)
+        made = made.unbatch() if single else made
+        return made.repeat(num_epochs or None) if num_epochs != 1 else made
 
     @as_written
     def decode(*parts: Any) -> dict[str, Any]:
@@ -51,11 +54,23 @@ def records(
     def decode_one(*parts: Any) -> dict[str, Any]:
         return {name: rows[0] for name, rows in _decoded(columns, [part[tf.newaxis] for part in parts]).items()}
 
-    count = order.num_batches() * (num_epochs or 1)
-    made = made.unbatch() if single else made
-    made = made.repeat(num_epochs or None) if num_epochs != 1 else made
-    made = ahead(made, decode_one if single else decode, prefetch)
-    return made if not num_epochs else made.apply(tf.data.experimental.assert_cardinality(count))
+    count = order.num_batches() * num_epochs if num_epochs else tf.data.INFINITE_CARDINALITY
+    made = ahead(begun(identity, raw), decode_one if single else decode, prefetch)
+    return made.apply(tf.data.experimental.assert_cardinality(count))
+
+
+def _raw_batches(rows: Samples, columns: Sequence[Column], order: Order) -> Any:
+    """One epoch of batches of this shard, as bytes."""
+    num_whole = len(rows) // order.step_size
+    stop = num_whole * order.step_size
+    made = _zipped(rows, columns, 0, stop).batch(order.batch_size, drop_remainder=True)
+    if order.world_size > 1:
+        made = made.shard(order.world_size, order.rank)
+    if order.num_batches() > num_whole:
+        first, end = order.batch_range(num_whole)
+        tail = _zipped(rows, columns, first, end).batch(order.batch_size)
+        made = made.concatenate(tail) if num_whole else tail
+    return made
 
 
 def _check(rows: Samples, columns: Sequence[Column], order: Order) -> None:

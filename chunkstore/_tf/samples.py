@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format.schema import Field
+from chunkstore._loading.epochs import fingerprint_of
 from chunkstore._read.many import Paths, is_paths
 from chunkstore._read.many import open as open_reader
 from chunkstore._read.ragged import Ragged
@@ -56,6 +57,11 @@ class Samples:
     def path(self) -> str:
         """Of the container."""
         return self.reader.path
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the samples and their sequence."""
+        return fingerprint_of(self._rows)
 
     @property
     def fields(self) -> Mapping[str, Field]:

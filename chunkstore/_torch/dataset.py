@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from chunkstore._format.checksum import sum64
+from chunkstore._loading.epochs import fingerprint_of
 from chunkstore._loading.recycle import Recycler
 from chunkstore._read.many import Paths, is_paths
 from chunkstore._read.many import open as open_reader
@@ -283,13 +283,6 @@ class Dataset(torch.utils.data.Dataset[Any]):
         position = int(index)
         keys = self.reader.keys if isinstance(self.reader, Reader) else None
         return str(position) if keys is None else f"{position} {keys[position]!r}"
-
-
-def fingerprint_of(reader: Reader | Selection) -> str:
-    """Identity of the samples and their sequence: a selection adds a sum of its positions."""
-    if not isinstance(reader, Selection):
-        return reader.fingerprint
-    return f"{reader.fingerprint}-{sum64(reader.positions.astype('<i8').tobytes()):016x}"
 
 
 def _part(rows: NDArray[Any] | Ragged, start: int, stop: int) -> NDArray[Any] | Ragged:

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch.distributed
 from torch.utils.data import Sampler
 
-from chunkstore._loading.epochs import Epochs
+from chunkstore._loading.epochs import Epochs, fingerprint_of
 from chunkstore._loading.order import Order
 from chunkstore._loading.permutation import IntArray
 from chunkstore._read.reader import Reader
 from chunkstore._read.select import Selection
-from chunkstore._torch.dataset import Dataset, fingerprint_of
+from chunkstore._torch.dataset import Dataset
 
 Shuffle = bool | Literal["full", "block"]
 Pad = Literal[False, "even", "full"]
