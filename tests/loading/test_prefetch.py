@@ -51,16 +51,31 @@ def test_results_come_in_order(depth: int, threads: int, num_tasks: int) -> None
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_no_more_than_depth_ahead(threads: int) -> None:
-    """While the user does nothing, exactly `depth` results are made; each one taken makes room for one more."""
+    """While the user does nothing, exactly `depth` results are made; two that are taken make room for two more."""
     made = []
     ring = Ring(range(100), made.append, depth=3, threads=threads)
-    wait_until(lambda: ring.num_ready == 3)
-    time.sleep(0.02)
-    assert sorted(made) == [0, 1, 2]
-    next(ring)
-    wait_until(lambda: ring.num_ready == 3)
-    assert sorted(made) == [0, 1, 2, 3]
+    for num_taken in (0, 2, 4):
+        wait_until(lambda: ring.num_ready == 3)
+        time.sleep(0.02)
+        assert sorted(made) == list(range(num_taken + 3))
+        next(ring)
+        time.sleep(0.02)
+        assert len(made) == num_taken + 3  # there are enough: nobody is woken for one
+        next(ring)
     ring.close()
+
+
+def test_few_results_are_made_up_for_at_once() -> None:
+    """A result that is taken where no more than half are ready makes room for the next one without delay."""
+    for depth, num_taken in ((1, 1), (2, 1), (4, 2)):
+        made: list[int] = []
+        ring = Ring(range(100), made.append, depth=depth)
+        wait_until(lambda ring=ring, depth=depth: ring.num_ready == depth)  # type: ignore[misc]
+        for _ in range(num_taken):
+            next(ring)
+        wait_until(lambda ring=ring, depth=depth: ring.num_ready == depth)  # type: ignore[misc]
+        assert len(made) == depth + num_taken
+        ring.close()
 
 
 def test_threads_work_at_the_same_time() -> None:
