@@ -84,6 +84,14 @@ def test_threads_work_at_the_same_time() -> None:
     assert len(list(Ring(range(3), lambda task: barrier.wait(), depth=3, threads=3))) == 3
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="a way of Linux to schedule")
+def test_threads_do_not_interrupt_the_user() -> None:
+    """They are scheduled as batch work, and the user's thread is not."""
+    assert list(Ring(range(2), lambda _: os.sched_getscheduler(0), depth=2)) == [os.SCHED_BATCH] * 2
+    assert list(Ring(range(1), lambda _: os.sched_getscheduler(0), depth=0)) == [os.SCHED_OTHER]
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 def test_depth_0_makes_everything_in_the_callers_thread() -> None:
     """Without depth no thread is started: `make` runs inside `next()`."""
     ring = Ring(range(3), lambda task: threading.get_ident(), depth=0)
