@@ -27,7 +27,8 @@ from chunkstore.errors import ReplacedError
 Transform = Callable[[Any], Any]
 Backend = Literal["auto", "mmap", "pread"]
 Verify = Literal["once", "always", "off"]
-_KEPT_BATCHES: Final = 3  # of the plain data set: one with the user, one that he just dropped, one in the making
+# Of the plain data set, if so many are alive at a time: three in a `DataLoader`, and those that `prefetch` takes ahead.
+_KEPT_BATCHES: Final = 8
 
 
 class Dataset(torch.utils.data.Dataset[Any]):
