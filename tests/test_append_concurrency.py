@@ -165,10 +165,9 @@ def test_append_does_not_cut_off_what_a_damaged_superblock_named(tmp_path: Path)
             chunkstore.Writer(path, mode="a")
         assert path.read_bytes() == damaged
         saved = chunkstore.recover(path, tmp_path / f"{at}.cks")
-        # Proven by the index where what names it holds: elsewhere than at 60, which is in the generation.
-        assert saved.num_saved == 15 or at == 60
+        assert saved.num_saved == 15
         assert chunkstore.verify(tmp_path / f"{at}.cks").ok
-    for torn in (data[:512] + before[512:], before[:512] + data[512:4096], bytes(512) + data[512:4096]):
+    for torn in (data[:512] + before[512:], before[:512] + data[512:4096]):
         path.write_bytes(bytes(torn) + bytes(data[4096:]))
         with chunkstore.Writer(path, mode="a") as writer:  # a commit that was not acknowledged
             writer.add({"x": np.int64(7)}, key="new")

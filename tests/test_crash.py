@@ -40,6 +40,17 @@ def test_every_state_after_a_crash_is_right(memory: Path, name: str) -> None:
     assert crash.tally.states > 150
 
 
+@pytest.mark.parametrize("name", ["append", "append and merge segments", "append behind junk"])
+def test_a_crash_and_then_damage(memory: Path, name: str) -> None:
+    """With a superblock or a part of the index damaged too: recover saves what is acknowledged; an append loses none."""
+    crash = Crash(memory, number=SAMPLED, deep=1, damage=61)
+    with crash.folder() as folder:
+        recording = scenarios.record(name, folder)
+    crash.try_all(recording)
+    assert crash.tally.wrong == []
+    assert crash.tally.damaged > 8
+
+
 @pytest.mark.parametrize("name", ["abort", "append behind junk"])
 def test_a_killed_writer_and_then_a_crash(memory: Path, name: str) -> None:
     """What a killed writer left in the cache alone is no ground to build on: the next one syncs first."""

@@ -158,19 +158,51 @@ def test_two_generations_each_half_good(tmp_path: Path) -> None:
     assert any("generation 1 is saved, and there was 2" in note for note in report.notes)
 
 
-def test_a_damaged_superblock_that_may_have_been_newer(tmp_path: Path) -> None:
-    """B alone is valid and of an earlier generation, and there are bytes behind it: a note says what that may mean."""
+@pytest.mark.parametrize("damaged", [False, True], ids=["its segment is good", "its segment is damaged"])
+def test_a_superblock_that_is_gone_and_was_newer(tmp_path: Path, damaged: bool) -> None:
+    """B alone is valid and of an earlier generation: the segment behind it that goes on from it is used, if it holds.
+
+    Otherwise a note says what bytes behind the end may mean.
+    """
     path = tmp_path / "a.cks"
     with chunkstore.Writer(path, fields=FIELDS) as writer:
         writer.add(sample(0), "k0")
     before = path.read_bytes()[:4096]
     with chunkstore.Writer(path, mode="a") as writer:
         writer.add(sample(1), "k1")
+    place, _ = Damaged(path).place("BLOCKS")
     damage(path, 0, bytes(4096))
     damage(path, 4096, before)
+    if damaged:
+        damage(path, place, 8)
     report, numbers = saved(path)
-    assert numbers == [0]
-    assert any("bytes behind generation 1" in note for note in report.notes)
+    assert numbers == ([0] if damaged else [0, 1])
+    wanted = "bytes behind generation 1" if damaged else "goes on from what superblock B names"
+    assert any(wanted in note for note in report.notes)
+
+
+def test_a_superblock_of_a_later_version_beside_a_good_one_is_damage(tmp_path: Path) -> None:
+    """One flipped bit in the major version of A does not keep the samples of B from being saved."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path, fields=FIELDS) as writer:
+        writer.add(sample(0), "k0")
+    damage(path, 8, b"\x03")
+    assert saved(path, 1)[1] == [0]
+    damage(path, 4096 + 8, b"\x03")
+    with pytest.raises(chunkstore.UnsupportedVersionError):
+        recover(path, tmp_path / "b.cks")
+
+
+def test_a_damaged_superblock_b_does_not_outbid_a(tmp_path: Path) -> None:
+    """B is of the commit before, and damage made its generation a large one: A counts, which is written first."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path, fields=FIELDS) as writer:
+        writer.add(sample(0), "k0")
+    before = path.read_bytes()[:4096]
+    with chunkstore.Writer(path, mode="a") as writer:
+        writer.add(sample(1), "k1")
+    damage(path, 4096, before[:60] + b"\x01" + before[61:])
+    assert saved(path, 2)[1] == [0, 1]
 
 
 SECTIONS = ("SCHEMA", "ATTRS", "SHARD_STARTS", "BLOCKS", "CHUNK_SUMS", "OFFSETS", "KEY_BYTES", "KEY_OFFSETS",

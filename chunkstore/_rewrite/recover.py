@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import struct
@@ -21,19 +22,23 @@ from chunkstore._format.constants import (
     HEAD_NBYTES,
     MAX_DIRECTORY_NBYTES,
     MAX_FILE_NBYTES,
+    NO_FIELD,
     PART_ALIGNMENT,
     SUPERBLOCK_NBYTES,
     SUPERBLOCK_OFFSETS,
+    Kind,
 )
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.field_index import FieldIndex, Groups
 from chunkstore._format.index import Index, read_generation
 from chunkstore._format.schema import Field, known_codec
+from chunkstore._format.section import Section
 from chunkstore._format.segment import Directory, decode_directory, nbytes_of_directory
 from chunkstore._format.superblock import Head, Superblock
 from chunkstore._rewrite import room
 from chunkstore._storage.replace import check_replaceable
 from chunkstore._storage.source import Source, open_source
+from chunkstore._write.target import sum_of_segment
 from chunkstore._write.writer import Writer
 from chunkstore.errors import (
     CorruptError,
@@ -47,6 +52,7 @@ _PIECE_NBYTES: Final = 8 << 20
 _BATCH_NBYTES: Final = 16 << 20
 _BATCH_SAMPLES: Final = 1024
 _MOST_LOST: Final = 10_000
+_REGION: Final = struct.Struct("<QQQ")  # of SUPERSEDED, spec section 12
 type_progress = Callable[[int, int], None]
 
 
@@ -180,7 +186,8 @@ def _attrs(index: Index, report: Recovery) -> dict[str, Any]:
 def _find_indexes(source: Source, report: Recovery) -> list[Index]:
     """An index for each segment that can be used, in the order of samples, without overlap."""
     newest = 0
-    for name, superblock in _superblocks(source, report):
+    superblocks_found = _superblocks(source, report)
+    for name, superblock in superblocks_found:
         newest = max(newest, superblock.generation)
         try:
             # Not `read_index`: a file that was cut off still has the samples before the cut.
@@ -188,6 +195,12 @@ def _find_indexes(source: Source, report: Recovery) -> list[Index]:
         except FormatError as error:
             report.notes.append(f"the index of superblock {name} cannot be read: {error}")
             continue
+        if name == "B" and len(superblocks_found) == 1 and (later := _continued(source, index)) is not None:
+            report.notes.append(
+                f"superblock A is damaged; the index segment at {later.superblock.directory_offset} goes on from what "
+                "superblock B names, and is used; if there were later ones, they are lost without a trace"
+            )
+            return [later]
         _note_later(source, superblock, newest, report)
         return [index]
     report.notes.append("the file was searched for index segments")
@@ -217,24 +230,66 @@ def _note_later(source: Source, superblock: Superblock, newest: int, report: Rec
 
 
 def _superblocks(source: Source, report: Recovery) -> list[tuple[str, Superblock]]:
-    """The superblocks that are valid, the newest first."""
-    found = []
+    """The superblocks that are valid or proven by their index, the newest first.
+
+    A is written first: whatever number a damaged one has, A is not older than B.
+    """
+    found: list[tuple[str, Superblock]] = []
+    refused: UnsupportedVersionError | None = None
     for name, offset in zip("AB", SUPERBLOCK_OFFSETS, strict=True):
         data = b""
         try:
             data = source.read(offset, SUPERBLOCK_NBYTES)
             superblock = superblocks.decode(data)
-            superblocks.check_flags(superblock)
-            found.append((name, superblock))
-        except (UnsupportedVersionError, UnsupportedFeatureError):
-            raise  # what its bytes mean is not known, so nothing of it can be proven
+        except UnsupportedVersionError as error:
+            refused = error  # damage, if the other one is of a version that we know
+            report.notes.append(f"superblock {name}: {error}")
         except FormatError as error:
             report.notes.append(f"superblock {name}: {error}")
             named = _proven_by_index(source, data)
             if named is not None:
                 report.notes.append(f"superblock {name} names an index that has the sum it says: it is used")
                 found.append((name, named))
-    return sorted(found, key=lambda item: -item[1].generation)
+        else:
+            superblocks.check_flags(superblock)  # what its bytes mean is not known, so nothing of it can be proven
+            found.append((name, superblock))
+    if refused is not None and not found:
+        raise refused
+    return found if report.notes else sorted(found, key=lambda item: -item[1].generation)
+
+
+def _continued(source: Source, index: Index) -> Index | None:
+    """The newest index behind the committed end that goes on from this one: that of a commit only the lost A named.
+
+    Its own sums prove it, and it names each live segment of the index before it with the sum of that one. A commit that
+    was under way, and is complete, is as good.
+    """
+    end = source.size // PART_ALIGNMENT * PART_ALIGNMENT
+    for directory in reversed(list(_search(source, index.superblock.committed_end))):
+        data = directory.encode()
+        named = {"directory_offset": directory.offset, "directory_nbytes": len(data), "directory_sum": sum128(data)}
+        generation = index.superblock.generation + 1
+        superblock = replace(index.superblock, generation=generation, committed_end=end, **named)
+        try:
+            later = read_generation(source, superblock)
+            for entry in directory.sections():
+                Section(source, entry).ensure_all()
+        except FormatError:
+            continue
+        if later.fields == index.fields and _names_all(source, later, index):
+            return later
+    return None
+
+
+def _names_all(source: Source, later: Index, index: Index) -> bool:
+    """Whether each live segment of an index is live in a later one too, or superseded by it."""
+    live = {directory.offset for directory in later.directories}
+    regions = set(_superseded(later, later.directories[-1]))
+    return all(
+        directory.offset in live
+        or (directory.offset, directory.segment_nbytes, sum_of_segment(source, directory)) in regions
+        for directory in index.directories
+    )
 
 
 def _proven_by_index(source: Source, data: bytes) -> Superblock | None:
@@ -249,11 +304,17 @@ def _proven_by_index(source: Source, data: bytes) -> Superblock | None:
     return superblock
 
 
-def _search(source: Source) -> Iterator[Directory]:
-    """Everything at a multiple of 4096 that decodes as a directory; the whole file is read, once."""
+def _superseded(index: Index, directory: Directory) -> Iterator[tuple[int, ...]]:
+    """(offset, nbytes, sum) of each segment that this one, or one before it, took the place of."""
+    if (Kind.SUPERSEDED, NO_FIELD) in directory:
+        yield from _REGION.iter_unpack(index.read_section(directory, Kind.SUPERSEDED))
+
+
+def _search(source: Source, begin: int = HEAD_NBYTES) -> Iterator[Directory]:
+    """Everything at a multiple of 4096 that decodes as a directory; the file is read once, from `begin` on."""
     magic = np.frombuffer(DIRECTORY_MAGIC, np.uint64)[0]
     buffer = np.empty(_PIECE_NBYTES, np.uint8)
-    for start in range(HEAD_NBYTES, source.size, _PIECE_NBYTES):
+    for start in range(begin, source.size, _PIECE_NBYTES):
         piece = buffer[: min(_PIECE_NBYTES, source.size - start)]
         source.read_into(start, piece)
         heads = piece[: len(piece) // PART_ALIGNMENT * PART_ALIGNMENT].view(np.uint64)[:: PART_ALIGNMENT // 8]
@@ -378,6 +439,40 @@ class _Samples:
             return None
 
 
+class _Superseded:
+    """Samples by the segments that those of an index took the place of: they are in the file, and describe the same.
+
+    Read when the first sample is lost; each is used only if it is, to the last byte, what its successor says.
+    """
+
+    def __init__(self, index: Index, source: Source) -> None:
+        self._index = index
+        self._source = source
+        self._samples: list[_Samples] | None = None
+
+    def read(self, position: int) -> tuple[dict[str, Any], str | None] | None:
+        """Sample and key, or None where no segment proves them."""
+        if self._samples is None:
+            self._samples = list(self._find())
+        for samples in self._samples:
+            if samples.index.directories[0].first_sample <= position < samples.index.num_samples:
+                with contextlib.suppress(FormatError):
+                    return next(samples.read(np.array([position], np.int64)))
+        return None
+
+    def _find(self) -> Iterator[_Samples]:
+        for successor in self._index.directories:
+            with contextlib.suppress(FormatError):
+                for offset, nbytes, stored in _superseded(self._index, successor):
+                    directory = _read_directory(self._source, offset)
+                    if directory is None or directory.segment_nbytes != nbytes:
+                        continue
+                    index = _usable(self._source, directory)
+                    proven = index is not None and sum_of_segment(self._source, directory) == stored
+                    if index is not None and proven and index.fields == self._index.fields:
+                        yield _Samples(index, self._source)
+
+
 def _as_row(field: Field, chunk: memoryview, shape: tuple[int, ...], dictionary: bytes) -> Any:
     if field.codec != "raw":
         chunk = memoryview(decode(field.codec, chunk, element_nbytes(field.dtype) * math.prod(shape), dictionary))
@@ -392,13 +487,13 @@ def _as_row(field: Field, chunk: memoryview, shape: tuple[int, ...], dictionary:
 def _save(
     index: Index, source: Source, writer: Writer, report: Recovery, progress: type_progress | None, total: int
 ) -> None:
-    samples, step = _Samples(index, source), _batch_size(index)
+    samples, older, step = _Samples(index, source), _Superseded(index, source), _batch_size(index)
     for run in room.runs(index, source.size):
         if run.reason:
             _lose(report, Lost(run.start, run.stop, samples.key(run.start), run.reason))
         for first in range(run.start, run.start if run.reason else run.stop, step):
             positions = np.arange(first, min(first + step, run.stop))
-            _save_run(samples, positions, writer, report)
+            _save_run(samples, older, positions, writer, report)
             if progress is not None:
                 progress(int(positions[-1]) + 1, total)
 
@@ -412,18 +507,24 @@ def _batch_size(index: Index) -> int:
     return max(1, min(_BATCH_SAMPLES, _BATCH_NBYTES // max(largest, 1)))
 
 
-def _save_run(samples: _Samples, positions: NDArray[np.int64], writer: Writer, report: Recovery) -> None:
+def _save_run(
+    samples: _Samples, older: _Superseded, positions: NDArray[np.int64], writer: Writer, report: Recovery
+) -> None:
     """Save a run, or each half of it where it cannot be read as a whole."""
     try:
         batch = list(samples.read(positions))
     except FormatError as error:
         if len(positions) == 1:
             position = int(positions[0])
-            _lose(report, Lost(position, position + 1, samples.key(position), str(error)))
+            found = older.read(position)
+            if found is None:
+                _lose(report, Lost(position, position + 1, samples.key(position), str(error)))
+            else:
+                writer.add(*found)
             return
         half = len(positions) // 2
-        _save_run(samples, positions[:half], writer, report)
-        _save_run(samples, positions[half:], writer, report)
+        _save_run(samples, older, positions[:half], writer, report)
+        _save_run(samples, older, positions[half:], writer, report)
         return
     for sample, key in batch:
         writer.add(sample, key)

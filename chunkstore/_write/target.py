@@ -21,13 +21,14 @@ from chunkstore._format.constants import (
 )
 from chunkstore._format.index import read_index
 from chunkstore._format.schema import Field
+from chunkstore._format.section import Section
 from chunkstore._format.segment import Directory, Earlier, pad
 from chunkstore._format.superblock import Superblock
 from chunkstore._storage.commit import NewFile, commit_append, write_superblocks
 from chunkstore._storage.interrupts import signals_later
 from chunkstore._storage.lock import WriterLock
 from chunkstore._storage.sink import Sink
-from chunkstore._storage.source import open_source
+from chunkstore._storage.source import Source, open_source
 from chunkstore._write.index_writer import IndexWriter, Keys, Position
 from chunkstore.errors import CorruptError, LimitError, ReplacedError, SchemaError, UnsupportedFeatureError
 
@@ -140,6 +141,7 @@ class AppendTarget:
                     "another writer appended to it. What was committed is committed; open it again to append more"
                 )
             self._check_nothing_lost()
+            self._prove_index()
             # What an append left behind that did not finish.
             self.sink.truncate(self._index.superblock.committed_end)
             self._mend_superblocks()
@@ -174,21 +176,34 @@ class AppendTarget:
     def _check_nothing_lost(self) -> None:
         """Refuse to cut off what a damaged superblock A may have named: B may be that of the commit before.
 
-        A write of A that a crash tore has its first or its last sector as it was before, which is as in B, or zeros;
-        such a commit was not acknowledged. Any other A that is damaged was whole once.
+        A write of A that a crash tore has its first or its last sector as it was before, which is as in B; such a
+        commit was not acknowledged. Any other A that is damaged was whole once.
         """
         if "A" not in dict(self._index.head.damage) or self._source.size <= self._index.superblock.committed_end:
             return
         head = self._source.read(0, HEAD_NBYTES)
         a, b = head[:SUPERBLOCK_NBYTES], head[SUPERBLOCK_NBYTES:]
         ends = slice(0, _SECTOR_NBYTES), slice(-_SECTOR_NBYTES, None)
-        if not any(a[part] in (b[part], bytes(_SECTOR_NBYTES)) for part in ends):
+        if not any(a[part] == b[part] for part in ends):
             behind = self._source.size - self._index.superblock.committed_end
             raise CorruptError(
                 f"{self.path}: superblock A is damaged, and {behind} bytes lie behind the end that B names: "
                 "they may be a commit that B does not know, and appending would cut them off. Nothing was changed. "
                 "Keep a copy of the file; `chunkstore recover FILE OUT` saves what can be proven good"
             )
+
+    def _prove_index(self) -> None:
+        """After a crash or damage, read all of the index before anything is changed; at rest, nothing.
+
+        What is to be cut off, or the superblock to be mended, may be the way to samples that a damaged index is not.
+        """
+        head = self._source.read(0, HEAD_NBYTES)
+        same = head[:SUPERBLOCK_NBYTES] == head[SUPERBLOCK_NBYTES:]
+        if same and self._source.size == self._index.superblock.committed_end:
+            return
+        for directory in self._index.directories:
+            for entry in directory.sections():
+                Section(self._source, entry).ensure_all()
 
     def _mend_superblocks(self) -> None:
         """Write the superblock that counts over the other one, where a crash or damage left them different.
@@ -240,7 +255,7 @@ class AppendTarget:
         index = IndexWriter(fields, {}, with_keys=with_keys, folder=folder, position=position)
         for directory in directories[kept:]:
             index.absorb(self._index, directory)
-            index.superseded.append((directory.offset, directory.segment_nbytes, self._sum(directory)))
+            index.superseded.append((directory.offset, directory.segment_nbytes, sum_of_segment(self._source, directory)))
         index.dictionaries = {n: d for n in range(len(fields)) if (d := self._index.dictionary(n))}
         return index
 
@@ -264,12 +279,6 @@ class AppendTarget:
         superblock = self._index.superblock
         counts = directory.first_sample, directory.num_samples
         return Earlier(directory.offset, superblock.directory_nbytes, *counts, superblock.directory_sum)
-
-    def _sum(self, directory: Directory) -> int:
-        starts = range(directory.offset, directory.end, _PIECE_NBYTES)
-        return sum64_large(
-            memoryview(self._source.read(start, min(_PIECE_NBYTES, directory.end - start))) for start in starts
-        )
 
     def check_keys(self, keys: Keys) -> None:
         """Refuse keys that the container has already; about a microsecond a key.
@@ -329,6 +338,12 @@ class AppendTarget:
             self._source.close()
             self.sink.close()
             self._lock.release()
+
+
+def sum_of_segment(source: Source, directory: Directory) -> int:
+    """The xxh3-64 of a whole segment, as in SUPERSEDED."""
+    starts = range(directory.offset, directory.end, _PIECE_NBYTES)
+    return sum64_large(memoryview(source.read(start, min(_PIECE_NBYTES, directory.end - start))) for start in starts)
 
 
 def _num_kept(sizes: Sequence[int]) -> int:

@@ -25,10 +25,11 @@ import xxhash
 import chunkstore
 from chunkstore._format.constants import HEAD_NBYTES
 from chunkstore._format.index import read_generation
-from chunkstore._format.superblock import decode_head
+from chunkstore._format.superblock import Superblock, decode_head
 from chunkstore._storage import syscalls
-from tools.battery.disk import Contents, Disk, Op, Recorder, cache_image, describe, type_sectors
+from tools.battery.disk import SECTOR, Contents, Disk, Op, Recorder, cache_image, describe, type_sectors
 from tools.battery.samples import FIELDS, key, same_as_written, sample
+from tools.battery.twofaults import TwoFaults
 
 _DATA_SHARE = 6  # between two writes of data, so many times fewer states are sampled than around a sync
 HARMLESS = ("superblock", "trailing")  # what verify may find after a crash
@@ -40,12 +41,14 @@ class Commit:
 
     Attributes:
         file: number of the file.
-        generation, end, digest: of its superblock.
+        superblock: as the package reads it.
+        generation, end, digest: of its superblock, by the plain decoder.
         body: bytes `[8192, end)`.
         numbers: of the samples in it, in their order.
     """
 
     file: int
+    superblock: Superblock
     generation: int
     end: int
     digest: bytes
@@ -119,10 +122,11 @@ class Stage:
     def _take(self, path: Path) -> None:
         data = path.read_bytes()
         head = oracle.load().choose_superblock(data[:HEAD_NBYTES])
-        where = (self.recorder.file_at(str(path)), head["generation"], head["end"], head["digest"])
+        file, superblock = self.recorder.file_at(str(path)), decode_head(data[:HEAD_NBYTES], len(data)).superblock
+        where = (file, superblock, head["generation"], head["end"], head["digest"])
         before = self.commits[-1] if self.commits else None
-        if before is not None and before.file == where[0] and where[1] != before.generation + 1:
-            raise AssertionError(f"generation {where[1]} was committed after {before.generation}")
+        if before is not None and before.file == file and head["generation"] != before.generation + 1:
+            raise AssertionError(f"generation {head['generation']} was committed after {before.generation}")
         self.recorder.mark(f"ack {len(self.commits)}")
         self.commits.append(Commit(*where, data[HEAD_NBYTES : head["end"]], tuple(self.numbers)))
 
@@ -141,6 +145,7 @@ class Tally:
     classes: int = 0
     points: int = 0
     exhaustive: int = 0
+    damaged: int = 0
     by_name: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
@@ -150,6 +155,7 @@ class Tally:
         self.classes += other.classes
         self.points += other.points
         self.exhaustive += other.exhaustive
+        self.damaged += other.damaged
         self.by_name += other.by_name
         self.wrong += other.wrong
 
@@ -168,15 +174,19 @@ class Crash:
         deep: how many generations of crashes: 1 tries the states of the recording, 2 also those of an append to a
             state of each class, and so on.
         first: stop at the first wrong state.
+        damage: in states of each kind, do one damage of so many, too (`twofaults`); 0 for none.
     """
 
-    def __init__(self, folder: Path, *, number: int, seed: int = 0, deep: int = 2, first: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, number: int, seed: int = 0, deep: int = 2, first: bool = False, damage: int = 0
+    ) -> None:
         self.tally = Tally()
         self._folder = folder
         self._number = number
         self._seed = seed
         self._deep = deep
         self._first = first
+        self._twofaults = TwoFaults(folder, every=damage) if damage else None
         self._heads: dict[tuple[bytes, int], Any] = {}
         self._checked: set[Any] = set()
 
@@ -376,6 +386,8 @@ class _Point:
             if _generation(head[4096:]) > _generation(head[:4096]) > 0:
                 self._wrong("superblock B is newer than A, and A is written first (spec section 12)")
             self._try_fully(image.tobytes(), commit)
+            if self.floor >= 0 and self.depth == 1:
+                self._try_damaged(image.tobytes(), commit)
 
     def _commit_of(self, owner: int, superblock: Any) -> int | None:
         for place, commit in reversed(list(enumerate(self.recording.commits))):
@@ -401,6 +413,27 @@ class _Point:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever is raised is a finding
                 self._wrong(f"{type(error).__name__}: {error}")
+
+    def _try_damaged(self, image: bytes, commit: Commit) -> None:
+        """A second fault: damage. States whose superblocks and end are alike are one."""
+        two, recording = self.crash._twofaults, self.recording
+        a, b = image[:4096], image[4096:HEAD_NBYTES]
+        ends = a[:SECTOR] == b[:SECTOR], a[-SECTOR:] == b[-SECTOR:]
+        alike = (recording.name, self.floor, _generation(a), _generation(b), ends, len(image) > commit.end)
+        if two is None or not self.crash.is_new(alike):
+            return
+        acknowledged = recording.commits[self.floor]
+        known = [c.superblock for c in recording.commits[: self.floor + 1] if c.file == commit.file]
+        numbers = acknowledged.numbers if acknowledged.file == commit.file else commit.numbers
+        before = two.tried
+        try:
+            for what in two.wrong(image, numbers, known):
+                self._wrong(what)
+        except Enough:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever is raised is a finding
+            self._wrong(f"with damage: {type(error).__name__}: {error}")
+        self.crash.tally.damaged += two.tried - before
 
     def _go_on(self, folder: Path, image: bytes, commit: Commit) -> None:
         folder.mkdir()

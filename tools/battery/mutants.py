@@ -34,7 +34,8 @@ class Mutant:
         name: what is wrong with it.
         module, function: whose source is changed; `Class.method` for methods.
         old, new: texts in it; `old` occurs there exactly once.
-        tried: scenarios whose states must show it, or `("damage",)`.
+        tried: scenarios whose states must show it, or `("damage",)`; "killed" or "damaged" in front says what else
+            happens to the states.
     """
 
     name: str
@@ -77,9 +78,11 @@ class Mutant:
 
 
 COMMIT, TARGET, HEAD = "_storage.commit", "_write.target", "_format.superblock"
+RECOVER = "_rewrite.recover"
 INDEX, SEGMENT, SECTION = "_format.index", "_verify.segment", "_format.section"
 _A, _B = "sink.pwrite(SUPERBLOCK_OFFSETS[0], superblock)", "_write_second(sink, superblock)"
 _DAMAGE = ("damage",)
+_DAMAGE_EVERY = 3
 
 WRITERS = (
     Mutant("no sync before superblock A", COMMIT, "commit_append", "# The superblock must not be on the disk before "
@@ -99,6 +102,18 @@ WRITERS = (
            ("create", "replace")),
     Mutant("the rest of an unfinished append is not cut off", TARGET, "AppendTarget.__init__",
            "self.sink.truncate(self._index.superblock.committed_end)", "pass", ("append behind junk",)),
+    Mutant("a damaged superblock A does not stop an append", TARGET, "AppendTarget.__init__",
+           "self._check_nothing_lost()", "pass", ("damaged append to nothing",)),
+    Mutant("zeros in superblock A pass for a torn write", TARGET, "AppendTarget._check_nothing_lost",
+           "a[part] == b[part]", "a[part] in (b[part], bytes(512))", ("damaged append to nothing",)),
+    Mutant("an append changes a container whose index it cannot read", TARGET, "AppendTarget.__init__",
+           "self._prove_index()", "pass", ("damaged append to nothing",)),
+    Mutant("recover does not look for the commit that only a damaged superblock named", RECOVER, "_continued",
+           "return later", "return None", ("damaged append to nothing",)),
+    Mutant("recover takes the generation of a damaged superblock B for true", RECOVER, "_superblocks",
+           "found if report.notes else", "", ("damaged append to nothing",)),
+    Mutant("recover does not use superseded segments", RECOVER, "_Superseded.read",
+           "list(self._find())", "[]", ("damaged abort",)),
     Mutant("superblocks are not mended", TARGET, "AppendTarget.__init__", "self._mend_superblocks()", "pass",
            ("append with superblock B damaged",)),
     Mutant("superblock B is not mended after a crash", TARGET, "AppendTarget._mend_superblocks",
@@ -120,7 +135,7 @@ WRITERS = (
     Mutant("the generation stays", "_write.index_writer", "IndexWriter.write",
            "before.generation + 1", "before.generation", ("append",)),
     Mutant("superseded segments are not listed", TARGET, "AppendTarget.begin",
-           "index.superseded.append((directory.offset, directory.segment_nbytes, self._sum(directory)))", "pass",
+           "index.superseded.append((directory.offset, directory.segment_nbytes, sum_of_segment(self._source, directory)))", "pass",
            ("append and merge segments",)),
     Mutant("earlier segments are forgotten", TARGET, "AppendTarget.commit", "earlier=self._earlier", "earlier=()",
            ("append",)),
@@ -198,10 +213,12 @@ def _commute(first: Op, second: Op) -> bool:
 def killed_by_crash(mutant: Mutant, folder: Path, *, number: int = 40) -> str | None:
     """What the crash states show of a mutant; None if it survives."""
     for name in mutant.tried:
-        crash = Crash(folder, number=number, first=True)
+        damage = name.startswith("damaged ")
+        few = 16 if damage else number  # states of the superblocks that differ are few
+        crash = Crash(folder, number=few, first=True, damage=_DAMAGE_EVERY * damage, deep=1 if damage else 2)
         with mutant.applied(), crash.folder() as place:
             try:
-                recording = scenarios.record(name.removeprefix("killed "), place)
+                recording = scenarios.record(name.removeprefix("killed ").removeprefix("damaged "), place)
                 if name.startswith("killed "):
                     crash.try_kills(recording, number=number)
                 else:
