@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ import numpy as np
 
 import chunkstore
 from chunkstore._format.checksum import page_sums, sum64, sum128
-from chunkstore._format.constants import NO_FIELD, Kind
+from chunkstore._format.constants import NO_FIELD, PAGE_NBYTES, Kind
 from chunkstore._format.index import Index, read_index
 from chunkstore._format.segment import SectionEntry, pad
 from chunkstore._storage.source import PreadSource
@@ -227,7 +228,7 @@ def mutate(good: bytes, seed: int) -> bytearray:
     """Change a few numbers of a container at random, and repair every checksum above them."""
     rng = random.Random(seed)
     data = bytearray(good)
-    parts = _parts(good)
+    parts = _parts(bytes(good))
     for _ in range(rng.randint(1, 3)):
         start, nbytes = rng.choice(parts)
         if nbytes >= 8 and rng.random() < 0.7:
@@ -241,14 +242,16 @@ def mutate(good: bytes, seed: int) -> bytearray:
     return data
 
 
+_ENTRY = struct.Struct("<8xQQ8x")
+
+
 def _directory(data: bytes | bytearray, offset: int) -> tuple[int, list[tuple[int, int, int]], int]:
     """(nbytes, (place of the entry, offset and nbytes of the section), place of the earlier table), as claimed."""
     sections, earlier = struct.unpack_from("<II", data, offset + 52)
-    sections, earlier = min(sections, 1000), min(earlier, 64)
-    entries = []
-    for place in range(offset + 64, offset + 64 + 32 * sections, 32):
-        if place + 32 <= len(data):
-            entries.append((place, *struct.unpack_from("<QQ", data, place + 8)))
+    sections, earlier = min(sections, 64), min(earlier, 64)  # more than any container here has
+    whole = min(sections, (len(data) - offset - 64) // 32)
+    table = _ENTRY.iter_unpack(memoryview(data)[offset + 64 : offset + 64 + 32 * whole])
+    entries = [(offset + 64 + 32 * place, *entry) for place, entry in enumerate(table)]
     return 64 + 32 * sections + 48 * earlier, entries, offset + 64 + 32 * sections
 
 
@@ -266,6 +269,7 @@ def _segments(data: bytes | bytearray) -> list[tuple[int, int]]:
     return found
 
 
+@functools.cache
 def _parts(data: bytes) -> list[tuple[int, int]]:
     """Directories, their headers and tables, and sections; each as likely to be hit as any other."""
     parts = [(8, 96), (48, 48), (56, 40)]
@@ -282,7 +286,11 @@ def repair(data: bytearray) -> None:
         nbytes, entries, _ = _directory(data, offset)
         for at, start, size in entries:
             if start + size <= len(data) and size < 1 << 20:
-                sums = page_sums(memoryview(bytes(data[start : start + size]))).tobytes()
+                section = bytes(data[start : start + size])
+                if size <= PAGE_NBYTES:  # most are
+                    sums = sum64(section).to_bytes(8, "little") if size else b""
+                else:
+                    sums = page_sums(memoryview(section)).tobytes()
                 where = start + pad(size, 8)
                 if where + len(sums) <= len(data):
                     data[where : where + len(sums)] = sums

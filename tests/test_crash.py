@@ -42,7 +42,7 @@ def test_every_state_after_a_crash_is_right(memory: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["append", "append and merge segments", "append behind junk"])
 def test_a_crash_and_then_damage(memory: Path, name: str) -> None:
-    """With a superblock or a part of the index damaged too: recover saves what is acknowledged; an append loses none."""
+    """With a superblock or a part of the index damaged, recover saves what was acknowledged; an append loses none."""
     crash = Crash(memory, number=SAMPLED, deep=1, damage=61)
     with crash.folder() as folder:
         recording = scenarios.record(name, folder)

@@ -267,11 +267,10 @@ def _continued(source: Source, index: Index) -> Index | None:
     end = source.size // PART_ALIGNMENT * PART_ALIGNMENT
     for directory in reversed(list(_search(source, index.superblock.committed_end))):
         data = directory.encode()
-        named = {"directory_offset": directory.offset, "directory_nbytes": len(data), "directory_sum": sum128(data)}
-        generation = index.superblock.generation + 1
-        superblock = replace(index.superblock, generation=generation, committed_end=end, **named)
+        before = index.superblock
+        named = Superblock(before.uuid, before.generation + 1, end, directory.offset, len(data), sum128(data))
         try:
-            later = read_generation(source, superblock)
+            later = read_generation(source, named)
             for entry in directory.sections():
                 Section(source, entry).ensure_all()
         except FormatError:

@@ -67,14 +67,19 @@ class WriterLock:
         return sink
 
     def release(self) -> None:
-        """Give the lock back. Idempotent."""
-        fd, self._fd = self._fd, None
+        """Give the lock back. Idempotent; where the memory runs out in it, the next call goes on."""
+        fd = self._fd
         if fd is not None:
             # Explicitly: a child that was forked meanwhile has a copy of the descriptor, which would keep the
             # lock. Its own end must not take the lock from the parent, though.
             if os.getpid() == self._owner_pid:
                 _unlock(fd, self._lock_file, self._calls)
-            self._calls.close(fd)
+            try:
+                self._calls.close(fd)
+            except OSError:
+                self._fd = None  # it is closed all the same
+                raise
+            self._fd = None
 
     def __enter__(self) -> Self:
         return self

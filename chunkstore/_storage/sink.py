@@ -184,9 +184,14 @@ class Sink:
 
     def close(self) -> None:
         """Close the descriptor; nothing is synced. No other call may be under way. Idempotent."""
-        fd, self._fd = self._fd, None
+        fd = self._fd
         if fd is not None:
-            self._calls.close(fd)
+            try:
+                self._calls.close(fd)
+            except OSError:
+                self._fd = None  # it is closed all the same
+                raise
+            self._fd = None
 
     def __enter__(self) -> Self:
         return self

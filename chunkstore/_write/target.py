@@ -255,7 +255,8 @@ class AppendTarget:
         index = IndexWriter(fields, {}, with_keys=with_keys, folder=folder, position=position)
         for directory in directories[kept:]:
             index.absorb(self._index, directory)
-            index.superseded.append((directory.offset, directory.segment_nbytes, sum_of_segment(self._source, directory)))
+            segment_sum = sum_of_segment(self._source, directory)
+            index.superseded.append((directory.offset, directory.segment_nbytes, segment_sum))
         index.dictionaries = {n: d for n in range(len(fields)) if (d := self._index.dictionary(n))}
         return index
 

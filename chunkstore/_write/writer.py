@@ -102,7 +102,7 @@ class Writer:
         self._promised = num_samples
         self._fields: tuple[Field, ...] | None = None
         self._index: IndexWriter | None = None
-        self._closed = False
+        self._closed = self._released = False
         self._failure: BaseException | None = None
         self._with_keys: bool | None = None
         self._shards = ShardWriter()
@@ -161,17 +161,20 @@ class Writer:
         return {field.name: field for field in self._fields or ()}
 
     def close(self) -> None:
-        """Give up what was not committed. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._num_slots = -1
-            self._shards.close()
+        """Give up what was not committed. Idempotent; where the memory runs out in it, the next call goes on."""
+        self._closed = True
+        self._num_slots = -1
+        if not self._released:
             try:
-                self._target.close()
+                self._shards.close()
             finally:
-                self._close_index()
-                for late in self._late.values():
-                    late.close()
+                try:
+                    self._target.close()
+                finally:
+                    self._close_index()
+                    for late in self._late.values():
+                        late.close()
+            self._released = True
 
     def commit(self) -> None:
         """Make all that was added part of the container, complete and synced. The writer can go on.

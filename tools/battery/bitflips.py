@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,12 +49,12 @@ def order(size: int) -> list[int]:
     return [8 * byte + (byte + turn) % 8 for turn in range(8) for byte in range(size)]
 
 
-def sweep(commits: int, bits: list[int], seconds: float | None = None) -> Swept:
-    """Flip these bits in a copy of its own, all or for so many seconds.
+def sweep(commits: int, bits: list[int]) -> Swept:
+    """Flip these bits in a copy of its own.
 
     Verify opens and judges the whole file for each of them: nothing is taken over from the flip before.
     """
-    swept, began = Swept(), time.perf_counter()
+    swept = Swept()
     with in_memory() as folder:
         path = folder / "a.cks"
         build(path, commits)
@@ -68,6 +67,4 @@ def sweep(commits: int, bits: list[int], seconds: float | None = None) -> Swept:
                 swept.read += 1
                 for backend in ("mmap", "pread"):
                     swept.wrong += [f"bit {bit}, {backend}: {what}" for what in reference.wrong(path, backend)]
-            if seconds is not None and time.perf_counter() - began > seconds:
-                break
     return swept

@@ -3,7 +3,10 @@
 A mutator of our own, with fixed seeds: byte flips, cuts, copies and insertions of pieces, numbers that lie at limits,
 words of the format. Containers are also changed with all checksums repaired (`damaged.mutate`), since otherwise nothing
 behind the superblock is reached. Anything but an error of ours, an allocation beyond the limit or an input of more than
-a second is a finding. With atheris installed, `run_atheris` lets coverage lead the npy headers.
+a second is a finding: of CPU time, since the machine may be busy, and the process be stopped for a while.
+
+Where atheris is installed, coverage can lead instead, until stopped, with the arguments of libFuzzer:
+`python -m tools.battery.fuzz KIND [-runs=N] [-max_total_time=SECONDS] ...` with KIND as in `KINDS`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import io
 import os
 import random
 import resource
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -20,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from damaged import NUMBERS, Damaged, mutate
+from damaged import FIELDS, NUMBERS, Damaged, mutate
 
 import chunkstore
 from chunkstore._format.field_index import FieldIndex
@@ -28,6 +32,7 @@ from chunkstore._format.index import read_index
 from chunkstore._ingest.npy.arrays import open_array
 from chunkstore._ingest.npy.npyheader import check_nbytes, parse_header
 from chunkstore.errors import ChunkstoreError, TruncatedError
+from tools.battery.scratch import in_memory
 
 LIMIT_NBYTES = 64 << 20
 SLOW_SECONDS = 1.0
@@ -83,12 +88,12 @@ def change(data: bytes, rng: random.Random) -> bytes:
 def feed(target: type_target, seeds: list[bytes], seconds: float, seed: int, most: int | None = None) -> Fuzzed:
     """Changed seeds into a target until the time is over, or there were enough."""
     rng, found = random.Random(seed), Fuzzed()
-    before, end = _peak_nbytes(), time.perf_counter() + seconds
-    began = time.perf_counter()
+    before, end = _peak_nbytes(), time.process_time() + seconds
+    began = time.process_time()
     while began < end and (most is None or found.inputs < most):
         data = change(rng.choice(seeds), rng)
         _try_one(target, data, found, began)
-        now = time.perf_counter()
+        now = time.process_time()
         found.slowest, began = max(found.slowest, now - began), now
     found.grown_nbytes = _peak_nbytes() - before
     if found.grown_nbytes > 2 * LIMIT_NBYTES:
@@ -105,8 +110,8 @@ def _try_one(target: type_target, data: bytes, found: Fuzzed, began: float) -> N
         pass
     except Exception as error:  # noqa: BLE001 - whatever is raised is a finding
         found.wrong.append(f"{type(error).__name__}: {error}; input {data[:200].hex()}")
-    if time.perf_counter() - began > SLOW_SECONDS:
-        found.wrong.append(f"took {time.perf_counter() - began:.1f} s; input {data[:200].hex()}")
+    if time.process_time() - began > SLOW_SECONDS:
+        found.wrong.append(f"took {time.process_time() - began:.1f} s; input {data[:200].hex()}")
 
 
 def _peak_nbytes() -> int:
@@ -142,9 +147,11 @@ class NpzTarget:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "x.npz"
+        self._file = self._path.open("wb", buffering=0)
 
     def __call__(self, data: bytes) -> None:
-        self._path.write_bytes(data)
+        os.pwrite(self._file.fileno(), data, 0)
+        self._file.truncate(len(data))
         with open_array(self._path, "a") as source:
             if source.dtype.itemsize * int(np.prod(source.shape, dtype=object)) < LIMIT_NBYTES:
                 source.read_all(np.empty(source.shape, source.dtype))
@@ -250,24 +257,28 @@ class ContainerTarget:
 
 
 def container_seeds(folder: Path) -> list[bytes]:
-    """Small containers: one segment, and three with an old one."""
+    """Small containers, one segment and three with an old one: mostly of three fields that have every kind of section.
+
+    One in eight has all kinds of fields: what an input costs goes with their number.
+    """
     seeds = []
-    for commits in (1, 3):
-        container = Damaged(folder / "seed.cks").build(9, commits=commits, shard_nbytes=600)
-        seeds.append(container.good)
-        container.path.unlink()
+    for names, times in ((("label", "grid", "text"), 7), (tuple(FIELDS), 1)):
+        for commits in (1, 3):
+            container = Damaged(folder / "seed.cks").build(9, commits=commits, shard_nbytes=600, names=names)
+            seeds += [container.good] * times
+            container.path.unlink()
     return seeds
 
 
 def feed_repaired(folder: Path, seconds: float, seed: int, most: int | None = None) -> Fuzzed:
     """Containers whose numbers were changed and whose checksums are right again."""
     target, seeds, found = ContainerTarget(folder), container_seeds(folder), Fuzzed()
-    before, end, number = _peak_nbytes(), time.perf_counter() + seconds, seed << 32
-    while time.perf_counter() < end and (most is None or found.inputs < most):
-        data = bytes(mutate(seeds[number % 2], number))
-        began = time.perf_counter()
+    before, end, number = _peak_nbytes(), time.process_time() + seconds, seed << 32
+    while time.process_time() < end and (most is None or found.inputs < most):
+        data = bytes(mutate(seeds[number % len(seeds)], number))
+        began = time.process_time()
         _try_one(target, data, found, began)
-        found.slowest = max(found.slowest, time.perf_counter() - began)
+        found.slowest = max(found.slowest, time.process_time() - began)
         number += 1
     found.grown_nbytes = _peak_nbytes() - before
     if found.grown_nbytes > 2 * LIMIT_NBYTES:
@@ -294,14 +305,40 @@ KINDS = {
 }
 
 
-def run_atheris(arguments: list[str]) -> None:
-    """`.npy` headers led by coverage, until stopped; atheris must be installed. Arguments are those of libFuzzer."""
+def run_atheris(kind: str, arguments: list[str]) -> None:
+    """One of `KINDS`, led by coverage, until stopped; what is found ends it. `repaired` gets its seeds from the input.
+
+    Args:
+        kind: of input.
+        arguments: those of libFuzzer.
+    """
     import atheris
 
-    def one(data: bytes) -> None:
-        with contextlib.suppress(ChunkstoreError):
-            npy_header(data)
+    with in_memory() as folder:
+        seeds = {"npy": npy_seeds, "npz": npz_seeds}.get(kind, lambda: container_seeds(folder))()
+        corpus = folder / "corpus"
+        corpus.mkdir()
+        for place, seed in enumerate(seeds if kind != "repaired" else ()):
+            (corpus / str(place)).write_bytes(seed)
+        targets: dict[str, Callable[[], type_target]] = {
+            "npy": lambda: npy_header,
+            "npz": lambda: NpzTarget(folder),
+            "plain": lambda: ContainerTarget(folder),
+            "repaired": lambda: ContainerTarget(folder),
+        }
+        target = targets[kind]()
 
-    atheris.instrument_all()
-    atheris.Setup([os.fsdecode(__file__), *arguments], one)
-    atheris.Fuzz()
+        def one(data: bytes) -> None:
+            if kind == "repaired":
+                number = int.from_bytes(data[:8], "little")
+                data = bytes(mutate(seeds[number % len(seeds)], number))
+            with contextlib.suppress(ChunkstoreError, IndexError):
+                target(data)
+
+        atheris.instrument_all()
+        atheris.Setup(["fuzz", *arguments, str(corpus)], one)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    run_atheris(sys.argv[1], sys.argv[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -11,14 +12,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-import chunkstore
 from tools.battery import bitflips, faults, fuzz, memory, model, mutants, nomemory, powerloss, readers, scenarios
+from tools.battery.code import code_of
 from tools.battery.crash import Crash, Tally
 from tools.battery.scratch import in_memory
 
 PROCESSES = 2
+SLICE_SECONDS = 20.0  # of CPU time: a part that can be interrupted is kept about so often
+FLIPS = 4_000  # in a process, likewise
+
+
+def _pool() -> ProcessPoolExecutor:
+    """Processes that only the parent ends: a signal to all of them lets what they do be finished and kept."""
+    return ProcessPoolExecutor(PROCESSES, initializer=_ignore_signals)
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass
@@ -35,6 +46,7 @@ class Row:
         note: what else is to be said, such as why it was skipped.
         code: what it was run on, as a number of `code_of`.
         progress: of a part that goes on where it stopped: how far it came.
+        complete: whether a part that goes on has reached its goal.
     """
 
     test: str
@@ -46,21 +58,11 @@ class Row:
     note: str = ""
     code: str = ""
     progress: dict[str, Any] = field(default_factory=dict)
+    complete: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-def code_of(name: str) -> str:
-    """The code that a part tries, as a number: what was counted on other code does not count."""
-    package = Path(chunkstore.__file__).parent
-    folders = _READING if name == "bitflips" or name.startswith("fuzz") else (*_READING, "_write", "_rewrite")
-    files = sorted(path for folder in folders for path in (package / folder).rglob("*.py"))
-    return xxhash.xxh3_64_hexdigest(b"".join(path.read_bytes() for path in files))
-
-
-_READING = ("_format", "_storage", "_read", "_verify", "_ingest/npy")
 
 
 def _row(test: str, goal: str, tried: str, wrong: list[str], note: str = "") -> Row:
@@ -181,18 +183,17 @@ def _model_one(steps: int, seed: int) -> tuple[int, list[str]]:
 def model_steps(quick: bool, before: dict[str, Any] | None = None) -> Row:
     """A container and a list; goes on with new seeds."""
     progress = {"steps": 0, "seeds": 0, **(before or {})}
-    steps, size = (4_000, 1_000) if quick else (MODEL_STEPS, 2_000)
-    until = time.time() + SECONDS if SECONDS else float("inf")
+    size, rounds = (1_000, 2) if quick else (2_000, 2)
     wrong: list[str] = []
-    with ProcessPoolExecutor(PROCESSES) as pool:
-        while progress["steps"] < steps and time.time() < until:
+    with _pool() as pool:
+        for _ in range(rounds):
             seeds = range(progress["seeds"], progress["seeds"] + PROCESSES)
             for count, found in pool.map(_model_one, [size] * PROCESSES, [1000 + seed for seed in seeds]):
                 progress["steps"] += count
                 wrong += found
             progress["seeds"] += PROCESSES
     row = _row("stateful model against a list", "1,000,000 steps", f"{progress['steps']:,} steps", wrong)
-    row.progress = progress
+    row.progress, row.complete = progress, progress["steps"] >= MODEL_STEPS
     return row
 
 
@@ -200,27 +201,25 @@ def model_steps(quick: bool, before: dict[str, Any] | None = None) -> Row:
 
 
 def flipped_bits(quick: bool, before: dict[str, Any] | None = None) -> Row:
-    """Every bit of a container of 64 KiB, with one commit and with three; goes on where the last run stopped."""
+    """Every bit of a container of 64 KiB, with one commit and with three; some thousand each time, then the next."""
     done = {"1": 0, "3": 0, "read": 0, **(before or {})}
-    jobs, bits_of = [], {}
-    seconds = SECONDS * min(PROCESSES, 2) / 2 if SECONDS else None
-    with ProcessPoolExecutor(PROCESSES) as pool:
+    swept, num_bits = bitflips.Swept(), {}
+    with _pool() as pool:
         for commits in ("1", "3"):
             with in_memory() as folder:
                 bits = bitflips.order(len(bitflips.build(folder / "a.cks", int(commits)).good))
-            bits_of[commits] = len(bits)
-            left = bits[1::997] if quick else bits[done[commits] :]
-            jobs += [(commits, pool.submit(bitflips.sweep, int(commits), left, seconds))]
-        swept = bitflips.Swept()
-        for commits, job in jobs:
-            swept.add(job.result())
-            done[commits] += job.result().flipped
+            num_bits[commits] = len(bits)
+            now = bits[1::997] if quick else bits[done[commits] :][: FLIPS * PROCESSES]
+            jobs = [pool.submit(bitflips.sweep, int(commits), now[place::PROCESSES]) for place in range(PROCESSES)]
+            for job in jobs:
+                swept.add(job.result())
+            done[commits] += len(now)
     done["read"] += swept.read
     wrong = [*(f"missed: bit {bit}" for bit in swept.missed), *swept.wrong]
-    tried = " and ".join(f"{done[name]:,} of {bits_of[name]:,}" for name in ("1", "3"))
+    tried = " and ".join(f"{done[name]:,} of {num_bits[name]:,}" for name in ("1", "3"))
     note = f"one bit of each byte first, then the next; {done['read']:,} of them also read through both back ends"
     row = _row("bit flips of containers of 64 KiB, one commit and three", "524,288 each", tried, wrong, note)
-    row.progress = done
+    row.progress, row.complete = done, all(done[name] == num_bits[name] for name in num_bits)
     return row
 
 
@@ -327,9 +326,9 @@ def _fuzz_one(kind: str, seconds: float, seed: int) -> fuzz.Fuzzed:
 def _fuzzed(kind: str, quick: bool, before: dict[str, Any] | None = None) -> Row:
     progress: dict[str, Any] = {"inputs": 0, "accepted": 0, "seeds": 0, "slowest": 0.0, "grown": 0, "seconds": 0.0}
     progress |= before or {}
-    seconds = 2.0 if quick else SECONDS or FUZZ_SECONDS
+    seconds = 2.0 if quick else SLICE_SECONDS
     seeds = range(progress["seeds"], progress["seeds"] + PROCESSES)
-    with ProcessPoolExecutor(PROCESSES) as pool:
+    with _pool() as pool:
         found = list(pool.map(_fuzz_one, [kind] * PROCESSES, [seconds] * PROCESSES, seeds))
     progress["seeds"] += PROCESSES
     progress["seconds"] += seconds
@@ -344,15 +343,14 @@ def _fuzzed(kind: str, quick: bool, before: dict[str, Any] | None = None) -> Row
     )
     wrong = [what for one in found for what in one.wrong]
     row = _row(f"fuzz: {fuzz.KINDS[kind]}", "10,000,000", f"{progress['inputs']:,} inputs", wrong, note)
-    row.progress = progress
+    row.progress, row.complete = progress, progress["inputs"] >= FUZZ_INPUTS
     return row
 
 
-FUZZ_SECONDS = 1800.0  # for each kind; `--fuzz-seconds` of the command
+FUZZ_INPUTS = 10_000_000  # of each kind
 MODEL_STEPS = 1_000_000  # `--model-steps`
 
 NO_MEMORY_EVERY = 1  # `--no-memory-every`
-SECONDS: float | None = None  # `--seconds`: how long a part works at most that can go on another time
 CONTINUED = ("bitflips", "model", *(f"fuzz-{kind}" for kind in fuzz.KINDS))
 PARTS: dict[str, Callable[..., Row]] = {
     "crash": crash_states,
@@ -379,7 +377,8 @@ def run(name: str, quick: bool, before: dict[str, Any] | None = None) -> Row:
 
     Args:
         quick: its short dose.
-        before: its row of the last run. A part of `CONTINUED` goes on from there if the code is the same.
+        before: its row of the last run. A part of `CONTINUED` goes on from there if the code is the same, and makes
+            about `SLICE_SECONDS` of its work.
     """
     began, code, known = time.perf_counter(), code_of(name), before or {}
     goes_on = not quick and name in CONTINUED
