@@ -70,8 +70,7 @@ def verify(
     As fast as the disk or the memory. Memory: a few MiB, and about 200 bytes for each block.
     """
     began = time.perf_counter()
-    with ExitStack() as stack:
-        source = stack.enter_context(open_any(path, "pread", remote, in_order=True))
+    with open_any(path, "pread", remote, in_order=True) as source, ExitStack() as stack:
         ledger = Ledger(source.size, _progress_callback(progress, source.size, stack))
         run = _Verification(Tape(source, ledger), deep=deep, workers=workers)
         run.check()
