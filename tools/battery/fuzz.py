@@ -147,11 +147,14 @@ class NpzTarget:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "x.npz"
-        self._file = self._path.open("wb", buffering=0)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+
+    def __del__(self) -> None:
+        os.close(self._fd)
 
     def __call__(self, data: bytes) -> None:
-        os.pwrite(self._file.fileno(), data, 0)
-        self._file.truncate(len(data))
+        os.pwrite(self._fd, data, 0)
+        os.ftruncate(self._fd, len(data))
         with open_array(self._path, "a") as source:
             if source.dtype.itemsize * int(np.prod(source.shape, dtype=object)) < LIMIT_NBYTES:
                 source.read_all(np.empty(source.shape, source.dtype))

@@ -18,8 +18,8 @@ from tools.battery.crash import Crash, Tally
 from tools.battery.scratch import in_memory
 
 PROCESSES = 2
-SLICE_SECONDS = 20.0  # of CPU time: a part that can be interrupted is kept about so often
-FLIPS = 4_000  # in a process, likewise
+SLICE_SECONDS = 10.0  # of CPU time: a part that can be interrupted is kept about so often
+FLIPS = 2_000  # in a process, likewise
 
 
 def _pool() -> ProcessPoolExecutor:
