@@ -121,14 +121,14 @@ class Stage:
 
     def _take(self, path: Path) -> None:
         data = path.read_bytes()
-        head = oracle.load().choose_superblock(data[:HEAD_NBYTES])
+        generation, end, *_, digest = oracle.load().choose_superblock(data[:HEAD_NBYTES])
         file, superblock = self.recorder.file_at(str(path)), decode_head(data[:HEAD_NBYTES], len(data)).superblock
-        where = (file, superblock, head["generation"], head["end"], head["digest"])
         before = self.commits[-1] if self.commits else None
-        if before is not None and before.file == file and head["generation"] != before.generation + 1:
-            raise AssertionError(f"generation {head['generation']} was committed after {before.generation}")
+        if before is not None and before.file == file and generation != before.generation + 1:
+            raise AssertionError(f"generation {generation} was committed after {before.generation}")
         self.recorder.mark(f"ack {len(self.commits)}")
-        self.commits.append(Commit(*where, data[HEAD_NBYTES : head["end"]], tuple(self.numbers)))
+        body = data[HEAD_NBYTES:end]
+        self.commits.append(Commit(file, superblock, generation, end, digest, body, tuple(self.numbers)))
 
     def recording(self, name: str) -> Recording:
         """What was done until now."""
@@ -459,7 +459,7 @@ def _generation(superblock: bytes) -> int:
     """Of a superblock by the plain decoder; 0 if it is not valid."""
     decoder = oracle.load()
     try:
-        return int(decoder.superblock(superblock)["generation"])
+        return int(decoder.parse_superblock(superblock)[0])
     except decoder.FormatError:
         return 0
 
