@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "chunkstore"
 # Top to bottom; the first pattern that matches gives a module its row.
 # Modules of one row may know each other, without cycles.
 LAYERS = [
-    ["errors"],
+    ["errors", "_importing"],
     ["_format.constants"],
     ["_format.checksum", "_format.dtypes", "_format.lookup", "_format.codec", "_format.encode", "_format.decode"],
     ["_format.schema"],

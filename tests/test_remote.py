@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -21,8 +22,9 @@ from object_server import Fault, RangeServer
 import chunkstore
 from chunkstore import Remote
 from chunkstore._cli.main import cli
-from chunkstore._read import distant
+from chunkstore._read import coded, distant, gather
 from chunkstore._storage.objects import RemoteObject
+from chunkstore._storage.pieces import Cover
 
 pytest.importorskip("obstore", reason="the extra [remote] is not installed")
 
@@ -295,15 +297,108 @@ class TestProcesses:
             assert os.waitpid(child, 0)[1] == 0
 
 
-def test_command_line(server: RangeServer, tmp_path: Path) -> None:
-    """Looking at, listing, getting, verifying and exporting work on a URL as on a file."""
-    url = server.url("streamed.cks")
-    for command in (["info", url], ["ls", url, "--head", "3"], ["get", url, "k00007"], ["verify", url]):
-        done = subprocess.run(
-            [sys.executable, "-m", "chunkstore", *command], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert url in done.stdout or "k00" in done.stdout
+def run(*arguments: str) -> str:
+    """What a command prints; it must end well."""
+    result = CliRunner(catch_exceptions=False).invoke(cli, arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def test_commands_take_urls(server: RangeServer, folder: Path, tmp_path: Path) -> None:
+    """Each command that reads a container gives of a URL what it gives of the file."""
+    url, path = server.url("streamed.cks"), str(folder / "streamed.cks")
+    for command in (["ls", "--long"], ["ls", "--json"], ["get", "k00007"], ["get", "--json", "-1"]):
+        name, *more = command
+        assert run(name, url, *more) == run(name, path, *more)
+    assert json.loads(run("info", url, "--json"))["sizes"] == json.loads(run("info", path, "--json"))["sizes"]
+    assert json.loads(run("verify", url, "--deep", "--json"))["ok"]
+    assert json.loads(run("refs", url))["refs"] == json.loads(run("refs", path, "--url", url))["refs"]
+    assert json.loads(run("bench", url, "--seconds", "0.01", "--json"))["results"][-1]["nbytes_per_second"] > 0
+    for number, command in enumerate((["merge", "OUT", url], ["repack", url, "OUT"], ["recover", url, "OUT"])):
+        outs = [str(tmp_path / f"{number}-{kind}.cks") for kind in ("url", "file")]
+        run(*(outs[0] if word == "OUT" else word for word in command))
+        run(*(outs[1] if word == "OUT" else path if word == url else word for word in command))
+        assert Path(outs[0]).read_bytes() == Path(outs[1]).read_bytes()
+    run("export", url, str(tmp_path / "exported"))
+    assert len(list((tmp_path / "exported").rglob("*.npz"))) == NUM
+
+
+def test_commands_take_directories_and_patterns(folder: Path, tmp_path: Path) -> None:
+    """Those that read several containers as one do so; those that need one say so, and what to do with several."""
+    for name in ("a.cks", "b.cks"):
+        write_mixed(tmp_path / name, 20, keys=False)
+    for several in (str(tmp_path), str(tmp_path / "[ab].cks")):
+        assert json.loads(run("info", several, "--json"))["num_samples"] == 40
+        assert len(run("ls", several).splitlines()) == 40
+        assert json.loads(run("get", several, "21", "--json"))["position"] == 21
+        assert len(json.loads(run("verify", several, "--json"))["reports"]) == 2
+        assert json.loads(run("bench", several, "--seconds", "0.01", "--json"))["results"]
+        out = tmp_path / "out" / f"{len(several)}.cks"
+        out.parent.mkdir(exist_ok=True)
+        assert json.loads(run("merge", str(out), several, "--json"))["num_samples"] == 40
+        for command in (["repack", several, "x.cks"], ["recover", several, "x.cks"], ["refs", several]):
+            result = CliRunner(catch_exceptions=False).invoke(cli, command)
+            assert result.exit_code == 1
+            assert f"{several}: 2 containers, and one is wanted. " in result.stderr
+    assert chunkstore.merge(tmp_path, tmp_path / "out" / "again.cks").num_samples == 40
+
+
+def test_a_damaged_object_is_recovered(server: RangeServer, folder: Path, tmp_path: Path) -> None:
+    """What `recover` saves of a URL is what it saves of the file, and what it lists as lost."""
+    data = bytearray((folder / "streamed.cks").read_bytes())
+    data[20_000] ^= 1
+    (tmp_path / "damaged.cks").write_bytes(data)
+    server.objects["damaged.cks"] = bytes(data)
+    here = chunkstore.recover(tmp_path / "damaged.cks", tmp_path / "here.cks")
+    with server.counting() as requests:
+        far = chunkstore.recover(server.url("damaged.cks"), tmp_path / "far.cks")
+    assert far.num_lost == here.num_lost == 1
+    assert (tmp_path / "far.cks").read_bytes() == (tmp_path / "here.cks").read_bytes()
+    assert len(requests) < 10
+
+
+def test_slices_are_one_call(server: RangeServer, folder: Path) -> None:
+    """All fields of a slice come at once: as many requests as there are runs of them, under way together."""
+    wanted = chunkstore.open(folder / "front.cks")[200:260]
+    server.fault = lambda request: Fault(delay=0.2)
+    with chunkstore.open(server.url("front.cks")) as ds:
+        began = time.perf_counter()
+        found = ds[200:260]
+        assert time.perf_counter() - began < 0.55  # pages of the index, then the rows
+    assert_equal(found, wanted)
+
+
+@pytest.mark.parametrize("codec", ["raw", "zlib"])
+def test_columns_come_in_steps(codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column from far away is never in memory twice as a whole, whatever its shards are."""
+    rows = np.random.default_rng(0).integers(0, 256, (96, 1 << 16), np.uint8)
+    with chunkstore.Writer(tmp_path / "a.cks", codec={"x": codec}, shard_nbytes=64 << 20) as writer:
+        writer.add_batch({"x": rows})
+    monkeypatch.setattr(gather, "_STAGED_NBYTES", MIB)
+    monkeypatch.setattr(coded, "_PIECE_NBYTES", MIB)
+    staged: list[int] = []
+    monkeypatch.setattr(Cover, "__init__", noting(staged, Cover.__init__))
+    with (
+        RangeServer({"a.cks": (tmp_path / "a.cks").read_bytes()}) as server,
+        chunkstore.open(server.url("a.cks"), remote=Remote(buffer_nbytes=0)) as ds,
+    ):
+        assert np.array_equal(ds.column("x"), rows)
+    assert max(staged) < 3 * MIB + (1 << 20)
+
+
+def noting(staged: list[int], init: Any) -> Any:
+    """`Cover.__init__`, and how many bytes it has beyond the head."""
+
+    def noted(self: Cover, pieces: Any) -> None:
+        pieces = list(pieces)
+        staged.append(sum(piece.nbytes for piece in pieces if piece.start))
+        init(self, pieces)
+
+    return noted
+
+
+def test_missing_object_on_the_command_line(server: RangeServer) -> None:
+    """It ends with the code for what cannot be read."""
     missing = [sys.executable, "-m", "chunkstore", "info", server.url("none.cks")]
     done = subprocess.run(missing, capture_output=True, text=True, check=False)
     assert done.returncode == 3
@@ -319,9 +414,10 @@ def test_command_line(server: RangeServer, tmp_path: Path) -> None:
         (["info", "ftp://host/a.cks"], 3, "a URL is a text that begins with s3://, gs://"),
         (["info", "s3:/bucket/a.cks"], 3, "a URL is a text that begins with s3://, gs://"),
         (["append", "s3://bucket/a.cks", "."], 2, "only a file is written piece by piece, or appended to"),
-        (["recover", "s3://bucket/a.cks", "b.cks"], 3, "Here a file is wanted: download the object"),
-        (["refs", "ftp://host/a.cks"], 3, "no URL of a known kind"),
-        (["merge", "a.cks", "none-*.cks"], 3, "Here one file is wanted"),
+        (["recover", "s3://bucket", "b.cks"], 2, "expected the URL of one object"),
+        (["recover", "a.cks", "http://host/b.cks"], 2, "nothing can be uploaded to a web server"),
+        (["refs", "ftp://host/a.cks"], 3, "a URL is a text that begins with s3://, gs://"),
+        (["merge", "a.cks", "none-*.cks"], 3, "no file has this name or matches this pattern"),
     ],
 )
 def test_urls_that_cannot_be(arguments: list[str], code: int, message: str) -> None:

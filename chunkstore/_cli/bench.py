@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,8 +38,10 @@ def measure(ds: Reader, batch: int, seconds: float) -> list[dict[str, Any]]:
             results.append(_result(f"{size} samples at random, ds.batch", took, size, size * mean))
             took = _best(lambda: _in_order(reader, size), seconds)
             results.append(_result("all samples in order, by slices", took, num_samples, data))
-    took = _best(lambda: [chunkstore.verify(each) for each in paths], seconds)
-    results.append(_result("verify", took, None, sum(map(os.path.getsize, paths))))
+    reports: list[chunkstore.Report] = []
+    took = _best(lambda: reports.extend(map(chunkstore.verify, paths)), seconds)
+    nbytes = sum(report.nbytes for report in reports[: len(paths)])
+    results.append(_result("verify", took, None, nbytes))
     return results
 
 

@@ -52,8 +52,8 @@ def info(file: str, as_json: bool) -> None:
     """Say what is in FILE: fields, counts, sizes, overheads, fingerprint.
 
     Reads the head and the index only: takes the same time for any number of samples. FILE may be a directory or a
-    pattern of containers, here and for `ls`, `get`, `export` and `bench`: they are read as one. Here and for `ls`,
-    `get`, `verify` and `export` it may be a URL, such as s3://bucket/train.cks.
+    pattern of containers, here and for `ls`, `get`, `export` and `bench`: they are read as one. Here and for all
+    commands but `append` it may be a URL, such as s3://bucket/train.cks.
     """
     with open_container(file) as ds:
         joined = isinstance(ds, Containers)
@@ -242,7 +242,7 @@ Examples:
     show_default=True,
     help="References of kerchunk, version 1, for fsspec, zarr and xarray.",
 )
-@click.option("--url", metavar="URL", help="Where readers will find FILE; default its absolute path.")
+@click.option("--url", metavar="URL", help="Where readers will find FILE; default its absolute path, or its URL.")
 def refs(file: str, form: str, url: str | None) -> None:
     """Describe FILE as JSON by which zarr and xarray read it without chunkstore; no data are copied.
 

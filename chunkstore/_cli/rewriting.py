@@ -36,6 +36,7 @@ def _report(path: str, as_json: bool, notes: tuple[str, ...] = ()) -> None:
     epilog="""\b
 Examples:
   chunkstore merge all.cks part-*.cks
+  chunkstore merge all.cks shards/
 """
 )
 @click.argument("out", type=click.Path(readable=False))
@@ -47,7 +48,7 @@ def merge(out: str, files: tuple[str, ...], overwrite: bool, as_json: bool) -> N
 
     All must have the same fields, and no key twice, and class names must number the same classes. Attributes that
     differ are not kept, and listed. Data are copied by the system where it can, and OUT is verified as a whole before
-    it gets its name. Each FILE, and OUT, may be a URL.
+    it gets its name. Each FILE may be a directory or a quoted pattern of containers; each FILE, and OUT, a URL.
     """
     for file in files:
         advise_if_no_container(file)
@@ -106,8 +107,9 @@ def recover(ctx: click.Context, file: str, out: str, show_all: bool, overwrite: 
     """Save every sample of the damaged FILE whose bytes can be proven good into the new container OUT.
 
     Nothing is guessed: what has not the checksums that were written with it is lost, and listed. FILE is only read.
-    Exit code 1 if anything is lost.
+    FILE and OUT may be URLs. Exit code 1 if anything is lost.
     """
+    advise_if_no_container(file)
     with samples_bar("recover") as progress:
         report = chunkstore.recover(
             file, out, mode=_mode(overwrite), progress=lambda done, total: progress(done, total, 0, 0)

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, Final
 
+from chunkstore._importing import IMPORTING
 from chunkstore.errors import CorruptError, MissingExtraError
 
 RAW: Final = "raw"
@@ -117,17 +118,18 @@ def _check_blosc2_head(data: bytes, nbytes: int) -> None:
 
 
 def import_codec(name: str) -> Any:
-    """The package that a codec needs.
+    """The package that a codec needs. Safe beside a thread that forks.
 
     Raises:
         MissingExtraError: it is not installed.
     """
     try:
-        if name == "zstd":
-            import zstandard
+        with IMPORTING:
+            if name == "zstd":
+                import zstandard
 
-            return zstandard
-        import blosc2
+                return zstandard
+            import blosc2
     except ImportError:
         raise MissingExtraError(
             f"fields with the codec {name!r} need an optional package: pip install 'chunkstore-arrays[codecs]'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, cast
@@ -64,7 +65,8 @@ class CodedRows:
         counts = index.counts(positions) if field.ragged else np.ones(len(positions), np.int64)
         shapes = index.shapes(positions, counts) if field.varying > 1 else None
         sizes = counts * field.item_nbytes
-        self.checker.prove(positions)
+        if not self.source.distant:
+            self.checker.prove(positions)
         offsets, nbytes = index.rows(positions)
         # Sizes in the index may claim anything: what no chunk can hold is found before there is an array for it.
         self._check_claims(positions, offsets, nbytes, sizes)
@@ -81,6 +83,7 @@ class CodedRows:
     def _check_claims(self, positions: Positions, offsets: Positions, nbytes: Positions, sizes: Positions) -> None:
         wrong = np.where(sizes > 0, ~self._batch_decoder().possible(nbytes, sizes), nbytes > 0)
         for place in np.flatnonzero(wrong).tolist():
+            self.checker.prove(positions[place : place + 1])
             self._decode(*(int(column[place]) for column in (positions, offsets, nbytes, sizes)))  # says why
 
     def _batch_decoder(self) -> BatchDecoder:
@@ -103,8 +106,19 @@ class CodedRows:
         for start, stop in chunks.pieces():
             piece = chunks.part(start, stop)
             size = int(piece.sizes.sum())
-            self._fill_piece(piece, flat[done : done + size], view)
+            with self._fetched(piece.positions):
+                self._fill_piece(piece, flat[done : done + size], view)
             done += size
+
+    @contextmanager
+    def _fetched(self, positions: Positions) -> Iterator[None]:
+        """From far away, the chunks come by one call, and are proven once they are here."""
+        if not self.source.distant:
+            yield
+            return
+        with self.source.staged(*self.needed(positions)):
+            self.checker.prove(positions)
+            yield
 
     def _fill_piece(self, chunks: _Chunks, flat: NDArray[np.uint8], view: memoryview | None) -> None:
         decoder = self._batch_decoder()
@@ -180,9 +194,6 @@ class CodedRows:
 
     def run(self, start: int, stop: int, target: Any) -> NDArray[Any] | Ragged:
         positions = np.arange(start, stop)
-        if self.source.distant:
-            with self.source.staged(*self.needed(positions)):
-                return self._read(positions, target, None)
         if self._view is not None and self._ordered is None:
             self._ordered = self.source.sequential_view(0, self.source.size)
         return self._read(positions, target, self._ordered)

@@ -30,6 +30,7 @@ from chunkstore._storage.source import Source, cold_reads
 from chunkstore.errors import CorruptError
 
 _CACHE_NBYTES: Final = 256 << 10  # what is copied and then summed at once: it is still in the cache of the core
+_STAGED_NBYTES: Final = 64 << 20
 _LOOP_NBYTES: Final = 16 << 10  # from here on a row costs more to copy than to ask for
 _SHORT_NBYTES: Final = 64  # below it, on average, one gather of bytes beats slices
 _PROBE_EVERY: Final = 8
@@ -165,8 +166,17 @@ class _RawRows:
         shard = int(np.searchsorted(starts, start, "right")) - 1
         while start < stop:
             end = min(stop, int(starts[shard + 1]))
-            yield start, end
+            step = self._step(shard)
+            yield from ((low, min(low + step, end)) for low in range(start, end, step))
             start, shard = end, shard + 1
+
+    def _step(self, shard: int) -> int:
+        """Rows of a shard to be read at once: all, but of a large one from far away what may be in memory twice."""
+        num_rows = int(self.index.shard_starts[shard + 1] - self.index.shard_starts[shard])
+        if not self.source.distant:
+            return max(1, num_rows)
+        pieces = -(-int(self.index.block_nbytes[shard]) // _STAGED_NBYTES)
+        return max(1, num_rows // max(pieces, 1))
 
     def _read_proving(
         self, start: int, stop: int, offset: int, dest: memoryview, read: Callable[[int, NDArray[np.uint8]], None]

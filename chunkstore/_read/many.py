@@ -40,7 +40,7 @@ from chunkstore._storage.names import natural_sort
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.remote import Remote, Room
 from chunkstore._storage.source import Backend, Source
-from chunkstore.errors import FormatError
+from chunkstore.errors import FormatError, SchemaError
 
 SUFFIX: Final = ".cks"
 _MOST_AT_ONCE: Final = 32  # containers behind URLs that are opened at a time
@@ -383,6 +383,26 @@ def containers_at(path: Path) -> list[str]:
     if not found:
         raise FileNotFoundError(errno.ENOENT, "no file has this name or matches this pattern", text)
     return natural_sort(found)
+
+
+def every_container(paths: Paths) -> list[str]:
+    """The containers that one path means, or all that several mean, in their order; errors as of `containers_at`."""
+    each = [paths] if isinstance(paths, str | bytes | os.PathLike) else paths
+    return [found for path in each for found in containers_at(path)]
+
+
+def one_container(path: Path, instead: str) -> str:
+    """The container that one path means, where only one will do.
+
+    Args:
+        instead: what to do with several, as a sentence.
+    Raises:
+        SchemaError: it means several.
+    """
+    found = containers_at(path)
+    if len(found) > 1:
+        raise SchemaError(f"{os.fsdecode(path)}: {len(found)} containers, and one is wanted. {instead}")
+    return found[0]
 
 
 def is_paths(source: object) -> TypeGuard[Paths]:

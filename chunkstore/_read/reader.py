@@ -297,7 +297,7 @@ class Reader:
     def _slice(self, index: slice) -> dict[str, NDArray[Any] | Ragged]:
         opened = self._opened
         start, stop, step = index.indices(opened.num_samples)
-        if step != 1:
+        if step != 1 or opened.source.distant:  # from far away: one call for all fields
             return self.batch(np.arange(start, stop, step))
         stop = max(start, stop)
         opened.check_size()

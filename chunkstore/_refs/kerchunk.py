@@ -20,8 +20,11 @@ from chunkstore._format.constants import ATTRS_RESERVED, Kind
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index, read_index
 from chunkstore._format.schema import Field
+from chunkstore._read.many import one_container
 from chunkstore._refs.grid import MOST_CHUNKS, Grid, Run, lay_grid
-from chunkstore._storage.source import Source, open_source
+from chunkstore._storage.objects import is_url
+from chunkstore._storage.opening import open_any
+from chunkstore._storage.source import Source
 from chunkstore.errors import CorruptError
 
 _COMPRESSORS: Final = {"zlib": {"id": "zlib", "level": 1}, "zstd": {"id": "zstd", "level": 0}}  # levels are for writing
@@ -58,14 +61,16 @@ def kerchunk_references(path: str | os.PathLike[str], url: str | None = None) ->
     the attribute `chunkstore_dtype`.
 
     Args:
-        path: the container.
-        url: where readers will find it; default its absolute path.
+        path: the container, or its URL.
+        url: where readers will find it; default its absolute path, or its URL.
     Raises:
+        SchemaError: `path` means several containers.
         FormatError, OSError: it cannot be read.
     """
-    with open_source(os.fspath(path), "pread") as source:
+    path = one_container(path, "Describe each by itself, or what `chunkstore merge` makes of them")
+    with open_any(path, "pread") as source:
         index = read_index(source)
-        group = _Group(source, index, url or os.path.abspath(path))
+        group = _Group(source, index, url or (path if is_url(path) else os.path.abspath(path)))
         for number in range(len(index.fields)):
             group.add_field(number)
         group.add_keys()

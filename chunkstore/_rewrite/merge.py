@@ -17,6 +17,7 @@ from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index
 from chunkstore._format.schema import Field
 from chunkstore._format.segment import Directory, pad
+from chunkstore._read.many import Paths, every_container
 from chunkstore._read.newest import open_newest
 from chunkstore._rewrite.attrs import merge_attrs
 from chunkstore._storage.commit import NewFile, write_superblocks
@@ -101,7 +102,7 @@ class Merged:
 
 
 def merge(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Paths,
     out: str | os.PathLike[str],
     *,
     mode: Literal["x", "w"] = "x",
@@ -116,7 +117,8 @@ def merge(
     as a whole before it gets its name. The same inputs give the same bytes.
 
     Args:
-        paths: at least one container; all have the same fields, and all have keys or none has. URLs as in `open`.
+        paths: at least one container; all have the same fields, and all have keys or none has. Each is a path, a
+            directory or pattern of containers (in natural order), or a URL, as in `open`.
         out: the new container. A URL as in `convert`: it is uploaded when it is whole.
         mode: `"x"` refuses a path that exists, `"w"` replaces a container that is none of these.
         attrs: ATTRS of the new container. Default: the members that are equal in all inputs; `class_names` where each
@@ -130,6 +132,7 @@ def merge(
         FormatError: an input cannot be read, or one of its blocks is damaged.
         FileExistsError, WriteError, CommitUnknownError: as with `Writer`. After any error `out` is as before.
     """
+    paths = every_container(paths)
     inputs = [_Input.look(path, remote) for path in paths]
     if not inputs:
         raise SchemaError("merge: no container was given")

@@ -35,9 +35,14 @@ from chunkstore._format.schema import Field, known_codec
 from chunkstore._format.section import Section
 from chunkstore._format.segment import Directory, decode_directory, nbytes_of_directory
 from chunkstore._format.superblock import Head, Superblock
+from chunkstore._read.many import one_container
 from chunkstore._rewrite import room
+from chunkstore._storage.objects import is_url
+from chunkstore._storage.opening import open_any
+from chunkstore._storage.remote import Remote
 from chunkstore._storage.replace import check_replaceable
-from chunkstore._storage.source import Source, open_source
+from chunkstore._storage.source import Source
+from chunkstore._storage.upload import uploaded
 from chunkstore._write.target import sum_of_segment
 from chunkstore._write.writer import Writer
 from chunkstore.errors import (
@@ -113,6 +118,7 @@ def recover(
     *,
     mode: Literal["x", "w"] = "x",
     progress: type_progress | None = None,
+    remote: Remote | None = None,
 ) -> Recovery:
     """Save every sample whose bytes can be proven good.
 
@@ -124,32 +130,44 @@ def recover(
     are lost, by arithmetic. Of samples whose rows have no bytes, and that have no keys, the first 2^20 are saved.
 
     Args:
-        path: the container; it is only read.
-        out: the new container; it has the fields, codecs, attributes and keys of the old one.
+        path: the container; it is only read. A URL as in `open`.
+        out: the new container; it has the fields, codecs, attributes and keys of the old one. A URL as in `convert`: it
+            is uploaded when it is whole.
         mode: `"x"` refuses a path that exists, `"w"` replaces a container other than `path`.
         progress: called with (samples done, samples in all).
+        remote: how to reach those of the two that are URLs.
     Raises:
+        SchemaError: `path` means several containers.
         FormatError: nothing in the file could be proven.
         UnsupportedVersionError, UnsupportedFeatureError: it is of a kind that this release does not know.
         FileExistsError, WriteError, CommitUnknownError: as with `Writer`.
     """
-    path = os.fspath(path)
-    check_replaceable(out, [path], mode=mode)
+    path = one_container(path, "Recover each damaged one by itself")
     report = Recovery(path, os.fspath(out))
-    with open_source(path, "pread") as source:
-        indexes = _find_indexes(source, report)
-        if not indexes:
-            raise CorruptError(f"{path}: no index segment could be proven good, so no sample can be found")
-        newest = indexes[-1]
-        _check_codecs(path, newest)
-        with _RecoverWriter(out, newest, mode) as writer:
-            writer.attrs.update(_attrs(newest, report))
-            _note_gaps(indexes, report)
-            for index in indexes:
-                _save(index, source, writer, report, progress, newest.num_samples)
-            report.num_saved = len(writer)
+    with (
+        uploaded(out, mode, remote if is_url(out) else None) as target,
+        open_any(path, "pread", remote if is_url(path) else None, in_order=True) as source,
+    ):
+        check_replaceable(target, [path], mode=mode)
+        _recover(source, target, mode, report, progress)
     report.lost.sort(key=lambda lost: lost.start)
     return report
+
+
+def _recover(
+    source: Source, out: str, mode: Literal["x", "w"], report: Recovery, progress: type_progress | None
+) -> None:
+    indexes = _find_indexes(source, report)
+    if not indexes:
+        raise CorruptError(f"{source.path}: no index segment could be proven good, so no sample can be found")
+    newest = indexes[-1]
+    _check_codecs(source.path, newest)
+    with _RecoverWriter(out, newest, mode) as writer:
+        writer.attrs.update(_attrs(newest, report))
+        _note_gaps(indexes, report)
+        for index in indexes:
+            _save(index, source, writer, report, progress, newest.num_samples)
+        report.num_saved = len(writer)
 
 
 def _check_codecs(path: str, index: Index) -> None:

@@ -16,6 +16,7 @@ from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.lookup import Ints
 from chunkstore._format.schema import Field
 from chunkstore._read.batch import Indices
+from chunkstore._read.many import one_container
 from chunkstore._read.reader import Reader
 from chunkstore._read.reader import open as open_reader
 from chunkstore._storage.objects import is_url
@@ -62,7 +63,7 @@ def repack(
         remote: how to reach those of the two that are URLs.
     Raises:
         IndexError, SampleNotFoundError: there is no such sample.
-        SchemaError: a sample with a key is asked for twice.
+        SchemaError: a sample with a key is asked for twice; `path` means several containers.
         CorruptError: a row is damaged; nothing is published. `recover` saves the others.
         FileExistsError, WriteError, CommitUnknownError: as with `Writer`.
         MissingExtraError: the package of a codec, of old or new, is not installed.
@@ -70,6 +71,7 @@ def repack(
     if positions is not None and keys is not None:
         raise ValueError("repack: give positions= or keys=, not both")
     spec = parse_codecs(codec)
+    path = one_container(path, "Put them together with `chunkstore merge` first, or repack each by itself")
     with (
         uploaded(out, mode, remote if is_url(out) else None) as target,
         open_reader(path, backend="pread", remote=remote if is_url(path) else None) as reader,

@@ -27,6 +27,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import unquote, urlsplit
 
+from chunkstore._importing import IMPORTING
 from chunkstore.errors import MissingExtraError, RemoteError, ReplacedError
 
 _STORES: Final = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore", "http": "HTTPStore", "https": "HTTPStore"}
@@ -260,7 +261,8 @@ def _library(url: str) -> Any:
     with _lock:
         if _native is None:
             try:
-                original: Any = importlib.import_module(_MODULE)
+                with IMPORTING:
+                    original: Any = importlib.import_module(_MODULE)
             except ImportError as error:
                 raise MissingExtraError(
                     f"{url}: reading and writing objects needs obstore: pip install 'chunkstore-arrays[remote]'"

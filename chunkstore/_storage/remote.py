@@ -1,7 +1,7 @@
 """`RemoteSource`: positional reads of an object behind a URL, in as few requests as possible.
 
     staged(ranges) -> what is kept already? -> the rest in runs (ranges.py) -> requests, in parallel (objects.py)
-                            pieces.py                                              | blocks on the disk (blockcache.py)
+                            pieces.py                     (requests.py)            | blocks on the disk (blockcache.py)
 
 A read costs a round trip, so readers say beforehand what they are going to read: `staged` fetches all of it at once and
 has it ready for the reads in its block; `advise` does the same in the background for a block to come.
@@ -12,13 +12,17 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chunkstore._format.checksum import sum64
 from chunkstore._format.lookup import distinct
@@ -29,11 +33,15 @@ from chunkstore._storage.buffers import Buffer, byte_view
 from chunkstore._storage.objects import RemoteObject, Version
 from chunkstore._storage.pieces import Cover, Kept, Piece
 from chunkstore._storage.ranges import align, coalesce, cuts
+from chunkstore._storage.requests import Request, start_requests, work_off
 from chunkstore._storage.source import Identity, Offsets, PreadSource, as_ranges
 from chunkstore.errors import ClosedError, RemoteError
 
 _STEP_NBYTES: Final = 64 << 20  # of one large read: what is in memory twice
 _AHEAD: Final = 3  # requests that are under way while a file is read in order
+# From a server that answers that fast, more requests at a time than these bring nothing, and each costs a thread.
+_FEW_REQUESTS: Final = 8
+_QUICK_SECONDS: Final = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +55,10 @@ class Remote:
         max_gap_nbytes: rows with at most so many bytes between them come by one request. A request costs about as much
             as the transfer of a few hundred KB.
         max_request_nbytes: longer runs are split, so that their parts come in parallel. At least 1 MiB.
-        max_requests: under way at a time, in this process.
+        max_requests: under way at a time, in this process; besides, each thread that reads makes one itself. Where a
+            server answers within a few milliseconds, eight for each call.
         buffer_nbytes: what is kept in memory, for each reader: what `prefetch` has fetched, and what was read last.
+            What reads a file from begin to end (`verify`, `merge`) keeps 32 MiB at least.
         cache_dir: keep blocks of 1 MiB in this folder on the local disk, for any number of processes; default: none.
             Pays where a data set is read more than once and fits. Needs a server that gives ETags or dates.
         cache_nbytes: what the folder may hold; the blocks that were not used for longest go first.
@@ -126,7 +136,9 @@ class RemoteSource(PreadSource):
         self._remote = remote
         self._in_order = in_order
         self._object: RemoteObject | None = RemoteObject(url, remote.storage_options)
+        began = time.perf_counter()
         head, self._version = _read_head(self._object)
+        self._fastest = time.perf_counter() - began  # seconds of a request, see `_timed`
         self._head = Piece(0, len(head), head)  # kept for good: a reader comes back to it
         self.size = self._version.size
         version = f"{self._version.etag}|{self._version.modified}"
@@ -135,7 +147,8 @@ class RemoteSource(PreadSource):
         self._cache: BlockCache | None = None
         if remote.cache_dir is not None and self._version.known:
             self._cache = BlockCache(remote.cache_dir, remote.cache_nbytes, f"{url}|{version}|{self.size}")
-        self._room = room or Room(remote.buffer_nbytes)
+        ahead = (1 + _AHEAD) * remote.max_request_nbytes if in_order else 0  # or it would be fetched in vain
+        self._room = room or Room(max(remote.buffer_nbytes, ahead))
         self._owner = object()
         self._local = threading.local()
         self.num_read_nbytes = 0  # by `read`, which is how the index is read, and what its pages have in memory
@@ -161,7 +174,11 @@ class RemoteSource(PreadSource):
         view = byte_view(buffer, writable=True)
         self._check_open()
         self._check_range(offset, len(view))
-        for low, high in cuts(offset, offset + len(view), _STEP_NBYTES):
+        # In order, a step at a time: a range over two of them would be in neither, and be fetched again.
+        step = self._remote.max_request_nbytes if self._in_order else _STEP_NBYTES
+        first = offset // step * step if self._in_order else offset
+        for low, high in cuts(first, offset + len(view), step):
+            low = max(low, offset)
             starts, stops = np.array([low]), np.array([high])
             if self._in_order:
                 starts, stops = self._read_ahead(low, high)
@@ -271,11 +288,14 @@ class RemoteSource(PreadSource):
     def _collect(self, starts: Offsets, stops: Offsets) -> list[Piece]:
         """Pieces around all of the ranges, there; the caller lets them go."""
         while True:
-            pieces, fresh = self._plan(starts, stops)
+            pieces, fresh, requests = self._plan(starts, stops)
             try:
+                work_off(requests)
                 for piece in pieces:
                     piece.wait()
             except BaseException as error:
+                if requests:  # others may wait for them
+                    start_requests(requests, 1, self._remote.max_requests)
                 state = self._room.state()
                 with state.lock:
                     for piece in pieces:
@@ -299,43 +319,49 @@ class RemoteSource(PreadSource):
                     piece.cancel()
             state.kept.shrink()
 
-    def _plan(self, starts: Offsets, stops: Offsets, *, background: bool = False) -> tuple[list[Piece], set[Piece]]:
-        """Find what is kept and ask for the rest: (all pieces that the ranges need, those that are new)."""
+    def _plan(
+        self, starts: Offsets, stops: Offsets, *, background: bool = False
+    ) -> tuple[list[Piece], set[Piece], deque[Request]]:
+        """Find what is kept, and have threads ask for the rest.
+
+        Returns:
+            All pieces that the ranges need; those that are new; the requests for these, which the caller may help with.
+        """
         if (stops == starts).any():
             some = stops > starts
             starts, stops = starts[some], stops[some]
         state = self._room.state()
-        inline: Piece | None = None
         with state.lock:
-            cover = state.kept.cover(self._owner)
-            places = np.array(cover.places(starts, stops), np.int64)
-            found = [cover.pieces[place] for place in distinct(places[places >= 0]).tolist()]
-            if any(piece.failed() for piece in found):
-                for piece in found:
-                    if piece.failed():
-                        state.kept.drop(piece)
-                cover = state.kept.cover(self._owner)
-                places = np.array(cover.places(starts, stops), np.int64)
-                found = [cover.pieces[place] for place in distinct(places[places >= 0]).tolist()]
-            missing = places < 0
+            found, missing = self._find(state.kept, starts, stops)
             fresh = [Piece(low, high, None, self._owner) for low, high in self._runs(starts[missing], stops[missing])]
-            alone = len(fresh) == 1 and not background and fresh[0].nbytes <= self._remote.max_request_nbytes
+            requests = deque(request for piece in fresh for request in self._requests(piece))
+            helpers = min(len(requests), self._at_a_time()) - (not background)
+            if helpers > 0:
+                start_requests(requests, helpers, self._remote.max_requests)
             for piece in fresh:
-                if alone:
-                    inline = piece
-                    piece.parts = [Future()]
-                    piece.parts[0].set_running_or_notify_cancel()  # `close` must not cancel it under this thread
-                else:
-                    self._request(piece)
                 state.kept.add(piece)
             if not background:
                 for piece in (*found, *fresh):
                     piece.users += 1
                     state.kept.touch(piece)
             state.kept.shrink()
-        if inline is not None:
-            self._request_here(inline)
-        return [*found, *fresh], set(fresh)
+        return [*found, *fresh], set(fresh), requests
+
+    def _find(self, kept: Kept, starts: Offsets, stops: Offsets) -> tuple[list[Piece], NDArray[np.bool_]]:
+        """(pieces that are kept or under way, which of the ranges have none); what failed is kept no longer."""
+        while True:
+            cover = kept.cover(self._owner)
+            places = np.array(cover.places(starts, stops), np.int64)
+            found = [cover.pieces[place] for place in distinct(places[places >= 0]).tolist()]
+            failed = [piece for piece in found if piece.failed()]
+            if not failed:
+                return found, places < 0
+            for piece in failed:
+                kept.drop(piece)
+
+    def _at_a_time(self) -> int:
+        most = self._remote.max_requests
+        return min(most, _FEW_REQUESTS) if self._fastest < _QUICK_SECONDS else most
 
     def _runs(self, starts: Offsets, stops: Offsets) -> list[tuple[int, int]]:
         if self._cache is not None:
@@ -343,24 +369,19 @@ class RemoteSource(PreadSource):
         runs = coalesce(starts, stops, self._remote.max_gap_nbytes)
         return list(zip(runs[0].tolist(), runs[1].tolist(), strict=True))
 
-    def _request(self, piece: Piece) -> None:
-        """Ask for a piece by the threads of the process."""
-        pool = _pool(self._remote.max_requests)
+    def _requests(self, piece: Piece) -> Iterator[Request]:
+        """What brings a piece: one request, or parts of the memory that it has now."""
         most = self._remote.max_request_nbytes // BLOCK_NBYTES * BLOCK_NBYTES
-        if piece.nbytes <= most:
-            piece.parts = [pool.submit(self._get, piece.start, piece.stop)]
-            return
-        piece.memory = memory = np.empty(piece.nbytes, np.uint8).data
+        if piece.nbytes > most:
+            piece.memory = np.empty(piece.nbytes, np.uint8).data
         for low, high in cuts(piece.start, piece.stop, most):
-            target = memory[low - piece.start : high - piece.start]
-            piece.parts.append(pool.submit(self._get_into, low, high, target))
-
-    def _request_here(self, piece: Piece) -> None:
-        """Ask for a piece in this thread; others may wait for it."""
-        try:
-            piece.parts[0].set_result(self._get(piece.start, piece.stop))
-        except BaseException as error:  # noqa: BLE001 - raised by `Piece.wait`
-            piece.parts[0].set_exception(error)
+            part: Future[memoryview] = Future()
+            piece.parts.append(part)
+            if piece.memory is None:
+                yield Request(part, partial(self._get, low, high))
+            else:
+                target = piece.memory[low - piece.start : high - piece.start]
+                yield Request(part, partial(self._get_into, low, high, target))
 
     def _get_into(self, start: int, stop: int, target: memoryview) -> memoryview:
         _copy(self._get(start, stop), target)
@@ -373,13 +394,23 @@ class RemoteSource(PreadSource):
             raise self._closed_error()
         cache = self._cache
         if cache is None:
-            return client.get(start, stop, self._version)[0]
+            return self._timed(client, start, stop)
         data = memoryview(bytearray(stop - start))
         for low, high in self._holes(cache, start, stop, data):
-            piece = client.get(low, high, self._version)[0]
+            piece = self._timed(client, low, high)
             _copy(piece, data[low - start : high - start])
             for at, end in cuts(low, high, BLOCK_NBYTES):
                 cache.put(at // BLOCK_NBYTES, piece[at - low : end - low])
+        return data
+
+    def _timed(self, client: RemoteObject, start: int, stop: int) -> memoryview:
+        """A request, and note how long the fastest takes: the others wait for each other as well.
+
+        It creeps up, so that what was fast once is not the measure for ever. Threads may lose each other's: a hint.
+        """
+        began = time.perf_counter()
+        data = client.get(start, stop, self._version)[0]
+        self._fastest = min(time.perf_counter() - began, self._fastest * 1.01)
         return data
 
     def _holes(self, cache: BlockCache, start: int, stop: int, data: memoryview) -> list[tuple[int, int]]:
@@ -396,7 +427,7 @@ class RemoteSource(PreadSource):
         return holes
 
     def _read_ahead(self, low: int, high: int) -> tuple[Offsets, Offsets]:
-        """The whole steps around a read, which the next reads need as well; those behind it come meanwhile."""
+        """The whole step around a read, which the next reads need as well; those behind it come meanwhile."""
         step = self._remote.max_request_nbytes
         starts, stops = align(np.array([low]), np.array([high]), step, self.size)
         following = np.arange(int(stops[0]), min(int(stops[0]) + _AHEAD * step, self.size), step)
@@ -429,19 +460,3 @@ def _steps(ends: Offsets) -> Iterator[tuple[int, int]]:
         last = max(first + 1, int(np.searchsorted(ends, before + _STEP_NBYTES, "right")))
         yield first, last
         first = last
-
-
-_pools: dict[int, ThreadPoolExecutor] = {}
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """The threads that wait for answers: as many as requests may be under way, for all sources together."""
-    found = _pools.get(threads)
-    if found is None:
-        # Two threads may both make one; the one that is lost has no thread yet.
-        found = _pools.setdefault(threads, ThreadPoolExecutor(threads, "chunkstore-remote"))
-    return found
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import zlib
 
 import pytest
@@ -69,3 +72,32 @@ def test_nothing_may_lie_behind_a_zstd_frame() -> None:
     for chunk in (CHUNKS["zstd"] + b"x", UNSIZED + b"x", UNSIZED + UNSIZED, UNSIZED[:-4]):
         with pytest.raises(CorruptError):
             decode("zstd", memoryview(chunk), len(ROW), b"")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize(("name", "package"), [("zstd", "zstandard"), ("blosc2", "blosc2")])
+def test_a_fork_in_the_middle_of_an_import(name: str, package: str) -> None:
+    """The child can use the package that another thread of its parent was importing."""
+    script = f"""
+import os, signal, sys, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == {package!r}:
+            begun.set()
+            time.sleep(0.3)
+begun = threading.Event()
+sys.meta_path.insert(0, Slow())
+from chunkstore._format.codec import import_codec
+thread = threading.Thread(target=import_codec, args=({name!r},))
+thread.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    import_codec({name!r})
+    os._exit(0)
+thread.join()
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

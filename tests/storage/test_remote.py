@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from object_server import Fault, RangeServer, Request
 
+from chunkstore._storage import requests
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.opening import open_any
 from chunkstore._storage.remote import Remote, RemoteSource
@@ -23,7 +24,7 @@ from chunkstore.errors import ClosedError, RemoteError, ReplacedError, Truncated
 pytest.importorskip("obstore", reason="the extra [remote] is not installed")
 
 DATA = np.random.default_rng(0).integers(0, 256, 6_000_000, np.uint8).tobytes()
-HEAD = 1 << 20
+HEAD = MIB = 1 << 20
 QUICK: dict[str, Any] = {
     "retry_config": {
         "max_retries": 3,
@@ -48,6 +49,12 @@ def first(times: int, fault: Fault) -> Callable[[Request], Fault | None]:
     """A fault for so many requests from now on."""
     left = [fault] * times
     return lambda request: left.pop() if left else None
+
+
+def range_of(request: Request) -> tuple[int, int]:
+    found = request.range
+    assert found is not None
+    return found[0], min(found[1], len(DATA))
 
 
 class TestReads:
@@ -122,6 +129,50 @@ class TestReads:
         pairs = zip(offsets.tolist(), nbytes.tolist(), strict=True)
         assert out.tobytes() == b"".join(DATA[offset : offset + size] for offset, size in pairs)
         assert folder.exists()
+
+    def test_threads_end_at_rest(self, server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A reader that is not used holds no thread, and gets new ones when it is."""
+        monkeypatch.setattr(requests, "_REST_SECONDS", 0.05)
+        with opened(server, max_requests=7) as source:  # a number that has threads of its own
+            for _ in range(2):
+                offsets = np.array([2_000_000, 3_000_000, 4_000_000])
+                out = np.empty(30, np.uint8)
+                source.read_scattered(offsets, 10, out)
+                assert out.tobytes() == b"".join(DATA[at : at + 10] for at in offsets.tolist())
+                assert any(thread.name.startswith("chunkstore-remote") for thread in threading.enumerate())
+                for thread in threading.enumerate():
+                    if thread.name.startswith("chunkstore-remote"):
+                        thread.join(5)
+                        assert not thread.is_alive()
+                source.close()
+                source = opened(server, max_requests=7)
+
+    def test_a_slow_server_is_asked_for_more_at_a_time(self, server: RangeServer) -> None:
+        """Where answers take long, all requests of a call are under way at once."""
+        server.fault = lambda request: Fault(delay=0.15)
+        with opened(server, max_gap_nbytes=0) as source:
+            began = time.perf_counter()
+            with source.staged(np.arange(2_000_000, 5_000_000, 100_000), 10):
+                assert time.perf_counter() - began < 0.6
+
+    @pytest.mark.parametrize("pace", [0.0, 1.0])
+    def test_all_of_many_requests_come(self, server: RangeServer, pace: float) -> None:
+        """Whatever number of threads shares them."""
+        offsets = np.arange(2_000_000, 5_000_000, 10_000)
+        with opened(server, max_gap_nbytes=0, max_requests=20) as source, server.counting() as found:
+            source._fastest = pace
+            out = np.empty(10 * len(offsets), np.uint8)
+            source.read_scattered(offsets, 10, out)
+        assert out.tobytes() == b"".join(DATA[at : at + 10] for at in offsets.tolist())
+        assert len(found) == len(offsets)
+
+    def test_reading_ahead_without_a_buffer(self, server: RangeServer) -> None:
+        """Whoever reads from begin to end asks for each byte once, whatever the buffer has room for."""
+        remote = Remote(storage_options=QUICK, buffer_nbytes=0, max_request_nbytes=MIB)
+        with server.counting() as found, RemoteSource(server.url("a.bin"), remote, in_order=True) as source:
+            read = b"".join(source.read(at, min(100_000, len(DATA) - at)) for at in range(0, len(DATA), 100_000))
+        assert read == DATA
+        assert sum(stop - start for start, stop in map(range_of, found)) <= len(DATA) + MIB
 
     def test_ranges_outside_are_refused(self, server: RangeServer) -> None:
         """As of any source."""

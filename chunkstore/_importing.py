@@ -1,0 +1,16 @@
+"""A lock for imports at first use, beside threads that fork.
+
+A child that is made in the middle of an import inherits the lock of that import, which nobody releases there: it would
+wait for ever where it needs the package. So whoever forks waits until the import is done.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Final
+
+IMPORTING: Final = threading.RLock()  # reentrant: a package may fork while it is imported
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=IMPORTING.acquire, after_in_parent=IMPORTING.release, after_in_child=IMPORTING.release)

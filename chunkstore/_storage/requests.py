@@ -1,0 +1,94 @@
+"""Requests under way: shared out among threads, of which there are none where nobody has asked for a while."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+_REST_SECONDS: Final = 5.0
+
+
+class Request(NamedTuple):
+    """One request: where its bytes go, and how to get them."""
+
+    part: Future[memoryview]
+    get: Callable[[], memoryview]
+
+
+def work_off(requests: deque[Request]) -> None:
+    """Make requests one by one until none is left; others may do the same with the same ones at the same time.
+
+    Raises:
+        BaseException: an interrupt, which the request that it hit has as well; the others are left. What goes wrong
+            with a request is told by its `part` alone.
+    """
+    while True:
+        try:
+            part, get = requests.popleft()
+        except IndexError:
+            return
+        if not part.set_running_or_notify_cancel():
+            continue
+        try:
+            part.set_result(get())
+        except Exception as error:  # noqa: BLE001 - raised by who waits for it
+            part.set_exception(error)
+        except BaseException as error:
+            part.set_exception(error)
+            raise
+
+
+class _Threads:
+    """Threads that wait for answers; they end when nobody has asked for some seconds. Safe from many threads.
+
+    Args:
+        most: how many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._last = 0.0
+
+    def start(self, requests: deque[Request], count: int) -> None:
+        """Have `count` of them work requests off."""
+        with self._lock:
+            self._last = time.monotonic()
+            if self._pool is None:
+                threading.Thread(target=self._end_at_rest, name="chunkstore-remote-rest", daemon=True).start()
+                self._pool = ThreadPoolExecutor(self._most, "chunkstore-remote")
+            for _ in range(count):
+                self._pool.submit(work_off, requests)
+
+    def _end_at_rest(self) -> None:
+        while True:
+            with self._lock:
+                left = self._last + _REST_SECONDS - time.monotonic()
+                if left <= 0:
+                    if self._pool is not None:
+                        self._pool.shutdown(wait=False)  # what was asked for before still comes
+                    self._pool = None
+                    return
+            time.sleep(left)
+
+
+_threads: dict[int, _Threads] = {}
+
+
+def start_requests(requests: deque[Request], count: int, most: int) -> None:
+    """Have `count` threads work requests off, of the `most` that this process has for all sources together."""
+    found = _threads.get(most)
+    if found is None:
+        # One call, which no other thread can come between: all must use the same threads.
+        found = _threads.setdefault(most, _Threads(most))
+    found.start(requests, count)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.clear)
