@@ -51,6 +51,8 @@ class Fault:
         status: answered instead, with no body to speak of.
         cut: so many bytes of the body are sent, then the connection is closed.
         short: the answer, whole in itself, has so many bytes less than were asked for.
+        more: the body has so many bytes behind those of the range that it names.
+        size: what it says that the object has.
         reset: the connection is reset before any answer.
         no_range: the range is ignored, and all is sent.
     """
@@ -59,6 +61,8 @@ class Fault:
     status: int = 0
     cut: int = -1
     short: int = 0
+    more: int = 0
+    size: int = 0
     reset: bool = False
     no_range: bool = False
 
@@ -219,8 +223,8 @@ class RangeServer(LoopbackServer):
         if start >= len(data):
             return 416, {}, b""
         stop -= fault.short
-        headers["content-range"] = f"bytes {start}-{stop - 1}/{len(data)}"
-        return 206, headers, memoryview(data)[start:stop]
+        headers["content-range"] = f"bytes {start}-{stop - 1}/{fault.size or len(data)}"
+        return 206, headers, memoryview(data)[start:stop] if not fault.more else data[start:stop] + bytes(fault.more)
 
 
 class FaultyProxy(LoopbackServer):

@@ -83,7 +83,8 @@ class RemoteObject:
         options: arguments of the store class of obstore: `config`, `client_options`, `retry_config`,
             `credential_provider`, and single settings such as `endpoint` or `region`.
     Raises:
-        UrlError: a URL without bucket or key, or with a query; options that the client refuses. It is a ValueError.
+        UrlError: a URL without bucket or key, with a query, or with a password; options that the client refuses. It is
+            a ValueError.
         MissingExtraError: obstore is not installed.
     """
 
@@ -115,10 +116,12 @@ class RemoteObject:
             found = _version_of(result.meta)
             if version is not None and found != version:
                 raise self._replaced(f"expected {_shown(version)}, found {_shown(found)}")
-            data = memoryview(result.bytes())
-        expected = min(stop, found.size) - start
+            # Not `bytes`: a server may send any number of them. All come in one piece, unless there are more.
+            expected = min(stop, found.size) - start
+            data = memoryview(next(iter(result.stream(min_chunk_size=expected + 1)), b""))
         if len(data) != expected:
-            raise RemoteError(f"{self.url}: bytes [{start}, {stop}): expected {expected} bytes, found {len(data)}")
+            count = f"{len(data)}" if len(data) < expected else "more"
+            raise RemoteError(f"{self.url}: bytes [{start}, {stop}): expected {expected} bytes, found {count}")
         return data, found
 
     def look(self) -> Version | None:
@@ -227,10 +230,14 @@ def _split_url(url: str) -> tuple[str, str, str]:
     """(name of the store class, root of the store, key)."""
     parts = urlsplit(url)
     key = parts.path.removeprefix("/")
+    bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # without what may be secret
+    if "@" in parts.netloc:
+        text = "URLs with a user or a password are not supported, for errors and logs show them"
+        raise UrlError(f"{bare}: {text}; give credentials as options, such as default_headers in client_options")
     if not parts.netloc or not key or key.endswith("/"):
         raise UrlError(f"{url}: expected the URL of one object, such as s3://bucket/train.cks")
     if parts.query or parts.fragment:
-        raise UrlError(f"{url}: URLs with a query or a fragment are not supported; give credentials as options")
+        raise UrlError(f"{bare}: URLs with a query or a fragment are not supported; give credentials as options")
     web = parts.scheme in ("http", "https")
     return _STORES[parts.scheme], f"{parts.scheme}://{parts.netloc}", unquote(key) if web else key
 

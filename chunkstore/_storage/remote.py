@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format.checksum import sum64
+from chunkstore._format.constants import MAX_FILE_NBYTES
 from chunkstore._format.lookup import distinct
 from chunkstore._format.segment import OPENING_NBYTES
 from chunkstore._storage import platform
@@ -35,7 +36,7 @@ from chunkstore._storage.pieces import Cover, Kept, Piece
 from chunkstore._storage.ranges import align, coalesce, cuts
 from chunkstore._storage.requests import Request, start_requests, work_off
 from chunkstore._storage.source import Identity, Offsets, PreadSource, as_ranges
-from chunkstore.errors import ClosedError, RemoteError
+from chunkstore.errors import ClosedError, LimitError, RemoteError
 
 _STEP_NBYTES: Final = 64 << 20  # of one large read: what is in memory twice
 _AHEAD: Final = 3  # requests that are under way while a file is read in order
@@ -125,6 +126,7 @@ class RemoteSource(PreadSource):
         room: shared with other sources; default: one of its own.
     Raises:
         FileNotFoundError, PermissionError, RemoteError: as the server says.
+        LimitError: the server says that it has 2^63 bytes or more.
         ReplacedError: from any read; the object is not the one that was opened.
     """
 
@@ -438,7 +440,10 @@ class RemoteSource(PreadSource):
 
 def _read_head(client: RemoteObject) -> tuple[memoryview, Version]:
     try:
-        return client.get(0, OPENING_NBYTES, None)
+        head, version = client.get(0, OPENING_NBYTES, None)
+        if version.size > MAX_FILE_NBYTES:
+            raise LimitError(f"{client.url}: the server says that it has {version.size} bytes, which no file can have")
+        return head, version
     except RemoteError:
         # An object without bytes has no range to give.
         found = client.look()

@@ -19,7 +19,7 @@ from chunkstore._storage import requests
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.opening import open_any
 from chunkstore._storage.remote import Remote, RemoteSource
-from chunkstore.errors import ClosedError, RemoteError, ReplacedError, TruncatedError
+from chunkstore.errors import ClosedError, LimitError, RemoteError, ReplacedError, TruncatedError
 
 pytest.importorskip("obstore", reason="the extra [remote] is not installed")
 
@@ -304,6 +304,19 @@ class TestFaults:
             with pytest.raises(RemoteError, match=r"got 2000000\.\.2000990"):
                 source.read(2_000_000, 1000)
 
+    def test_a_long_answer(self, server: RangeServer) -> None:
+        """A server that sends more bytes than the range that it names is at fault; no more of them is taken."""
+        with opened(server) as source:
+            server.fault = lambda request: Fault(more=50 << 20)
+            with pytest.raises(RemoteError, match="expected 1000 bytes, found more"):
+                source.read(2_000_000, 1000)
+
+    def test_an_impossible_size(self, server: RangeServer) -> None:
+        """What no file can have is refused before anything is computed with it."""
+        server.fault = lambda request: Fault(size=2**64 - 1)
+        with pytest.raises(LimitError, match="the server says that it has 18446744073709551615 bytes"):
+            opened(server)
+
     def test_no_ranges(self, server: RangeServer) -> None:
         """A server that sends the whole object each time cannot be read from."""
         server.fault = lambda request: Fault(no_range=True)
@@ -376,6 +389,13 @@ class TestUrls:
         """The client would drop it without a word."""
         with pytest.raises(ValueError, match="query"):
             open_any("https://host/a.cks?signature=x")
+
+    @pytest.mark.parametrize("url", ["https://me:hidden@host/a.cks", "https://host/a.cks?signature=hidden"])
+    def test_secrets_in_urls(self, url: str) -> None:
+        """They are refused, by an error that does not repeat them."""
+        with pytest.raises(ValueError, match=r"https://host/a\.cks: URLs with") as caught:
+            open_any(url)
+        assert "hidden" not in str(caught.value)
 
     def test_options_that_do_not_fit(self, tmp_path: Path) -> None:
         """Of a file, of an object, of the client."""
