@@ -3,9 +3,9 @@
     sources                     directories and files that the user names
       |  plan/scan              the files in them, in natural order
       |  plan/inventory         the header of each; npy/ is the one gate for the bytes of sources
-      |  plan/uniform           or only the first header, where sizes say that the others are the same; checked at the copy
+      |  plan/uniform           or only the first header, where the others seem to be the same; checked at the copy
       |  plan/layouts           which arrays make one sample (pairing, columns_layout), what `auto` chooses
-      |  plan/agree             do dtypes and shapes fit; specs: `--field`, `--dtype`; row_shapes: what headers do not say
+      |  plan/agree             do they fit each other; specs: `--field`, `--dtype`; row_shapes: what headers do not say
     plan/samples                every sample, its fields, where each row is now (columns); nothing is written
       |  convert/arrangement    where each block goes, by arithmetic (coded: where chunks tell)
       |  convert/tasks          one worker: rows of some shards read (plan/read), cast (npy/casts), summed, written

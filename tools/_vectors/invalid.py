@@ -14,7 +14,8 @@ from _vectors.damage import Case
 # Near relatives of others. The tests run them too, but the repository holds no file of them: all would be 4 MB.
 # fmt: off
 VARIANTS = frozenset({
-    "attrs-empty", "attrs-levels-broken", "attrs-levels-many", "attrs-nan", "attrs-not-utf8", "attrs-values", "block-first-group",
+    "attrs-empty", "attrs-levels-broken", "attrs-levels-many", "attrs-nan", "attrs-not-utf8", "attrs-values",
+    "block-first-group",
     "block-first-group-second", "block-nbytes-huge", "block-offset-behind-end", "block-offset-overflow",
     "block-offset-unaligned", "block-rows-per-group", "chunk-sum-of-nothing", "directory-behind-end",
     "directory-in-superblock", "directory-nbytes-63", "directory-offset-overflow", "earlier-flip", "earlier-nbytes",
@@ -34,7 +35,8 @@ VARIANTS = frozenset({
     "schema-dtype-unit", "schema-fields-empty", "schema-fields-object", "schema-infinity", "schema-name-control",
     "schema-name-delete", "schema-name-empty", "schema-name-number", "schema-name-surrogate", "schema-no-fields",
     "schema-repeated-member", "schema-same-names", "schema-shape-fraction", "schema-shape-negative",
-    "schema-shape-number", "schema-shape-true", "schema-trailing", "schema-values", "section-field", "section-offset-overflow",
+    "schema-shape-number", "schema-shape-true", "schema-trailing", "schema-values", "section-field",
+    "section-offset-overflow",
     "segment-behind-end", "segment-first-shard", "segment-nbytes", "segment-nbytes-0", "segment-nbytes-unaligned",
     "shapes-product", "shapes-wrapped", "shard-starts-descending", "shard-starts-huge", "shard-starts-last",
     "stored-offsets-descending", "stored-offsets-huge", "superblock-b-flip", "superseded-descending",
