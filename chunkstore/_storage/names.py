@@ -24,7 +24,8 @@ def _number_key(match: re.Match[str]) -> str:
 def natural_sort(names: list[str]) -> list[str]:
     """Sorted in natural order, ties by code point."""
     names.sort()  # for the ties: the second sort is stable
-    # Where digits stand at the same places in all names (0001, 0002, ...), both orders are one.
-    if len({name.translate(_ANY_DIGIT) for name in names}) > 1:
+    # Where digits stand at the same places in all names (0001, 0002, ...), both orders are one. No name has a NUL.
+    alike = "\0".join(names[:1] * len(names)).translate(_ANY_DIGIT)
+    if "\0".join(names).translate(_ANY_DIGIT) != alike:
         names.sort(key=natural_key)
     return names

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chunkstore._ingest.plan.scan import scan_sources
-from chunkstore._storage.names import natural_sort
+from chunkstore._storage.names import natural_key, natural_sort
 from chunkstore.errors import IngestError
 
 
@@ -29,6 +31,19 @@ def test_natural_order() -> None:
     assert set(ties[:2]) == {"1.npy", "01.npy"}
     long = [f"{10**n}.npy" for n in range(60)]
     assert natural_sort(long[::-1]) == long
+
+
+@given(st.lists(st.text("019ab/é", min_size=1, max_size=4)))
+def test_names_of_one_pattern_are_sorted_as_all_are(names: list[str]) -> None:
+    """That digits stand at the same places in all names only saves a second sort."""
+    assert natural_sort(list(names)) == sorted(sorted(names), key=natural_key)
+
+
+@given(st.integers(1, 30), st.integers(1, 5))
+def test_names_of_one_width(num: int, width: int) -> None:
+    """0001, 0002, ...: the order of the numbers."""
+    names = [f"x{number:0{width}d}.npy" for number in range(num)]
+    assert natural_sort(names[::-1]) == names == sorted(sorted(names), key=natural_key)
 
 
 def test_directories_stand_where_their_names_stand(tmp_path: Path) -> None:

@@ -312,11 +312,14 @@ def _refuse_folders(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
 def class_hint(scan: Scan, files: npt.NDArray[np.int64]) -> str:
     """A word about folders that could be classes."""
     names: dict[str, None] = {}
+    folder = "/"  # no path begins so
     for place in files.tolist():
+        if scan.paths[place].startswith(folder):
+            continue
         head, slash, _ = scan.paths[place].partition("/")
         if not slash:
             return ""
-        names[head] = None
+        names[head], folder = None, head + slash
         if len(names) > 1000:
             break
     if len(names) < 2:

@@ -57,14 +57,14 @@ def plan_uniform(scan: Scan, *, layout: str = "auto", fields: FieldArg = (), dty
 def _keys(scan: Scan) -> Texts | None:
     """Keys, or None where names need a closer look: other suffixes, not ASCII-clean, twice the same."""
     paths = scan.paths
-    if not all(path.endswith(".npy") for path in paths):
+    marked = "\0".join([*paths, ""])  # no name has a NUL
+    if marked.count(".npy\0") != len(paths) or not marked.replace("\0", "").isprintable():
         return None
-    if not "".join(paths).isprintable():
-        return None
+    keys = marked.replace(".npy\0", "\0").split("\0")[:-1]
+    if scan.source_of is None:
+        return Texts.pack(keys)  # a directory has no name twice
     prefixes = scan.prefixes
-    keys = [path[:-4] for path in paths]
-    if scan.source_of is not None:
-        keys = [prefixes[place] + key for place, key in zip(scan.source_of, keys, strict=True)]
+    keys = [prefixes[place] + key for place, key in zip(scan.source_of, keys, strict=True)]
     return Texts.pack(keys) if len(set(keys)) == len(keys) else None
 
 
