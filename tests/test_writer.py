@@ -13,13 +13,13 @@ import numpy as np
 import oracle
 import pytest
 import strategies
-from hypothesis import given
+from hypothesis import example, given
 from storage.faults import Failing
 
 from chunkstore._format.schema import Field
 from chunkstore._read.ragged import Ragged
 from chunkstore._storage import syscalls
-from chunkstore._write import index_writer, target
+from chunkstore._write import index_writer, staging, target
 from chunkstore._write import writer as writer_of_samples
 from chunkstore._write.index_writer import Keys
 from chunkstore._write.writer import Writer
@@ -556,6 +556,46 @@ def test_numbers_are_never_changed(tmp_path: Path, dtype: str, value: object) ->
         writer.add({"n": 1})
         writer.add({"n": 0.1} if dtype.startswith("float") else {"n": 1})
     assert oracle.read(tmp_path / "a.cks").num_samples == 2
+
+
+SCALARS = ("bool", "uint8", "int8", "int64", "uint64", "float16", "float32", "float64", "complex64", "complex128")
+
+
+def added(path: Path, dtype: str, value: object) -> bytes | str:
+    """The stored row of one value, or the words with which it is refused."""
+    with Writer(path, fields={"n": dtype}) as writer:
+        writer.add({"n": 0})
+        try:
+            writer.add({"n": value})
+        except SchemaError as error:
+            return str(error)
+        return bytes(writer._stages[0].take(2).data)
+
+
+@given(
+    st.sampled_from(SCALARS),
+    st.one_of(st.booleans(), st.integers(), st.floats(), st.complex_numbers(), st.text(max_size=2)),
+    st.sampled_from((None, *SCALARS, "longdouble", "M8[s]", "U1")),
+)
+@example("int64", 2**63, None)
+@example("uint8", 300, None)
+@example("float32", 1e300, None)
+@example("int64", True, None)
+def test_scalars_are_taken_as_by_the_plain_path(
+    tmp_path_factory: Any, dtype: str, value: object, given_as: str | None
+) -> None:
+    """Numbers that `add` stores without a look make the row, or get the refusal, that looking at them gives."""
+    if given_as is not None:
+        try:
+            with np.errstate(all="ignore"):
+                value = np.dtype(given_as).type(value)  # type: ignore[call-arg]
+        except (OverflowError, TypeError, ValueError):
+            return  # there is no such scalar
+    folder = tmp_path_factory.mktemp("scalars", numbered=True)
+    fast = added(fresh(folder), dtype, value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(staging, "_exact_scalars", lambda dtype: frozenset())
+        assert added(fresh(folder), dtype, value) == fast
 
 
 @pytest.mark.parametrize("key", ["", "a\0b", 5, "x" * 65536])

@@ -139,6 +139,7 @@ class FixedStage:
     def __init__(self, field: Field, capacity: int) -> None:
         self.field = field
         self.shape = cast("tuple[int, ...]", field.shape)
+        self.scalars = _exact_scalars(field.numpy_dtype) if field.shape == () else frozenset()
         # All of it at once: memory that was never touched costs nothing.
         try:
             self.rows, self._other = (np.empty((capacity, *self.shape), field.numpy_dtype) for _ in range(2))
@@ -158,6 +159,15 @@ class FixedStage:
 
     def drop(self, count: int) -> None:
         """Forget what comes from row `count` on: the next row goes there."""
+
+
+def _exact_scalars(dtype: np.dtype[Any]) -> frozenset[type]:
+    """Types whose values NumPy stores in this dtype as they are, or refuses with an OverflowError."""
+    python = {"b": bool, "i": int, "u": int, "f": float, "c": complex}.get(dtype.kind)
+    if python is None:  # texts may be cut, times have units
+        return frozenset()
+    wide = dtype.kind not in "fc" or dtype in (np.dtype("<f8"), np.dtype("<c16"))  # others round Python's numbers
+    return frozenset((dtype.type, python)) if wide else frozenset((dtype.type,))
 
 
 def fixed_rows(field: Field, rows: type_array) -> Rows:

@@ -46,7 +46,7 @@ from chunkstore.errors import ClosedError, PoisonedError, SchemaError
 
 _ndarray = np.ndarray  # a name of this module: `add` looks it up for every value
 _PACK_KEYS: Final = 16_384  # keys that wait one by one; at most 2 MB of short ones
-type_slot = tuple[str, Any, Any, Any, Stage]
+type_slot = tuple[str, Any, Any, Any, "frozenset[type]", Stage]
 type_fields = Sequence[Field] | Mapping[str, "Field | str | tuple[str, tuple[int | None, ...]]"]
 
 
@@ -112,6 +112,7 @@ class Writer:
         self._slots: list[type_slot] = []
         self._num_slots = -1  # what `add` compares first: no sample has this length while fields are unknown
         self._keys = KeyStage()
+        self._key_texts = self._keys.texts  # the same list for good
         self._count = 0  # samples, and their bytes, in the shard that is being filled
         self._nbytes = 0
         self._sample_nbytes = 0
@@ -253,17 +254,23 @@ class Writer:
             self._prepare(sample)
         count, nbytes = self._count, self._nbytes + self._sample_nbytes
         try:
-            for name, rows, dtype, shape, stage in self._slots:
+            for name, rows, dtype, shape, scalars, stage in self._slots:
                 value = sample[name]
-                if type(value) is _ndarray and value.dtype is dtype and value.shape == shape:
+                kind = type(value)
+                if kind is _ndarray and value.dtype is dtype and value.shape == shape:
                     rows[count] = value
+                elif kind in scalars:
+                    try:
+                        rows[count] = value
+                    except OverflowError:  # beyond the dtype: told as any other value is
+                        stage.put(count, value, f"sample {len(self)}")
                 else:
                     nbytes += stage.put(count, value, f"sample {len(self)}")
             if key is not None or self._with_keys:
                 if key is None or not self._with_keys:
                     self._check_use_of_keys(key)
                 assert key is not None
-                self._keys.texts.append(encode_key(key))
+                self._key_texts.append(encode_key(key))
         except BaseException as error:
             self._undo(count)
             if not isinstance(sample, Mapping):
@@ -275,7 +282,7 @@ class Writer:
         self._nbytes = nbytes
         if nbytes >= self._shard_nbytes or count + 1 >= SHARD_SAMPLES:
             self._guarded_flush()
-        elif len(self._keys.texts) >= _PACK_KEYS:
+        elif key is not None and len(self._key_texts) >= _PACK_KEYS:
             self._keys.pack()
 
     def add_batch(self, batch: Mapping[str, Any], keys: Sequence[str] | None = None) -> None:
@@ -531,10 +538,12 @@ class Writer:
 
 
 def _slot(stage: Stage) -> type_slot:
-    """What `add` looks at for each field: name, staged rows, their dtype and shape; only the stage where rows vary."""
+    """What `add` looks at for each field: name, staged rows, their dtype and shape, types of scalars that they take
+    exactly or with an OverflowError; only the stage where rows vary.
+    """
     if isinstance(stage, FixedStage):
-        return stage.field.name, stage.rows, stage.rows.dtype, stage.shape, stage
-    return stage.field.name, None, None, None, stage
+        return stage.field.name, stage.rows, stage.rows.dtype, stage.shape, stage.scalars, stage
+    return stage.field.name, None, None, None, frozenset(), stage
 
 
 def _as_fields(fields: type_fields) -> tuple[Field, ...]:
