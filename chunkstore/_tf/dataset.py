@@ -165,9 +165,26 @@ def _pipeline(
 
         return ahead(ids_of_batches(), gather, min(prefetch, _PARALLEL_CALLS))
 
+    count = order.num_batches() * epochs.num if epochs.num else tf.data.INFINITE_CARDINALITY
+    known = tf.data.experimental.assert_cardinality(count if order.num_batches() else 0)
+    made = begun(identity, begin)
+    finished = _single_samples if single else _whole_batches
+    return finished(made, known, batches, host, prefetch)
+
+
+def _whole_batches(made: Any, known: Any, batches: Batches, host: Host, prefetch: int) -> Any:
+    """Batches that are gathered -> batches as the user gets them."""
+
     @as_written
     def finish(ids: Any, gathered: Any, proven: Any) -> dict[str, Any]:
         return batches.finish(host, ids, gathered, proven)
+
+    # Counted before errors can come: a batch that fails is one of them.
+    return ahead(made.apply(known), finish, prefetch)
+
+
+def _single_samples(made: Any, known: Any, batches: Batches, host: Host, prefetch: int) -> Any:
+    """Pieces that are gathered -> samples, each of which may fail alone."""
 
     @as_written
     def finish_each(ids: Any, gathered: Any, proven: Any) -> tuple[dict[str, Any], Any]:
@@ -177,12 +194,6 @@ def _pipeline(
     def single_of(sample: dict[str, Any], problem: Any) -> dict[str, Any]:
         return batches.single(sample, problem)
 
-    count = order.num_batches() * epochs.num if epochs.num else tf.data.INFINITE_CARDINALITY
-    known = tf.data.experimental.assert_cardinality(count if order.num_batches() else 0)
-    made = begun(identity, begin)
-    # Counted before errors can come: a batch or sample that fails is one of them.
-    if not single:
-        return ahead(made.apply(known), finish, prefetch)
     made = ahead(made, finish_each, min(prefetch, _PARALLEL_CALLS)).unbatch()
     return ahead(made.apply(known), single_of, prefetch)
 
