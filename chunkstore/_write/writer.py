@@ -273,10 +273,7 @@ class Writer:
                 self._key_texts.append(encode_key(key))
         except BaseException as error:
             self._undo(count)
-            if not isinstance(sample, Mapping):
-                self._prepare(sample)
-            if isinstance(error, KeyError):
-                raise self._wrong_names(sample) from None
+            self._check_names(sample, error)
             raise
         self._count = count + 1
         self._nbytes = nbytes
@@ -323,6 +320,13 @@ class Writer:
             self._begin(fields)
         if len(sample) != self._num_slots:
             raise self._wrong_names(sample)
+
+    def _check_names(self, sample: Mapping[str, Any], error: BaseException) -> None:
+        """Raise what says better than `error` that this is no sample, or not with these names."""
+        if not isinstance(sample, Mapping):
+            self._prepare(sample)
+        if isinstance(error, KeyError):
+            raise self._wrong_names(sample) from None
 
     def _wrong_names(self, sample: Mapping[str, Any]) -> SchemaError:
         missing = [name for name in self.fields if name not in sample]
