@@ -16,7 +16,6 @@ import struct
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from importlib import import_module
 from itertools import accumulate, pairwise
 from typing import Any
@@ -225,7 +224,6 @@ def row_shape(segment: Segment, field: Field, i: int) -> list[int]:
     return lead + field.item_shape
 
 
-@lru_cache(maxsize=8)  # the neighbours of a row need most of it, too
 def begin(segment: Segment, field: Field, i: int) -> int:  # where the chunk of a row begins, up to a constant
     if field.codec != "raw":
         return segment.numbers(STORED_OFFSETS, field.f, i, i + 1)[0]  # 11
@@ -239,8 +237,8 @@ def read_chunk(segment: Segment, field: Field, i: int) -> bytes:
     offset, nbytes, _, step, first_group = segment.blocks[field.f][s]
     group, within = divmod(i - b, step)
     rows = (b, i - within, i, i + 1, min(i - within + step, stop))
-    origin, *places = (begin(segment, field, row) for row in rows)
-    a, row_a, row_z, z = (place - origin for place in places)
+    begins = {row: begin(segment, field, row) for row in set(rows)}
+    a, row_a, row_z, z = (begins[row] - begins[b] for row in rows[1:])
     need("a row outside its block", 0 <= a <= row_a <= row_z <= z <= nbytes)
     raw, g = segment.data[offset + a : offset + z], first_group + group
     need(f"chunk sum {g} of {field.name!r}", [xxh3_64(raw)] == segment.numbers(CHUNK_SUMS, field.f, g, g + 1))

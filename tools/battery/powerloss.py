@@ -58,7 +58,8 @@ def mounted(folder: Path) -> Iterator[tuple[Path, Path]]:
         _mount(image, place)
         yield image, place
     finally:
-        subprocess.run(["umount", str(place)], check=False, capture_output=True)
+        # Lazily: whoever failed may still have a file open there.
+        subprocess.run(["umount", "--lazy", str(place)], check=False, capture_output=True)
         image.unlink(missing_ok=True)
 
 
