@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import hypothesis.strategies as st
@@ -92,6 +93,18 @@ def test_json_that_is_refused(text: bytes) -> None:
     """Not UTF-8, a byte order mark, something behind, repeated names, infinities (section 2)."""
     with pytest.raises(CorruptError, match="ATTRS"):
         decode_attrs(text)
+
+
+@pytest.mark.parametrize("text", [b"x" * (4 << 20), b"\\n" * (2 << 20), b'"' * (4 << 20), b"]" * (4 << 20)])
+def test_text_that_is_no_json_takes_no_memory(text: bytes) -> None:
+    """It is looked through for brackets, and not kept as places to come back to."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptError, match="ATTRS"):
+            decode_attrs(b'{"a":"' + text + b'"x')
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.text(), st.lists, max_leaves=5)))
