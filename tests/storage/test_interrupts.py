@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
+from typing import Any
 
 import pytest
 
-from chunkstore._storage.interrupts import signals_later
+from chunkstore._storage.interrupts import ENDING, signals_later
 
 
 def test_an_interrupt_waits() -> None:
@@ -18,6 +20,47 @@ def test_an_interrupt_waits() -> None:
         signal.raise_signal(signal.SIGINT)
         done.append(1)
     assert done == [1]
+
+
+def test_all_signals_are_handled() -> None:
+    """Each once, in their order, also where the block or a handler raises."""
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        raise RuntimeError(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, *ENDING)}
+    try:
+        with pytest.raises(RuntimeError), signals_later():
+            for number in (*before, *before):
+                signal.raise_signal(number)
+            raise ZeroDivisionError
+        assert came == list(before)
+        assert all(signal.getsignal(number) is note for number in before)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_signal_while_handlers_change_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the calls it hits, all handlers are those of before."""
+    change = signal.signal
+    before = [signal.getsignal(number) for number in (signal.SIGINT, *ENDING)]
+    for hit in range(2 * len(before)):
+        calls = itertools.count()
+
+        def interrupted(number: int, handler: Any, calls: Any = calls, hit: int = hit) -> Any:
+            found = change(number, handler)
+            if next(calls) == hit:
+                raise KeyboardInterrupt
+            return found
+
+        monkeypatch.setattr(signal, "signal", interrupted)
+        with pytest.raises(KeyboardInterrupt), signals_later():
+            pass
+        monkeypatch.undo()
+        assert [signal.getsignal(number) for number in (signal.SIGINT, *ENDING)] == before
 
 
 def test_handlers_come_back() -> None:
