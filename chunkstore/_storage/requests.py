@@ -7,7 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 _REST_SECONDS: Final = 5.0
@@ -23,24 +24,33 @@ class Request(NamedTuple):
 def work_off(requests: deque[Request]) -> None:
     """Make requests one by one until none is left; others may do the same with the same ones at the same time.
 
+    When one fails, those that nobody has begun are cancelled: each would take as many tries and as long as the first.
+
     Raises:
-        BaseException: an interrupt, which the request that it hit has as well; the others are left. What goes wrong
-            with a request is told by its `part` alone.
+        BaseException: an interrupt, which is told to nobody else: the request that it hit is cancelled, the others are
+            left. What goes wrong with a request is told by its `part` alone.
     """
     while True:
         try:
             part, get = requests.popleft()
         except IndexError:
             return
-        if not part.set_running_or_notify_cancel():
-            continue
         try:
-            part.set_result(get())
+            if part.set_running_or_notify_cancel():
+                part.set_result(get())
         except Exception as error:  # noqa: BLE001 - raised by who waits for it
             part.set_exception(error)
-        except BaseException as error:
-            part.set_exception(error)
+            _cancel(requests)
+        except BaseException:
+            if not part.done():
+                part.set_exception(CancelledError())
             raise
+
+
+def _cancel(requests: deque[Request]) -> None:
+    with suppress(IndexError):
+        while True:
+            requests.popleft().part.cancel()
 
 
 class _Threads:
@@ -54,7 +64,8 @@ class _Threads:
         self._most = most
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
-        self._last = 0.0
+        self._busy = 0  # how many have work
+        self._last = 0.0  # when there was work
 
     def start(self, requests: deque[Request], count: int) -> None:
         """Have `count` of them work requests off."""
@@ -64,15 +75,24 @@ class _Threads:
                 threading.Thread(target=self._end_at_rest, name="chunkstore-remote-rest", daemon=True).start()
                 self._pool = ThreadPoolExecutor(self._most, "chunkstore-remote")
             for _ in range(count):
-                self._pool.submit(work_off, requests)
+                self._pool.submit(self._work_off, requests)
+                self._busy += 1
+
+    def _work_off(self, requests: deque[Request]) -> None:
+        try:
+            work_off(requests)
+        finally:
+            with self._lock:
+                self._busy -= 1
+                self._last = time.monotonic()
 
     def _end_at_rest(self) -> None:
         while True:
             with self._lock:
-                left = self._last + _REST_SECONDS - time.monotonic()
+                left = _REST_SECONDS if self._busy else self._last + _REST_SECONDS - time.monotonic()
                 if left <= 0:
                     if self._pool is not None:
-                        self._pool.shutdown(wait=False)  # what was asked for before still comes
+                        self._pool.shutdown(wait=False)
                     self._pool = None
                     return
             time.sleep(left)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,65 @@ class TestReads:
                         assert not thread.is_alive()
                 source.close()
                 source = opened(server, max_requests=7)
+
+    def test_threads_stay_while_there_is_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Never more than `most` at a time, though the work takes longer than the rest."""
+        monkeypatch.setattr(requests, "_REST_SECONDS", 0.02)
+        threads, under_way, most = requests._Threads(2), list[int](), list[int]()
+
+        def get() -> memoryview:
+            under_way.append(1)
+            most.append(len(under_way))
+            time.sleep(0.1)
+            under_way.pop()
+            return memoryview(b"")
+
+        asked = [requests.Request(Future(), get) for _ in range(8)]
+        for start in range(0, 8, 4):
+            threads.start(deque(asked[start : start + 4]), 2)
+            time.sleep(0.1)
+        for request in asked:
+            request.part.result(5)
+        assert max(most) == 2
+
+    def test_a_dead_server_is_not_asked_for_all_of_a_call(self, server: RangeServer) -> None:
+        """The first error ends it: each request would take as many tries."""
+        with opened(server, max_gap_nbytes=0) as source:
+            server.fault = lambda request: Fault(status=503)
+            with server.counting() as asked, pytest.raises(RemoteError, match="503"):
+                source.read_scattered(np.arange(2_000_000, 4_000_000, 10_000), 10, np.empty(2000, np.uint8))
+            assert len(asked) <= 4 * (64 + 1)
+            server.fault = lambda request: None
+            assert source.read(2_000_000, 10) == DATA[2_000_000:2_000_010]
+
+    def test_an_interrupt_is_that_of_one_thread(self, server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another thread that waits for the same bytes asks for them itself."""
+        waits, interrupted = threading.Event(), threading.Event()
+        got: list[object] = []
+
+        def get(self: RemoteSource, start: int, stop: int) -> memoryview:
+            if not interrupted.is_set():
+                waits.set()
+                time.sleep(0.2)
+                interrupted.set()
+                raise KeyboardInterrupt
+            return memoryview(DATA)[start:stop]
+
+        def other(source: RemoteSource) -> None:
+            waits.wait(5)
+            try:
+                got.append(source.read(2_000_000, 10))
+            except BaseException as error:
+                got.append(error)
+
+        monkeypatch.setattr(RemoteSource, "_get", get)
+        with opened(server) as source:
+            thread = threading.Thread(target=other, args=(source,))
+            thread.start()
+            with pytest.raises(KeyboardInterrupt):
+                source.read(2_000_000, 10)
+            thread.join(5)
+        assert got == [DATA[2_000_000:2_000_010]]
 
     def test_a_slow_server_is_asked_for_more_at_a_time(self, server: RangeServer) -> None:
         """Where answers take long, all requests of a call are under way at once."""
