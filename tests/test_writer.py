@@ -428,6 +428,20 @@ def test_a_full_disk_publishes_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_an_interrupted_writer_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though an interrupt has no text of its own."""
+    writer = Writer(tmp_path / "a.cks", shard_nbytes=8)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chunkstore._storage.sink.Sink.pwrite", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        writer.add({"x": 1})
+    with pytest.raises(PoisonedError, match="failed before: KeyboardInterrupt"):
+        writer.add({"x": 1})
+
+
 def test_a_failed_sync_of_an_append_is_unknown_and_final(tmp_path: Path) -> None:
     """The commit before stands, and a new writer goes on from what the file says."""
     path = tmp_path / "a.cks"

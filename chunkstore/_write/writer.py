@@ -233,7 +233,8 @@ class Writer:
 
     def _check_open(self) -> None:
         if self._failure is not None:
-            raise PoisonedError(f"{self._path}: this writer failed before: {self._failure}; start again")
+            why = str(self._failure) or type(self._failure).__name__  # an interrupt has no text
+            raise PoisonedError(f"{self._path}: this writer failed before: {why}; start again")
         if self._closed:
             raise ClosedError(f"{self._path}: this writer is closed")
 
