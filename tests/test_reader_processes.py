@@ -164,3 +164,30 @@ def test_reading_imports_nothing_of_numpy(path: Path) -> None:
             [sys.executable, "-c", code, str(path), backend], capture_output=True, text=True, check=False
         )
         assert (found.stdout.strip(), found.stderr) == ("[]", "")
+
+
+def test_a_fork_beside_an_import_that_logs() -> None:
+    """Both come to an end: whoever forks takes the lock of imports before that of `logging`, as an import does."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    code = """
+import chunkstore._importing, logging, os, threading, time
+
+held = threading.Event()
+
+def load():
+    with chunkstore._importing.IMPORTING:
+        held.set()
+        time.sleep(0.2)
+        logging.getLogger("a.package")
+
+thread = threading.Thread(target=load, daemon=True)
+thread.start()
+held.wait()
+child = os.fork()
+if not child:
+    os._exit(0)
+os.waitpid(child, 0)
+thread.join()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=20)
