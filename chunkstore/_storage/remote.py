@@ -34,7 +34,7 @@ from chunkstore._storage.buffers import Buffer, byte_view
 from chunkstore._storage.objects import RemoteObject, Version
 from chunkstore._storage.pieces import Cover, Kept, Piece
 from chunkstore._storage.ranges import align, coalesce, cuts
-from chunkstore._storage.requests import Request, start_requests, work_off
+from chunkstore._storage.requests import Request, cancel, start_requests, work_off
 from chunkstore._storage.source import Identity, Offsets, PreadSource, as_ranges
 from chunkstore.errors import ClosedError, LimitError, RemoteError
 
@@ -296,8 +296,8 @@ class RemoteSource(PreadSource):
                 for piece in pieces:
                     piece.wait()
             except BaseException as error:
-                if requests:  # others may wait for them
-                    start_requests(requests, 1, self._remote.max_requests)
+                if requests and not start_requests(requests, 1, self._remote.max_requests):
+                    cancel(requests)  # others may wait for them
                 state = self._room.state()
                 with state.lock:
                     for piece in pieces:
@@ -338,8 +338,8 @@ class RemoteSource(PreadSource):
             fresh = [Piece(low, high, None, self._owner) for low, high in self._runs(starts[missing], stops[missing])]
             requests = deque(request for piece in fresh for request in self._requests(piece))
             helpers = min(len(requests), self._at_a_time()) - (not background)
-            if helpers > 0:
-                start_requests(requests, helpers, self._remote.max_requests)
+            if helpers > 0 and not start_requests(requests, helpers, self._remote.max_requests) and background:
+                cancel(requests)  # a hint, which nobody can follow
             for piece in fresh:
                 state.kept.add(piece)
             if not background:

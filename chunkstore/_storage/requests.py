@@ -40,14 +40,15 @@ def work_off(requests: deque[Request]) -> None:
                 part.set_result(get())
         except Exception as error:  # noqa: BLE001 - raised by who waits for it
             part.set_exception(error)
-            _cancel(requests)
+            cancel(requests)
         except BaseException:
             if not part.done():
                 part.set_exception(CancelledError())
             raise
 
 
-def _cancel(requests: deque[Request]) -> None:
+def cancel(requests: deque[Request]) -> None:
+    """Cancel those that nobody has begun; who waits for one has to ask again."""
     with suppress(IndexError):
         while True:
             requests.popleft().part.cancel()
@@ -64,7 +65,7 @@ class _Threads:
         self._most = most
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
-        self._busy = 0  # how many have work
+        self._busy = 0  # how many work
         self._last = 0.0  # when there was work
 
     def start(self, requests: deque[Request], count: int) -> None:
@@ -76,9 +77,10 @@ class _Threads:
                 self._pool = ThreadPoolExecutor(self._most, "chunkstore-remote")
             for _ in range(count):
                 self._pool.submit(self._work_off, requests)
-                self._busy += 1
 
     def _work_off(self, requests: deque[Request]) -> None:
+        with self._lock:
+            self._busy += 1
         try:
             work_off(requests)
         finally:
@@ -101,13 +103,21 @@ class _Threads:
 _threads: dict[int, _Threads] = {}
 
 
-def start_requests(requests: deque[Request], count: int, most: int) -> None:
-    """Have `count` threads work requests off, of the `most` that this process has for all sources together."""
+def start_requests(requests: deque[Request], count: int, most: int) -> bool:
+    """Have `count` threads work requests off, of the `most` that this process has for all sources together.
+
+    Returns:
+        Whether there are threads: none start while the interpreter ends, or where the system gives no more.
+    """
     found = _threads.get(most)
     if found is None:
         # One call, which no other thread can come between: all must use the same threads.
         found = _threads.setdefault(most, _Threads(most))
-    found.start(requests, count)
+    try:
+        found.start(requests, count)
+    except RuntimeError:
+        return False
+    return True
 
 
 if hasattr(os, "register_at_fork"):

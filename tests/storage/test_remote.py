@@ -169,6 +169,19 @@ class TestReads:
             request.part.result(5)
         assert max(most) == 2
 
+    def test_without_threads_the_caller_does_all(self, server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """None start while the interpreter ends, or where the system gives no more."""
+
+        def refused(*_: object) -> None:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+        monkeypatch.setattr(requests.ThreadPoolExecutor, "submit", refused)
+        offsets, out = np.arange(2_000_000, 4_000_000, 100_000), np.empty(200, np.uint8)
+        with opened(server, max_gap_nbytes=0) as source:
+            source.advise(offsets, 10)
+            source.read_scattered(offsets, 10, out)
+        assert out.tobytes() == b"".join(DATA[at : at + 10] for at in offsets.tolist())
+
     def test_a_dead_server_is_not_asked_for_all_of_a_call(self, server: RangeServer) -> None:
         """The first error ends it: each request would take as many tries."""
         with opened(server, max_gap_nbytes=0) as source:
