@@ -124,6 +124,7 @@ def test_titles_padding_and_nesting() -> None:
         (b"PK\x03\x04" + bytes(30), "zip archive"),
         (b"\x1f\x8b\x08" + bytes(30), "gzip"),
         (b"\x89HDF\r\n\x1a\n" + bytes(30), "HDF5"),
+        (b"\x89CKS\r\n\x1a\n" + bytes(30), "a chunkstore container"),
         (b"<!DOCTYPE html><html>", "HTML page"),
         (b"\x80\x04\x95" + bytes(30), "pickle"),
         (bytes(30), "begins with zeros"),

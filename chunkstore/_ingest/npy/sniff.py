@@ -7,6 +7,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from chunkstore._format.constants import MAGIC
+
 NPY_MAGIC: Final = b"\x93NUMPY"
 ZIP_MAGICS: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _LFS: Final = b"version https://git-lfs.github.com/spec/"
@@ -22,7 +24,7 @@ _MAGICS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"CDF\x01", "a NetCDF file"),
     (b"CDF\x02", "a NetCDF file"),
     (b"MATLAB 5.0 MAT-file", "a MATLAB file"),
-    (b"\x93CKS", "a chunkstore container"),
+    (MAGIC, "a chunkstore container"),
 )
 _HTML: Final = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|\?xml)", re.IGNORECASE)
 _PICKLE: Final = re.compile(rb"\x80[\x02-\x05]|[(c]numpy|\(lp|\(dp|ccopy_reg", re.DOTALL)
