@@ -95,7 +95,7 @@ def _reserved(paths: Sequence[str], values: Sequence[Any]) -> tuple[Any, str]:
     records: list[dict[str, Any]] = []
     for path, value in zip(paths, values, strict=True):
         record = value.get("origin") if isinstance(value, dict) else None
-        if not _is_known(record):
+        if not is_known(record):
             return None, (
                 f"the record of the original files is not kept: {path} has none that this release knows. "
                 "`export` names files by key or position"
@@ -106,12 +106,13 @@ def _reserved(paths: Sequence[str], values: Sequence[Any]) -> tuple[Any, str]:
         what = _obstacle(joined, record)
         if what:
             return None, f"{_differs(f'the record of the original files ({what})', paths, place)}"
-        note = note or _reordering(joined, record)
-        joined = _join(joined, record)
+        joined, differing = join_records(joined, record)
+        note = note or differing
     return {"origin": joined}, note
 
 
-def _is_known(record: Any) -> TypeGuard[dict[str, Any]]:
+def is_known(record: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether this is a record of original files as `convert` of this release writes it."""
     return (
         isinstance(record, dict)
         and record.get("version") == 1
@@ -140,41 +141,37 @@ def _without(source: type_attrs) -> dict[str, Any]:
     return {name: value for name, value in source.items() if name not in _MAY_DIFFER}
 
 
-def _reordering(one: type_attrs, other: type_attrs) -> str:
+def join_records(one: type_attrs, other: type_attrs) -> tuple[dict[str, Any], str]:
+    """One record of original files for both, and a note where some will not come back in their order.
+
+    Where the two differ, the samples of the second one are exported like those of the first.
+    """
+    fields, note = {}, ""
     for field, source in one["fields"].items():
-        for name in _MAY_DIFFER:
-            if source.get(name) != other["fields"][field].get(name) and source.get(name) is not None:
-                return (
+        differing = [name for name in _MAY_DIFFER if other["fields"].get(field, {}).get(name) != source.get(name)]
+        fields[field] = {name: None if name in differing else value for name, value in source.items()}
+        for name in differing:
+            if source.get(name) is not None:
+                note = note or (
                     f"the {name} of the original arrays of field {field!r} is not kept, because it differs: "
                     "`export` writes them in C order, little-endian; values are equal"
                 )
-    return ""
-
-
-def _join(one: type_attrs, other: type_attrs) -> dict[str, Any]:
-    fields = {
-        field: {
-            name: None if name in _MAY_DIFFER and other["fields"][field].get(name) != value else value
-            for name, value in source.items()
-        }
-        for field, source in one["fields"].items()
-    }
     joined = {**one, "fields": fields}
-    if "names" in one:
+    if "names" in one and one.get("suffix") == other.get("suffix"):
         joined["names"] = {**one["names"], **other.get("names", {})}  # by key, and keys are unique
-    if "files" in one:
+    if "files" in one and "files" in other:
         taken = {path for path, _ in one["files"]}
-        joined["files"] = [*one["files"], *([free_name(path, taken), count] for path, count in other["files"])]
+        joined["files"] = [*one["files"], *([_free_name(path, taken), count] for path, count in other["files"])]
     counts = [record.get("reordered", 0) for record in (one, other)]
     if any(type(count) is int and count for count in counts):
         joined["reordered"] = sum(count for count in counts if type(count) is int)
     objects = sorted({*one.get("objects", []), *other.get("objects", [])})
     if objects:
         joined["objects"] = objects
-    return joined
+    return joined, note
 
 
-def free_name(path: str, taken: set[str]) -> str:
+def _free_name(path: str, taken: set[str]) -> str:
     """The path, or one beside it that is free: `x.npy`, `x-2.npy`."""
     head, dot, suffix = path.rpartition(".")
     number, name = 1, path

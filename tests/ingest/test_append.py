@@ -157,6 +157,31 @@ def test_same_file_name_twice(tmp_path: Path) -> None:
     assert np.load(tmp_path / "again" / "x-2.npy").min() == 1
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "told", "exported"),
+    [
+        ("CF", "FC", False, "2 files"),
+        ("CF", "CC", False, "1 file"),
+        ("FF", "CC", True, None),
+        ("FF", "FF", False, None),
+    ],
+)
+def test_memory_orders_that_are_lost(tmp_path: Path, old: str, new: str, told: bool, exported: str | None) -> None:
+    """`append` says that it makes files differ in memory order, `export` how many of old and new files do."""
+    array = np.arange(6.0).reshape(2, 3)
+    for folder, orders in (("old", old), ("new", new)):
+        (tmp_path / folder).mkdir()
+        for number, order in enumerate(orders):
+            np.save(tmp_path / folder / f"{folder}{number}.npy", np.array(array, order=order))  # type: ignore[call-overload]
+    chunkstore.convert(tmp_path / "old", tmp_path / "x.cks", layout="files")
+    report = append([tmp_path / "new"], tmp_path / "x.cks")
+    assert any("the order of the original arrays of field 'data' is not kept" in note for note in report.notes) == told
+    notes = chunkstore.export(tmp_path / "x.cks", tmp_path / "again").notes
+    assert [f"byte order of {exported} is not kept" in note for note in notes] == ([True] if exported else [])
+    for path in (tmp_path / "again").iterdir():
+        assert np.array_equal(np.load(path), array)
+
+
 def test_interrupted(tmp_path: Path) -> None:
     """Ctrl-C in the middle: nothing was added, and the message says how to go on."""
     (tmp_path / "data").mkdir()

@@ -19,16 +19,10 @@ from chunkstore._ingest.plan.plan import LABEL, OnError, Plan, make_plan
 from chunkstore._ingest.plan.read import PlanReader
 from chunkstore._ingest.plan.scan import Skipped, count_text, scan_sources
 from chunkstore._ingest.plan.specs import DATA, DtypeArg, FieldArg
-from chunkstore._rewrite.attrs import free_name
+from chunkstore._rewrite.attrs import is_known, join_records
 from chunkstore._write.writer import Writer
 from chunkstore.errors import IngestError
 
-_PARTS: Final = (
-    "array",
-    "member",
-    "file",
-    "role",
-)  # by which the record of an origin tells one field's source from another
 _PIECE_NBYTES: Final = 16 << 20  # of samples that are read and added at once, if one sample is not more
 
 
@@ -123,7 +117,8 @@ def append(
             )
             _check_fits(os.fspath(path), writer, plan)
             _add_all(writer, plan, progress)
-            writer.attrs.update(_new_attrs(writer.attrs, plan))
+            changed, notes = _new_attrs(writer.attrs, plan)
+            writer.attrs.update(changed)
             plan.check_sources()
             num_samples = len(writer)
     except KeyboardInterrupt:
@@ -138,7 +133,7 @@ def append(
         num_samples,
         plan.num_files,
         plan.explanation,
-        plan.notes,
+        (*plan.notes, *notes),
         plan.skipped,
         seconds,
     )
@@ -148,9 +143,7 @@ def _origin_of(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """What `convert` noted; empty for a container that a program wrote, or where it is not as we write it."""
     reserved = attrs.get(ATTRS_RESERVED)
     origin = reserved.get("origin") if isinstance(reserved, dict) else None
-    if not isinstance(origin, dict) or origin.get("version") != 1 or not isinstance(origin.get("fields"), dict):
-        return {}
-    return origin
+    return origin if is_known(origin) else {}
 
 
 def _known_fields(origin: Mapping[str, Any]) -> dict[str, str]:
@@ -298,9 +291,10 @@ def _class_names(attrs: Mapping[str, Any]) -> list[str]:
     return list(known) if isinstance(known, list) else []
 
 
-def _new_attrs(attrs: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """Attrs to set: classes that are new, and what `export` needs of the new files."""
+def _new_attrs(attrs: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Attrs to set: classes that are new, and what `export` needs of the new files; what there is to say about them."""
     changed: dict[str, Any] = {}
+    note = ""
     mine = plan.attrs.get("class_names", {}).get(LABEL)
     if mine is not None:
         known = _class_names(attrs)
@@ -308,27 +302,6 @@ def _new_attrs(attrs: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
         changed["class_names"] = {**(others or {}), LABEL: known + [name for name in mine if name not in known]}
     origin = _origin_of(attrs)
     if origin:
-        changed[ATTRS_RESERVED] = {**attrs[ATTRS_RESERVED], "origin": _joined(origin, plan.origin)}
-    return changed
-
-
-def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """One origin for both. Where the files differ too much for that, the new samples are exported like the old ones."""
-    joined = {**old, "fields": {name: _joined_field(source, new) for name, source in old["fields"].items()}}
-    if "files" in old and "files" in new:
-        taken = {path for path, _ in old["files"]}
-        joined["files"] = [*old["files"], *([free_name(path, taken), count] for path, count in new["files"])]
-    if "names" in old and old.get("suffix") == new.get("suffix"):
-        joined["names"] = {**old["names"], **new.get("names", {})}
-    return joined
-
-
-def _joined_field(source: Any, new: dict[str, Any]) -> Any:
-    """dtype and order only where all files agree."""
-    other: dict[str, Any] = next(
-        (found for found in new["fields"].values() if all(found.get(part) == source.get(part) for part in _PARTS)), {}
-    )
-    return {
-        name: (None if name in ("dtype", "order") and other.get(name) != value else value)
-        for name, value in source.items()
-    }
+        joined, note = join_records(origin, plan.origin)
+        changed[ATTRS_RESERVED] = {**attrs[ATTRS_RESERVED], "origin": joined}
+    return changed, (note,) if note else ()
