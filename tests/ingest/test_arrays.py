@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from source_arrays import find_place, open_array, read_array, read_rows
 
 from chunkstore._ingest.npy import arrays
-from chunkstore._ingest.npy.arrays import ArraySource, flat_boxes, open_array
+from chunkstore._ingest.npy.arrays import ArraySource, flat_boxes
 from chunkstore.errors import IngestError
 
 DTYPES = ["|u1", ">i2", "<f4", ">f8", ">c16", "|S3", ">U2", "<M8[s]"]
@@ -25,12 +26,6 @@ def sample(dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     if dtype[1] in "SU":
         return rng.integers(10, 99, shape).astype(dtype)
     return rng.integers(0, 100, shape).astype(dtype)
-
-
-def read_all(source: ArraySource) -> np.ndarray:
-    out = np.empty(source.shape, source.dtype)
-    source.read_all(out)
-    return out
 
 
 @settings(max_examples=60)
@@ -64,21 +59,16 @@ def test_rows_equal_numpy(
         np.save(path, values)
     else:
         (np.savez if how == "stored" else np.savez_compressed)(path, a=values)
-    whole, arrays._WHOLE_NBYTES = arrays._WHOLE_NBYTES, 0 if small else 1 << 20  # type: ignore[misc]
-    try:
-        place = arrays.find_place(str(path))
-        with ArraySource(place, tile_nbytes=tile) as source:
-            assert source.dtype == values.dtype.newbyteorder("<")
-            assert np.array_equal(read_all(source), values)
-            if shape and shape[0]:
-                start = data.draw(st.integers(0, shape[0]))
-                stop = data.draw(st.integers(start, shape[0]))
-                out = np.empty((stop - start, *shape[1:]), source.dtype)
-                source.read_rows(start, stop, out)
-                assert np.array_equal(out, values[start:stop])
-                assert np.array_equal(read_all(source), values)
-    finally:
-        arrays._WHOLE_NBYTES = whole  # type: ignore[misc]
+    with pytest.MonkeyPatch.context() as patch, open_array(path) as source:
+        patch.setattr(arrays, "_WHOLE_NBYTES", 0 if small else 1 << 20)
+        patch.setattr(arrays, "TILE_NBYTES", tile)
+        assert source.dtype == values.dtype.newbyteorder("<")
+        assert np.array_equal(read_array(source), values)
+        if shape and shape[0]:
+            start = data.draw(st.integers(0, shape[0]))
+            stop = data.draw(st.integers(start, shape[0]))
+            assert np.array_equal(read_rows(source, start, stop), values[start:stop])
+            assert np.array_equal(read_array(source), values)
 
 
 @given(st.lists(st.integers(1, 4), max_size=4).map(tuple), st.data())
@@ -102,7 +92,7 @@ def test_members_of_records(tmp_path: Path) -> None:
     for member, want in ((("a",), values["a"]), (("b", "c"), values["b"]["c"]), (("b", "d"), values["b"]["d"])):
         with open_array(path, member=member) as source:
             assert source.shape == want.shape
-            assert np.array_equal(read_all(source), want)
+            assert np.array_equal(read_array(source), want)
     with pytest.raises(IngestError, match=r"structured array: name one of its members"):
         open_array(path)
 
@@ -111,6 +101,7 @@ def test_members_of_records(tmp_path: Path) -> None:
 def test_memory_is_bounded(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Fortran array of 48 MB is read row by row with less than 16 MB at a time."""
     monkeypatch.setattr(arrays, "_WHOLE_NBYTES", 1 << 20)
+    monkeypatch.setattr(arrays, "TILE_NBYTES", 1 << 20)
     values = np.asfortranarray(np.arange(6_000_000, dtype=np.int64).reshape(60_000, 100))
     path = tmp_path / ("x.npy" if how == "npy" else "x.npz")
     if how == "npy":
@@ -123,12 +114,10 @@ def test_memory_is_bounded(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyP
             archive.open("a.npy", "w") as file,
         ):
             np.lib.format.write_array(file, values)
-    with arrays.ArraySource(arrays.find_place(str(path)), tile_nbytes=1 << 20) as source:
-        out = np.empty((5000, 100), np.int64)
+    with open_array(path) as source:
         tracemalloc.start()
         for start in range(0, 60_000, 5000):
-            source.read_rows(start, start + 5000, out)
-            assert np.array_equal(out[7], values[start + 7])
+            assert np.array_equal(read_rows(source, start, start + 5000)[7], values[start + 7])
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 16 << 20
@@ -139,21 +128,19 @@ def test_deflated_going_back_starts_over(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez_compressed(path, a=np.arange(10_000))
     with open_array(path) as source:
-        out = np.empty(10, np.int64)
         for start in (5000, 9000, 100, 110):
-            source.read_rows(start, start + 10, out)
-            assert out.tolist() == list(range(start, start + 10))
+            assert read_rows(source, start, start + 10).tolist() == list(range(start, start + 10))
 
 
 def test_a_changed_file_is_named(tmp_path: Path) -> None:
     """Size or time of the file differ from the plan's: refused, before and after reading."""
     path = tmp_path / "x.npy"
     np.save(path, np.arange(10))
-    place = arrays.find_place(str(path))
+    place = find_place(path)
     source = ArraySource(place)
     os.utime(path, ns=(1, 1))
     with pytest.raises(IngestError, match=r"x.npy: the file changed while it was converted"):
-        source.read_all(np.empty(10, np.int64))
+        read_array(source)
     source.close()
     with pytest.raises(IngestError, match=r"the file changed"):
         ArraySource(place)
@@ -172,10 +159,10 @@ def test_bytes_that_are_no_bool_and_no_character(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     np.save(path, np.array([1, 0, 7], np.uint8).view(bool))
     with open_array(path) as source, pytest.raises(IngestError, match=r"holds the byte 7; only 0 and 1 are bools"):
-        read_all(source)
+        read_array(source)
     np.save(path, np.array([0x110000], "<u4").view("<U1"))
     with open_array(path) as source, pytest.raises(IngestError, match=r"holds 0x110000, which is no character"):
-        read_all(source)
+        read_array(source)
     np.save(path, np.array([0xD800], "<u4").view("<U1"))
     with open_array(path) as source:
-        assert read_all(source).view(np.uint32)[0] == 0xD800
+        assert read_array(source).view(np.uint32)[0] == 0xD800

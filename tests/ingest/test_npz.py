@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from source_arrays import open_array, read_array, read_rows
 
-from chunkstore._ingest.npy.arrays import open_array
 from chunkstore._ingest.npy.npz import Member, read_members
 from chunkstore.errors import IngestError
 
@@ -43,9 +43,7 @@ def members(path: Path) -> list[Member]:
 
 def load(path: Path, name: str | None = None) -> np.ndarray:
     with open_array(path, name) as source:
-        out = np.empty(source.shape, source.dtype)
-        source.read_all(out)
-        return out
+        return read_array(source)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -254,10 +252,9 @@ def test_crc_of_stored_member_in_rows(tmp_path: Path) -> None:
     path.write_bytes(data)
     assert zlib.crc32(GOOD)
     with open_array(path) as source:
-        out = np.empty(500, np.int32)
-        source.read_rows(0, 500, out)
+        read_rows(source, 0, 500)
         with pytest.raises(IngestError, match=r"CRC-32 stored"):
-            source.read_rows(500, 1000, out)
+            read_rows(source, 500, 1000)
 
 
 def test_names_of_variables(tmp_path: Path) -> None:

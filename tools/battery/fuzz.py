@@ -25,11 +25,11 @@ from pathlib import Path
 
 import numpy as np
 from damaged import FIELDS, NUMBERS, Damaged, mutate
+from source_arrays import open_array, read_array
 
 import chunkstore
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import read_index
-from chunkstore._ingest.npy.arrays import open_array
 from chunkstore._ingest.npy.npyheader import check_nbytes, parse_header
 from chunkstore.errors import ChunkstoreError, TruncatedError
 from tools.battery.scratch import in_memory
@@ -157,7 +157,7 @@ class NpzTarget:
         os.ftruncate(self._fd, len(data))
         with open_array(self._path, "a") as source:
             if source.dtype.itemsize * int(np.prod(source.shape, dtype=object)) < LIMIT_NBYTES:
-                source.read_all(np.empty(source.shape, source.dtype))
+                read_array(source)
 
 
 def npz_seeds() -> list[bytes]:

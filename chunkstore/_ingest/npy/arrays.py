@@ -30,9 +30,7 @@ import numpy.typing as npt
 from chunkstore._format import dtypes
 from chunkstore._ingest.npy.casts import Cast, check_values, convert, native, resolve_cast
 from chunkstore._ingest.npy.files import check_unchanged, open_regular, read_exactly
-from chunkstore._ingest.npy.npyheader import PREFIX_NBYTES, check_nbytes, header_nbytes, parse_header
-from chunkstore._ingest.npy.npz import InflateStream, Member, read_member_header, read_members
-from chunkstore._ingest.npy.sniff import ZIP_MAGICS
+from chunkstore._ingest.npy.npz import InflateStream, Member
 from chunkstore._ingest.plan.specs import leaf_of
 from chunkstore.errors import IngestError
 
@@ -300,23 +298,21 @@ class ArraySource:
     Attributes:
         dtype: of what is read, little-endian.
         shape: subarray dimensions of a member included.
-        row_nbytes: bytes that one index of the first axis gives.
+        num_elements: of the stored array (records, where it is structured).
+        element_nbytes: bytes that one of them gives.
 
     Raises:
         IngestError: the file is not as it was planned.
         OSError: it cannot be read.
     """
 
-    def __init__(
-        self, place: Place, member: tuple[str, ...] = (), cast: Cast | None = None, *, tile_nbytes: int = TILE_NBYTES
-    ) -> None:
-        self._place, self._member, self._tile_nbytes = place, member, tile_nbytes
-        self._subshape, self._cast = _member_of(place, member, cast)
+    def __init__(self, place: Place, member: tuple[str, ...] = (), cast: Cast | None = None) -> None:
+        self._place, self._member = place, member
+        subshape, self._cast = _member_of(place, member, cast)
         self.dtype: np.dtype[Any] = dtypes.to_numpy(self._cast.target)
-        self.shape = place.shape + self._subshape
-        self.fortran_order = place.kind.fortran
-        self._element_nbytes = dtypes.element_nbytes(self._cast.target) * math.prod(self._subshape)
-        self.row_nbytes = self._element_nbytes * math.prod(place.shape[1:])
+        self.shape = place.shape + subshape
+        self.num_elements = math.prod(place.shape)
+        self.element_nbytes = dtypes.element_nbytes(self._cast.target) * math.prod(subshape)
         self._fd, status = open_regular(place.path, place.where)
         self._raw: _Raw | None = None
         try:
@@ -325,35 +321,24 @@ class ArraySource:
             self.close()
             raise
 
-    @property
-    def num_elements(self) -> int:
-        """Elements of the stored array (records, where it is structured)."""
-        return math.prod(self._place.shape)
-
-    @property
-    def element_nbytes(self) -> int:
-        """Bytes that one of them gives."""
-        return self._element_nbytes
-
     def read_elements(self, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
         """Elements `[start, stop)` of the array in C order, as bytes of the field, into `out`.
 
         Raises:
             IngestError: damage, a value that does not fit the dtype, or a file that changed meanwhile.
         """
-        if len(out) != (stop - start) * self._element_nbytes:
-            raise ValueError(f"out has {len(out)} bytes, needed are {(stop - start) * self._element_nbytes}")
-        if self._raw is None:
-            self._raw = _open_raw(self._fd, self._place)
+        if len(out) != (stop - start) * self.element_nbytes:
+            raise ValueError(f"out has {len(out)} bytes, needed are {(stop - start) * self.element_nbytes}")
+        self._raw = self._raw or _open_raw(self._fd, self._place)
         itemsize = self._place.kind.dtype.itemsize
         if itemsize == 0:
             out[:] = 0  # texts of width 0, made wider
         elif stop > start:
-            step = max(1, self._tile_nbytes // max(itemsize, self._element_nbytes, 1))
+            step = max(1, TILE_NBYTES // max(itemsize, self.element_nbytes, 1))
             for low in range(start, stop, step):
                 high = min(stop, low + step)
                 self._read_tile(
-                    low, high, out[(low - start) * self._element_nbytes : (high - start) * self._element_nbytes]
+                    low, high, out[(low - start) * self.element_nbytes : (high - start) * self.element_nbytes]
                 )
         check_unchanged(os.fstat(self._fd), self._place.size, self._place.mtime_ns, self._place.where)
 
@@ -368,12 +353,7 @@ class ArraySource:
             if self._cast.checked:
                 check_values(self._cast, out.view(native(dtype)), self._place.where)
             return
-        tile = np.empty((stop - start) * dtype.itemsize, np.uint8)
-        self._raw.read(start, stop, tile.data)
-        values = tile.view(dtype)
-        for name in self._member:
-            values = values[name]
-        convert(self._cast, np.ascontiguousarray(values, native(values.dtype)).reshape(-1), out, self._place.where)
+        convert(self._cast, self.read_values(start, stop), out, self._place.where)
 
     def read_values(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Elements in their own little-endian dtype, before any cast: for texts. One tile: the caller bounds it."""
@@ -389,21 +369,9 @@ class ArraySource:
             values = values[name]
         return np.ascontiguousarray(values, native(values.dtype)).reshape(-1)
 
-    def read_rows(self, start: int, stop: int, out: npt.NDArray[Any]) -> None:
-        """Rows `[start, stop)` of the first axis into `out`, C-contiguous, of shape `(stop - start, *shape[1:])` and
-        dtype `self.dtype`.
-        """
-        per_row = math.prod(self._place.shape[1:])
-        self.read_elements(start * per_row, stop * per_row, _bytes_of(out))
-
-    def read_all(self, out: npt.NDArray[Any]) -> None:
-        """The whole array into `out`, C-contiguous, of `self.shape` and `self.dtype`."""
-        self.read_elements(0, self.num_elements, _bytes_of(out))
-
     def close(self) -> None:
         """Give the descriptor back; a second call does nothing."""
-        if getattr(self, "_raw", None) is not None:
-            assert self._raw is not None
+        if self._raw is not None:
             self._raw.close()
             self._raw = None
         if self._fd >= 0:
@@ -419,12 +387,6 @@ class ArraySource:
         self.close()
 
 
-def _bytes_of(out: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    if not out.flags.c_contiguous:
-        raise ValueError("out must be C-contiguous")
-    return out.reshape(-1).view(np.uint8)
-
-
 def _member_of(place: Place, member: tuple[str, ...], cast: Cast | None) -> tuple[tuple[int, ...], Cast]:
     """Subarray dimensions and cast of the array or of the member."""
     if place.kind.dtype.hasobject:
@@ -436,38 +398,3 @@ def _member_of(place: Place, member: tuple[str, ...], cast: Cast | None) -> tupl
         return leaf.subshape, cast or resolve_cast(leaf.dtype, None, leaf.label)
     except IngestError as error:
         raise IngestError(f"{place.where}: {error}") from None
-
-
-def find_place(path: str, member: str | None = None) -> Place:
-    """Place of the array of an `.npy`, or of the named one of an `.npz` (which may be left out if there is one only).
-
-    Raises:
-        IngestError: damage, or no such member.
-    """
-    fd, status = open_regular(path, path)
-    try:
-        head = os.pread(fd, PREFIX_NBYTES, 0)
-        if not head.startswith(ZIP_MAGICS):
-            header = parse_header(os.pread(fd, header_nbytes(head, path), 0), path)
-            check_nbytes(header, status.st_size, path)
-            found, where = None, path
-        else:
-            found = _choose(read_members(fd, status.st_size, path), member, path)
-            where = f"{path}: array {found.name!r}"
-            header = read_member_header(fd, found, where)[1]
-    finally:
-        os.close(fd)
-    kind = Kind(header.dtype, header.fortran_order, header.data_offset)
-    return Place(path, where, status.st_size, status.st_mtime_ns, found, kind, header.shape)
-
-
-def _choose(members: list[Member], name: str | None, path: str) -> Member:
-    chosen = [member for member in members if name is None or member.name == name]
-    if len(chosen) != 1:
-        raise IngestError(f"{path}: has the arrays {', '.join(repr(m.name) for m in members[:20])}; name one of them.")
-    return chosen[0]
-
-
-def open_array(path: str | os.PathLike[str], array: str | None = None, member: tuple[str, ...] = ()) -> ArraySource:
-    """Source of one array of a file; the caller closes it."""
-    return ArraySource(find_place(os.fspath(path), array), member)
