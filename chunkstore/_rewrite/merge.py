@@ -11,7 +11,6 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkstore._format import superblock as superblocks
 from chunkstore._format.constants import HEAD_NBYTES, PART_ALIGNMENT, Kind
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index
@@ -20,7 +19,7 @@ from chunkstore._format.segment import Directory, pad
 from chunkstore._read.many import Paths, every_container
 from chunkstore._read.newest import open_newest
 from chunkstore._rewrite.attrs import merge_attrs
-from chunkstore._storage.commit import NewFile, write_superblocks
+from chunkstore._storage.commit import NewFile
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.remote import Remote
 from chunkstore._storage.replace import check_replaceable
@@ -28,6 +27,7 @@ from chunkstore._storage.source import Source
 from chunkstore._storage.upload import uploaded
 from chunkstore._verify.verify import verify
 from chunkstore._write.index_writer import IndexWriter, planned_segment_nbytes
+from chunkstore._write.target import finish_new
 from chunkstore.errors import CorruptError, ReplacedError, SchemaError
 
 _PIECE_NBYTES: Final = 64 << 20
@@ -215,9 +215,7 @@ def _write(
     for entry, moved in zip(inputs, offsets, strict=True):
         with entry.opened() as (_, old):
             _add_to_index(index, old, np.stack(moved, axis=1))
-    superblock = index.write(file.sink, HEAD_NBYTES, data_end=tail)
-    file.sink.truncate(superblock.committed_end)
-    write_superblocks(file.sink, superblocks.encode(superblock))
+    finish_new(file.sink, index, tail, HEAD_NBYTES)
 
 
 def _copy_field(file: NewFile, source: Source, column: FieldIndex, tail: int, copied: Callable[[int], None]) -> int:

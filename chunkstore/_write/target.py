@@ -89,9 +89,7 @@ class NewTarget:
 
     def commit(self, index: IndexWriter, tail: int) -> None:
         """Write the index behind the blocks, sync, and give the file its name."""
-        superblock = index.write(self.sink, pad(tail, PART_ALIGNMENT), data_end=tail)
-        self.sink.truncate(superblock.committed_end)
-        write_superblocks(self.sink, superblocks.encode(superblock))
+        superblock = finish_new(self.sink, index, tail)
         if self.before_publish is not None:
             self.before_publish(self._file.temporary)
         self._file.publish()
@@ -105,6 +103,14 @@ class NewTarget:
     def close(self) -> None:
         """Remove the file unless it was published."""
         self._file.discard()
+
+
+def finish_new(sink: Sink, index: IndexWriter, data_end: int, offset: int | None = None) -> Superblock:
+    """Write the index of a file that nobody can see yet, at `offset` or behind the blocks, and both superblocks."""
+    superblock = index.write(sink, pad(data_end, PART_ALIGNMENT) if offset is None else offset, data_end=data_end)
+    sink.truncate(superblock.committed_end)
+    write_superblocks(sink, superblocks.encode(superblock))
+    return superblock
 
 
 class AppendTarget:

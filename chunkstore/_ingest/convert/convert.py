@@ -12,12 +12,10 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from chunkstore._format import superblock as superblocks
 from chunkstore._format.codec import RAW
-from chunkstore._format.constants import ATTRS_RESERVED, HEAD_NBYTES, PART_ALIGNMENT, SHARD_NBYTES
+from chunkstore._format.constants import ATTRS_RESERVED, HEAD_NBYTES, SHARD_NBYTES
 from chunkstore._format.encode import CodecArg, CodecSpec, parse_codecs
 from chunkstore._format.schema import encode_attrs
-from chunkstore._format.segment import pad
 from chunkstore._format.superblock import Superblock
 from chunkstore._ingest.convert.arrangement import Arrangement, arrange
 from chunkstore._ingest.convert.choosing import Chosen, choose_codings
@@ -34,11 +32,12 @@ from chunkstore._ingest.plan.plan import OnError, Plan, make_plan
 from chunkstore._ingest.plan.scan import Scan, Skipped, scan_sources
 from chunkstore._ingest.plan.specs import DtypeArg, FieldArg
 from chunkstore._ingest.plan.uniform import plan_uniform
-from chunkstore._storage.commit import NewFile, write_superblocks
+from chunkstore._storage.commit import NewFile
 from chunkstore._storage.remote import Remote
 from chunkstore._storage.replace import check_replaceable
 from chunkstore._storage.upload import uploaded
 from chunkstore._write.index_writer import Block, IndexWriter, Keys
+from chunkstore._write.target import finish_new
 from chunkstore.errors import IngestError
 
 __all__ = ["ConvertReport", "convert"]  # the package exports both from here
@@ -327,14 +326,10 @@ def _write(plan: Plan, work: _Work) -> ConvertReport:
 
 def _finish(new: NewFile, index: IndexWriter, arrangement: Arrangement, coded: CodedFields | None) -> Superblock:
     """Write the index and both superblocks."""
-    if coded is None:
-        superblock = index.write(new.sink, HEAD_NBYTES, data_end=arrangement.data_end)
-        assert superblock.committed_end == arrangement.committed_end, "the index is not as long as planned"
-    else:
-        end = coded.finish(index)
-        superblock = index.write(new.sink, pad(end, PART_ALIGNMENT), data_end=end)
-        new.sink.truncate(superblock.committed_end)
-    write_superblocks(new.sink, superblocks.encode(superblock))
+    if coded is not None:
+        return finish_new(new.sink, index, coded.finish(index))
+    superblock = finish_new(new.sink, index, arrangement.data_end, HEAD_NBYTES)
+    assert superblock.committed_end == arrangement.committed_end, "the index is not as long as planned"
     return superblock
 
 
