@@ -19,19 +19,23 @@ from chunkstore._format.segment import Directory, pad
 from chunkstore._read.many import Paths, every_container
 from chunkstore._read.newest import open_newest
 from chunkstore._rewrite.attrs import merge_attrs
+from chunkstore._rewrite.told import Told
 from chunkstore._storage.commit import NewFile
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.remote import Remote
 from chunkstore._storage.replace import check_replaceable
 from chunkstore._storage.source import Source
 from chunkstore._storage.upload import uploaded
-from chunkstore._verify.verify import verify
+from chunkstore._verify.report import Progress
 from chunkstore._write.index_writer import IndexWriter, planned_segment_nbytes
 from chunkstore._write.target import finish_new
-from chunkstore.errors import CorruptError, ReplacedError, SchemaError
+from chunkstore.errors import ReplacedError, SchemaError
 
 _PIECE_NBYTES: Final = 64 << 20
-type_progress = Callable[[int, int], None]
+_WRONG: Final = (
+    "the copy is not right, so nothing was published. An input is damaged (run `chunkstore verify` on each), or the "
+    "copy was not stored as it was written. First"
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def merge(
     *,
     mode: Literal["x", "w"] = "x",
     attrs: Mapping[str, Any] | None = None,
-    progress: type_progress | None = None,
+    progress: Progress | None = None,
     remote: Remote | None = None,
 ) -> Merged:
     """Put the samples of several containers into one new container, in the order given.
@@ -147,7 +151,7 @@ def _merge(
     out: str,
     mode: Literal["x", "w"],
     attrs: Mapping[str, Any] | None,
-    progress: type_progress | None,
+    progress: Progress | None,
 ) -> tuple[str, ...]:
     """Write and publish; what the new container does not say of the inputs."""
     _check_alike(inputs)
@@ -156,13 +160,13 @@ def _merge(
     if attrs is None:
         merged, notes = merge_attrs([entry.path for entry in inputs], [entry.attrs for entry in inputs])
     with_keys = any(entry.has_keys for entry in inputs if entry.num_samples)
-    total = sum(entry.nbytes for entry in inputs)
+    told = Told(progress, sum(entry.nbytes for entry in inputs))
     with NewFile.create(out, mode) as file:
         folder = os.path.dirname(file.temporary)
         with IndexWriter(inputs[0].fields, merged, with_keys=with_keys, folder=folder) as index:
             index.dictionaries = next((entry.dictionaries for entry in inputs if entry.num_samples), {})
-            _write(file, index, inputs, merged, _counted(progress, total, 2 * total))
-        _verify(file, _counted(progress, total, 2 * total, before=total))
+            _write(file, index, inputs, merged, told.copied)
+        told.verify(file.temporary, f"{file.path}: {_WRONG}")
         file.publish()
     return notes
 
@@ -237,33 +241,3 @@ def _add_to_index(index: IndexWriter, old: Index, offsets: NDArray[np.int64]) ->
             index.absorb(old, directory, offsets[mine])
         except SchemaError as error:
             raise SchemaError(f"{old.path}: {error}") from None
-
-
-def _counted(progress: type_progress | None, part: int, total: int, before: int = 0) -> Callable[[int], None]:
-    """A function that takes the number of bytes just done, of `part`, and tells the caller of the whole."""
-    done = before
-
-    def count(nbytes: int) -> None:
-        nonlocal done
-        done = min(done + nbytes, before + part)
-        if progress is not None:
-            progress(done, total)
-
-    return count
-
-
-def _verify(file: NewFile, counted: Callable[[int], None]) -> None:
-    """The whole file, read back, before it gets its name."""
-    last = 0
-
-    def tell(done: int, _total: int) -> None:
-        nonlocal last
-        counted(done - last)
-        last = done
-
-    report = verify(file.temporary, progress=tell)
-    if not report.ok:
-        raise CorruptError(
-            f"{file.path}: the copy is not right, so nothing was published. An input is damaged (run `chunkstore "
-            f"verify` on each), or the copy was not stored as it was written. First: {report.damage[0]}"
-        )

@@ -19,15 +19,15 @@ from chunkstore._read.batch import Indices
 from chunkstore._read.many import one_container
 from chunkstore._read.reader import Reader
 from chunkstore._read.reader import open as open_reader
+from chunkstore._rewrite.told import Told
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.remote import Remote
 from chunkstore._storage.replace import check_replaceable
 from chunkstore._storage.upload import uploaded
 from chunkstore._verify.report import Progress
-from chunkstore._verify.verify import verify
 from chunkstore._write.target import NewTarget
 from chunkstore._write.writer import Writer
-from chunkstore.errors import CorruptError, SchemaError
+from chunkstore.errors import SchemaError
 
 _BATCH_NBYTES: Final = 16 << 20
 _BATCH_SAMPLES: Final = 1 << 16
@@ -82,45 +82,13 @@ def repack(
         total = len(reader) if order is None else len(order)
         totals = {field.name: _total_nbytes(reader, field.name, order) for field in fields if field.ragged}
         nbytes = sum(totals.get(field.name, total * field.item_nbytes) for field in fields)
-        told = _Told(progress, nbytes)
+        told = Told(progress, nbytes)
         options = {"fields": fields, "mode": mode, "num_samples": total, "shard_nbytes": shard_nbytes, "codec": codec}
-        with _RepackWriter(target, totals, kept, told.verifying, **options) as writer:
+        with _RepackWriter(target, totals, kept, told, **options) as writer:
             writer.attrs.update(reader.attrs)
             for batch in _batches(reader, order):
                 writer.add_batch(reader.batch(batch), _keys(reader, batch))
                 told.copied(sum(int(_row_nbytes(reader, field.name, batch).sum()) for field in fields))
-        told.all()
-
-
-class _Told:
-    """The progress of a repack: its rows once, as they are copied, and once more as the new file is verified.
-
-    Args:
-        progress: of the caller.
-        nbytes: of all rows.
-    """
-
-    def __init__(self, progress: Progress | None, nbytes: int) -> None:
-        self._progress = progress
-        self._nbytes = nbytes
-        self._done = 0
-
-    def copied(self, nbytes: int) -> None:
-        """So many bytes more are copied."""
-        self._tell(self._done + nbytes)
-
-    def verifying(self, done: int, total: int) -> None:
-        """What verify says: bytes of the new file, which has an index besides."""
-        self._tell(self._nbytes + self._nbytes * done // max(total, 1))
-
-    def all(self) -> None:
-        """The new file is published."""
-        self._tell(2 * self._nbytes)
-
-    def _tell(self, done: int) -> None:
-        self._done = done
-        if self._progress is not None:
-            self._progress(done, 2 * self._nbytes)
 
 
 class _RepackWriter(Writer):
@@ -131,14 +99,15 @@ class _RepackWriter(Writer):
         path: str,
         ragged_nbytes: dict[str, int],
         dictionaries: dict[int, bytes],
-        verifying: Progress,
+        told: Told,
         **options: Any,
     ) -> None:
         self._ragged_nbytes = ragged_nbytes
         self._dictionaries = dictionaries
         super().__init__(path, **options)
         assert isinstance(self._target, NewTarget)
-        self._target.before_publish = lambda unpublished: _check_whole(unpublished, verifying)
+        wrong = "the new file was not stored as it was written; nothing is published"
+        self._target.before_publish = lambda unpublished: told.verify(unpublished, wrong)
 
     def _known_nbytes(self, field: Field, num_samples: int) -> int | None:
         known = super()._known_nbytes(field, num_samples)
@@ -157,12 +126,6 @@ def _open_codecs(reader: Reader, spec: CodecSpec) -> tuple[tuple[Field, ...], di
         elif field.codec != RAW:
             kept[number] = reader._index.dictionary(number)
     return tuple(fields), kept
-
-
-def _check_whole(path: str, progress: Progress) -> None:
-    report = verify(path, progress=progress)
-    if not report.ok:
-        raise CorruptError(f"the new file was not stored as it was written; nothing is published: {report.damage[0]}")
 
 
 def _order(reader: Reader, positions: Indices | None, keys: Sequence[str] | None) -> Ints | None:
