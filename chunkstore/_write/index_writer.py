@@ -7,13 +7,10 @@ are kept in memory up to a MiB each and in one unnamed temporary file beyond tha
 from __future__ import annotations
 
 import bisect
-import contextlib
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import IO, Any, Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +33,9 @@ from chunkstore._format.segment import (
 from chunkstore._format.superblock import Superblock
 from chunkstore._storage.buffers import byte_view
 from chunkstore._storage.sink import Sink
+from chunkstore._write.late import Spill
 from chunkstore._write.sections import Joined, write_section
-from chunkstore.errors import SchemaError, WriteError
+from chunkstore.errors import SchemaError
 
 _SPOOL_NBYTES: Final = 1 << 20
 _PIECE_NBYTES: Final = 64 * PAGE_NBYTES
@@ -125,45 +123,10 @@ def encode_key(key: str) -> bytes:
     return text
 
 
-class _Spill:
-    """One unnamed temporary file for all that outgrows the memory; bytes are only appended."""
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-        self._file: IO[bytes] | None = None
-
-    def append(self, data: bytes | bytearray) -> int:
-        """Where the data are now.
-
-        Raises:
-            WriteError: the system has no room for them.
-        """
-        try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by close()
-            offset = self._file.seek(0, os.SEEK_END)
-            self._file.write(data)
-            self._file.flush()
-        except OSError as error:
-            text = f"no room in {self._folder} for the index that is being collected: {error.strerror}"
-            raise WriteError(error.errno, text) from error
-        return offset
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        assert self._file is not None
-        self._file.seek(offset)
-        return self._file.read(nbytes)
-
-    def close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written before cannot be now; nobody wants it
-                self._file.close()
-
-
 class _Spool:
     """Bytes of one index array: appended, and read back."""
 
-    def __init__(self, spill: _Spill) -> None:
+    def __init__(self, spill: Spill) -> None:
         self._spill = spill
         self._tail = bytearray()
         self._spilled: list[tuple[int, int]] = []  # (offset in the spool, offset in the spill) of whole pieces
@@ -174,7 +137,7 @@ class _Spool:
         self._tail += view
         self.nbytes += len(view)
         if len(self._tail) >= _SPOOL_NBYTES:
-            self._spilled.append((self.nbytes - len(self._tail), self._spill.append(self._tail)))
+            self._spilled.append((self.nbytes - len(self._tail), self._spill.append((self._tail,))))
             self._tail = bytearray()
 
     def read(self, offset: int, nbytes: int) -> bytes:
@@ -211,7 +174,7 @@ class _KeyTable:
     Sorted runs are merged when they are of like size, so that N keys cost O(N log N) in all. 16 bytes of memory a key.
     """
 
-    def __init__(self, spill: _Spill) -> None:
+    def __init__(self, spill: Spill) -> None:
         self.text = _Spool(spill)
         self.ends = _Spool(spill)
         self.ends.append(bytes(8))
@@ -277,7 +240,7 @@ class _FieldColumns:
     num_sums: int = 0
 
     @classmethod
-    def of(cls, field: Field, spill: _Spill, num_items: int, num_stored: int) -> _FieldColumns:
+    def of(cls, field: Field, spill: Spill, num_items: int, num_stored: int) -> _FieldColumns:
         columns = cls(field, _Spool(spill), num_items=num_items, num_stored=num_stored)
         if field.ragged:
             columns.offsets = _Spool(spill)
@@ -372,7 +335,7 @@ class IndexWriter:
         self._schema = encode_schema(fields)
         self._attrs = encode_attrs(attrs)
         self._starts = [self._position.first_sample]
-        self._spill = _Spill(folder)
+        self._spill = Spill(folder)
         self._blocks = _Spool(self._spill)
         self._columns = [
             _FieldColumns.of(f, self._spill, self._position.num_items.get(n, 0), self._position.num_stored.get(n, 0))

@@ -1,4 +1,4 @@
-"""Blocks whose place in the file is not known yet: kept in an unnamed temporary file until it is."""
+"""Bytes whose place in the file is not known yet: kept in an unnamed temporary file until it is."""
 
 from __future__ import annotations
 
@@ -13,43 +13,44 @@ from chunkstore.errors import WriteError
 _PIECE_NBYTES: Final = 8 << 20
 
 
-class LateBlocks:
-    """The blocks of one field, back to back, until `place` writes them where they belong.
+class Spill:
+    """Bytes of the index that outgrow the memory, back to back; the file is made when there are any.
 
     Args:
         folder: for the temporary file.
-    Raises:
-        WriteError: the system has no room.
     """
+
+    _kind = "the index that is being collected"
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._file: IO[bytes] | None = None
         self.nbytes = 0
 
-    def append(self, pieces: Iterable[bytes]) -> int:
-        """Take a block; where it begins, counted from the first."""
+    def append(self, pieces: Iterable[bytes | bytearray]) -> int:
+        """Take bytes; where they begin, counted from the first.
+
+        Raises:
+            WriteError: the system has no room for them.
+        """
         offset = self.nbytes
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by close()
+            self._file.seek(offset)
             for piece in pieces:
                 self._file.write(piece)
                 self.nbytes += len(piece)
             self._file.flush()  # or the disk may turn out to be full later, where nobody expects it
         except OSError as error:
-            text = f"no room in {self._folder} for the chunks of a field: {error.strerror}"
-            raise WriteError(error.errno, text) from error
+            raise WriteError(error.errno, f"no room in {self._folder} for {self._kind}: {error.strerror}") from error
         return offset
 
-    def place(self, sink: Sink, offset: int) -> None:
-        """Write all of them, from `offset` on, and forget them."""
-        if self._file is not None:
-            self._file.seek(0)
-            while piece := self._file.read(_PIECE_NBYTES):
-                sink.pwrite(offset, piece)
-                offset += len(piece)
-        self.close()
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Bytes that were appended, fewer at the end."""
+        assert self._file is not None
+        self._file.seek(offset)
+        return self._file.read(nbytes)
 
     def close(self) -> None:
         """Let go of the temporary file."""
@@ -58,3 +59,15 @@ class LateBlocks:
             with contextlib.suppress(OSError):  # what could not be written before cannot be now; nobody wants it
                 file.close()
         self.nbytes = 0
+
+
+class LateBlocks(Spill):
+    """The blocks of one field, until `place` writes them where they belong."""
+
+    _kind = "the chunks of a field"
+
+    def place(self, sink: Sink, offset: int) -> None:
+        """Write all of them, from `offset` on, and forget them."""
+        for start in range(0, self.nbytes, _PIECE_NBYTES):
+            sink.pwrite(offset + start, self.read(start, _PIECE_NBYTES))
+        self.close()
