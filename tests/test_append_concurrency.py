@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # tools/ is not installed
 
 import chunkstore  # noqa: E402
+from chunkstore._format.constants import Kind  # noqa: E402
+from chunkstore._format.index import read_index  # noqa: E402
+from chunkstore._storage.source import open_source  # noqa: E402
 from tools.battery import fuzz, powerloss, readers  # noqa: E402
 from tools.battery.faults import Findings, write  # noqa: E402
 from tools.battery.samples import key, sample  # noqa: E402
@@ -173,3 +176,23 @@ def test_append_does_not_cut_off_what_a_damaged_superblock_named(tmp_path: Path)
             writer.add({"x": np.int64(7)}, key="new")
         assert chunkstore.verify(path).ok
         assert len(chunkstore.open(path)) == 11
+
+
+def test_after_a_crash_an_append_proves_the_index_before_it_changes_anything(tmp_path: Path) -> None:
+    """A page of the index that no append reads: at rest it may go on, behind a crash it refuses and says what to do."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path) as writer:
+        for number in range(300):
+            writer.add({"x": np.int64(number)}, key=f"k{number}")
+    with open_source(path, "pread") as source:
+        (directory,) = read_index(source).directories
+    (place,) = (entry.offset for entry in directory.sections() if entry.kind == Kind.KEY_ORDER)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data) + b"begun")
+    with pytest.raises(chunkstore.CorruptError, match=r"KEY_ORDER.*nothing was changed.*`chunkstore recover"):
+        chunkstore.Writer(path, mode="a")
+    assert path.read_bytes() == bytes(data) + b"begun"
+    assert chunkstore.recover(path, tmp_path / "b.cks").num_saved == 300
+    path.write_bytes(data)
+    chunkstore.Writer(path, mode="a").close()

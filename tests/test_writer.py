@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from storage.faults import Failing
 from chunkstore._format.schema import Field
 from chunkstore._read.ragged import Ragged
 from chunkstore._storage import syscalls
-from chunkstore._write import index_writer, staging, target
+from chunkstore._write import index_writer, shards, staging, target
 from chunkstore._write import writer as writer_of_samples
 from chunkstore._write.index_writer import Keys
 from chunkstore._write.writer import Writer
@@ -457,6 +458,39 @@ def test_a_failed_sync_of_an_append_is_unknown_and_final(tmp_path: Path) -> None
     with Writer(path, mode="a") as writer:
         writer.add({"x": 3})
     check(path, [{"x": 1}, {"x": 3}])
+
+
+def test_an_interrupted_close_keeps_the_lock_while_a_thread_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what the thread still writes could go over what another writer has committed meanwhile."""
+    path, row, goes_on = fresh(tmp_path), np.zeros(1 << 20, np.uint8), threading.Event()
+    with Writer(path) as writer:
+        writer.add({"x": row})
+
+    class Waiting(syscalls.SystemCalls):
+        def pwrite(self, fd: int, buffer: memoryview, offset: int) -> int:
+            if threading.current_thread() is not threading.main_thread():
+                goes_on.wait(20)
+            return super().pwrite(fd, buffer, offset)
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with syscalls.use(Waiting()):
+        writer = Writer(path, mode="a", shard_nbytes=8 << 20)
+        for _ in range(8):
+            writer.add({"x": row})
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(shards.ShardWriter, "close", interrupted)
+            writer.close()
+        with pytest.raises(LockedError):
+            Writer(path, mode="a")
+        goes_on.set()
+        writer.close()
+    with Writer(path, mode="a") as writer:
+        assert len(writer) == 1
+    check(path, [{"x": row}])
 
 
 def test_a_closed_writer_says_so(tmp_path: Path) -> None:

@@ -209,7 +209,13 @@ class AppendTarget:
             return
         for directory in self._index.directories:
             for entry in directory.sections():
-                Section(self._source, entry).ensure_all()
+                try:
+                    Section(self._source, entry).ensure_all()
+                except CorruptError as error:
+                    raise CorruptError(
+                        f"{error} The last append was interrupted, and the index is damaged: nothing was changed. "
+                        "Keep a copy of the file; `chunkstore recover FILE OUT` saves what can be proven good"
+                    ) from None
 
     def _mend_superblocks(self) -> None:
         """Write the superblock that counts over the other one, where a crash or damage left them different.

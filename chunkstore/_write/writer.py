@@ -162,19 +162,17 @@ class Writer:
         return {field.name: field for field in self._fields or ()}
 
     def close(self) -> None:
-        """Give up what was not committed. Idempotent; where the memory runs out in it, the next call goes on."""
+        """Give up what was not committed. Idempotent; where an interrupt or want of memory ends it, call it again."""
         self._closed = True
         self._num_slots = -1
         if not self._released:
+            self._shards.close()  # where an interrupt ends that, a thread may still write: the lock stays
             try:
-                self._shards.close()
+                self._target.close()
             finally:
-                try:
-                    self._target.close()
-                finally:
-                    self._close_index()
-                    for late in self._late.values():
-                        late.close()
+                self._close_index()
+                for late in self._late.values():
+                    late.close()
             self._released = True
 
     def commit(self) -> None:
