@@ -86,3 +86,51 @@ def test_other_threads_change_nothing() -> None:
     thread.start()
     thread.join()
     assert not errors
+
+
+def test_what_a_block_raises_counts_more_than_an_interrupt() -> None:
+    """A signal that came before an error reaches its handler all the same."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        with pytest.raises(ZeroDivisionError), signals_later():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            raise ZeroDivisionError
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == [signal.SIGTERM]
+
+
+def test_all_that_came_is_handled() -> None:
+    """An interrupt, which raises, does not swallow the signals that came after it."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt), signals_later():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == [signal.SIGTERM]
+
+
+def test_a_handler_that_raises_while_others_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C works also where the handler of SIGTERM, back already, raised before that of Ctrl-C was back."""
+    put = signal.signal
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+
+    def raises(number: int, handler: object) -> object:
+        old = put(number, handler)  # type: ignore[arg-type]
+        if number == signal.SIGTERM:
+            raise SystemExit
+        return old
+
+    try:
+        with monkeypatch.context() as patch, pytest.raises(SystemExit), signals_later():
+            patch.setattr(signal, "signal", raises)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
