@@ -205,6 +205,18 @@ def test_a_damaged_superblock_b_does_not_outbid_a(tmp_path: Path) -> None:
     assert saved(path, 2)[1] == [0, 1]
 
 
+def test_a_superblock_a_that_is_partly_of_the_commit_before_does_not_hide_b(tmp_path: Path) -> None:
+    """A sector of A that a disk lost: its record names the generation before, whose index holds; B is newer."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path, fields=FIELDS) as writer:
+        writer.add(sample(0), "k0")
+    before = path.read_bytes()[:512]
+    with chunkstore.Writer(path, mode="a") as writer:
+        writer.add(sample(1), "k1")
+    damage(path, 0, before)
+    assert saved(path, 2)[1] == [0, 1]
+
+
 SECTIONS = ("SCHEMA", "ATTRS", "SHARD_STARTS", "BLOCKS", "CHUNK_SUMS", "OFFSETS", "KEY_BYTES", "KEY_OFFSETS",
             "KEY_HASHES", "KEY_ORDER")  # fmt: skip
 

@@ -250,7 +250,7 @@ def _note_later(source: Source, superblock: Superblock, newest: int, report: Rec
 def _superblocks(source: Source, report: Recovery) -> list[tuple[str, Superblock]]:
     """The superblocks that are valid or proven by their index, the newest first.
 
-    A is written first: whatever number a damaged one has, A is not older than B.
+    Of damaged ones the generation is not proven; their index is, and that of a later generation lies further behind.
     """
     found: list[tuple[str, Superblock]] = []
     refused: UnsupportedVersionError | None = None
@@ -273,7 +273,7 @@ def _superblocks(source: Source, report: Recovery) -> list[tuple[str, Superblock
             found.append((name, superblock))
     if refused is not None and not found:
         raise refused
-    return found if report.notes else sorted(found, key=lambda item: -item[1].generation)
+    return sorted(found, key=lambda item: -(item[1].directory_offset if report.notes else item[1].generation))
 
 
 def _continued(source: Source, index: Index) -> Index | None:
