@@ -177,15 +177,15 @@ class Index:
         return np.concatenate(pieces)
 
     def _read_blocks(self) -> NDArray[Any]:
-        pieces = []
+        pieces = [self.section(directory, Kind.BLOCKS).whole() for directory in self.directories]
+        # Joined as bytes: NumPy takes 10 µs an array to compare dtypes with names.
+        blocks = np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), BLOCK_ENTRY)
+        blocks = blocks.reshape(-1, len(self.fields))
         rows = self._rows_of_shards()
         for directory in self.directories:
-            blocks = np.frombuffer(self.section(directory, Kind.BLOCKS).whole(), BLOCK_ENTRY)
-            blocks = blocks.reshape(-1, len(self.fields))
             first = directory.first_shard - self.first_shard
-            self._check_groups(directory, blocks, rows[first : first + directory.num_shards])
-            pieces.append(blocks)
-        blocks = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            mine = slice(first, first + directory.num_shards)
+            self._check_groups(directory, blocks[mine], rows[mine])
         self._check_blocks(blocks)
         return blocks
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from chunkstore._format.constants import HEAD_NBYTES, PART_ALIGNMENT, Kind
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index
-from chunkstore._format.schema import Field
+from chunkstore._format.schema import Field, encode_attrs
 from chunkstore._format.segment import Directory, pad
 from chunkstore._read.many import Paths, every_container
 from chunkstore._read.newest import open_newest
@@ -163,7 +163,8 @@ def _merge(
     told = Told(progress, sum(entry.nbytes for entry in inputs))
     with NewFile.create(out, mode) as file:
         folder = os.path.dirname(file.temporary)
-        with IndexWriter(inputs[0].fields, merged, with_keys=with_keys, folder=folder) as index:
+        with IndexWriter(inputs[0].fields, with_keys=with_keys, folder=folder) as index:
+            index.attrs = encode_attrs(merged)
             index.dictionaries = next((entry.dictionaries for entry in inputs if entry.num_samples), {})
             _write(file, index, inputs, merged, told.copied)
         told.verify(file.temporary, f"{file.path}: {_WRONG}")

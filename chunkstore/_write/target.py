@@ -82,7 +82,7 @@ class NewTarget:
 
     def begin(self, fields: Sequence[Field], *, with_keys: bool) -> IndexWriter:
         """The index of the shards to come."""
-        return IndexWriter(fields, {}, with_keys=with_keys, folder=os.path.dirname(self._file.temporary) or os.curdir)
+        return IndexWriter(fields, with_keys=with_keys, folder=os.path.dirname(self._file.temporary) or os.curdir)
 
     def check_keys(self, keys: Keys) -> None:
         """All keys are in the index writer, which refuses duplicates itself."""
@@ -264,7 +264,7 @@ class AppendTarget:
         self._earlier = [self._earlier_entry(directory) for directory in directories[:kept]]
         folder = os.path.dirname(self.path) or os.curdir
         position = self._position(directories[kept] if kept < len(directories) else None)
-        index = IndexWriter(fields, {}, with_keys=with_keys, folder=folder, position=position)
+        index = IndexWriter(fields, with_keys=with_keys, folder=folder, position=position)
         for directory in directories[kept:]:
             index.absorb(self._index, directory)
             segment_sum = sum_of_segment(self._source, directory)

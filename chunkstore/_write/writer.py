@@ -128,8 +128,9 @@ class Writer:
             elif known is not None:
                 self._begin(known)
             self._committed_attrs = encode_attrs(self.attrs)
-            self.attrs.update(attrs or {})
-            encode_attrs(self.attrs)
+            if attrs:
+                self.attrs.update(attrs)
+                encode_attrs(self.attrs)
         except BaseException:
             self._target.close()
             raise
@@ -197,7 +198,7 @@ class Writer:
             self._flush()
             self._shards.wait()
             index = self._ensure_index()
-            index.set_attrs(self.attrs)
+            index.attrs = attrs
             self._place_late(index)
             self._target.commit(index, self._tail)
         except BaseException as error:

@@ -306,9 +306,10 @@ def _write(plan: Plan, work: _Work) -> ConvertReport:
     folder = os.path.dirname(work.path) or os.curdir
     with (
         NewFile.create(work.path, work.mode) as new,
-        IndexWriter(plan.fields, attrs, with_keys=plan.keys is not None, folder=folder) as index,
+        IndexWriter(plan.fields, with_keys=plan.keys is not None, folder=folder) as index,
         Progress(work.progress, "convert", plan.num_samples, total * (1 + work.verify)) as progress,
     ):
+        index.attrs = encode_attrs(attrs)
         new.sink.preallocate(arrangement.committed_end)
         collector = _Collector(plan, arrangement, index, new)
         with closing(_blocks(plan, arrangement, work, new, progress)) as blocks:
