@@ -201,7 +201,8 @@ def _load(text: bytes, what: str) -> dict[str, Any]:
         raise LimitError(f"{what}: JSON with {num_values:,} commas and opening brackets, at most {MAX_JSON_VALUES:,}")
     try:
         value = _DECODER.decode(text.decode("utf-8"))
-        _check_levels(value, what)
+        if num_values > MAX_JSON_LEVELS:  # each level has its bracket
+            _check_levels(value, what)
     except RecursionError:
         raise LimitError(f"{what}: JSON of more than {MAX_JSON_LEVELS} nested levels") from None
     except (ValueError, UnicodeDecodeError) as error:

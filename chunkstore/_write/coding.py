@@ -36,7 +36,8 @@ def choose_codecs(
     """
     spec.check_names([field.name for field in fields])
     options = [_options(field, spec, fixed) for field in fields]
-    return tuple(replace(f, codec=o.name) for f, o in zip(fields, options, strict=True)), options
+    chosen = (f if f.codec == o.name else replace(f, codec=o.name) for f, o in zip(fields, options, strict=True))
+    return tuple(chosen), options
 
 
 def _options(field: Field, spec: CodecSpec, fixed: bool) -> CodecOptions:
