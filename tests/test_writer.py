@@ -617,7 +617,7 @@ def added(path: Path, dtype: str, value: object) -> bytes | str:
             writer.add({"n": value})
         except SchemaError as error:
             return str(error)
-        return bytes(writer._stages[0].take(2).data)
+        return bytes(writer._stages[0].rows[:2].data)
 
 
 @given(
@@ -698,6 +698,36 @@ def test_the_index_outgrows_the_memory(tmp_path: Path, monkeypatch: pytest.Monke
                 writer.add(row, f"key {i}")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     check(tmp_path / "b", rows, [f"key {i}" for i in range(200)])
+
+
+@given(
+    of=strategies.fields(),
+    sizes=st.lists(st.integers(-1, 9), max_size=12),
+    shard=st.sampled_from([100, 5000]),
+    first=st.sampled_from([1, 30]),
+)
+def test_rows_stay_while_memory_for_them_grows(
+    tmp_path_factory: Any, of: list[Field], sizes: list[int], shard: int, first: int
+) -> None:
+    """Samples one by one, in batches and between commits: from little memory for rows the file is the same."""
+    paths = [fresh(tmp_path_factory.getbasetemp()) for _ in range(2)]
+    samples = strategies.samples(of, sum(map(abs, sizes)), 1)
+    for path, limit in zip(paths, (1 << 20, first), strict=True):
+        left = iter(samples)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(writer_of_samples, "_STAGED_NBYTES", limit)
+            writer = Writer(path, fields=of, shard_nbytes=shard)
+        with writer:
+            for size in sizes:
+                rows = list(itertools.islice(left, abs(size)))
+                if size > 4 and not any(field.ragged for field in of):
+                    writer.add_batch({field.name: np.stack([row[field.name] for row in rows]) for field in of})
+                    continue
+                if size == 0:
+                    writer.commit()
+                for row in rows:
+                    writer.add(row)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 @pytest.mark.parametrize("shard_nbytes", [40, 1 << 20])

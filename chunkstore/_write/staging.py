@@ -136,15 +136,22 @@ def _convert(field: Field, array: type_array, where: str) -> type_array:
 class FixedStage:
     """Rows of a fixed shape, in one of two arrays that take turns: one is filled while the other is written."""
 
-    def __init__(self, field: Field, capacity: int) -> None:
+    def __init__(self, field: Field, most: int) -> None:
+        """Take no memory yet; `most` rows will be asked for."""
         self.field = field
         self.shape = cast("tuple[int, ...]", field.shape)
         self.scalars = _exact_scalars(field.numpy_dtype) if field.shape == () else frozenset()
-        # All of it at once: memory that was never touched costs nothing.
         try:
-            self.rows, self._other = (np.empty((capacity, *self.shape), field.numpy_dtype) for _ in range(2))
+            self.rows = self._other = np.empty((0 if field.item_nbytes else most, *self.shape), field.numpy_dtype)
         except ValueError as error:  # NumPy does not leave dimensions of 0 out when it looks for an overflow
             raise SchemaError(f"field {field.name!r}: NumPy cannot hold rows of shape {self.shape}: {error}") from None
+
+    def make_room(self, capacity: int, count: int) -> None:
+        """Memory for `capacity` rows; the first `count` stay."""
+        if len(self.rows) < capacity:
+            rows = np.empty((capacity, *self.shape), self.rows.dtype)
+            rows[:count] = self.rows[:count]
+            self.rows = rows
 
     def put(self, place: int, value: object, where: str) -> int:
         """Take one row; 0, for what the rows have is known beforehand."""

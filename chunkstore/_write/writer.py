@@ -17,7 +17,6 @@ from chunkstore._format.constants import (
     MAX_FILE_NBYTES,
     PART_ALIGNMENT,
     SHARD_NBYTES,
-    SHARD_SAMPLES,
 )
 from chunkstore._format.dtypes import parse
 from chunkstore._format.encode import CodecArg, parse_codecs
@@ -45,6 +44,8 @@ from chunkstore._write.target import AppendTarget, NewTarget, Target
 from chunkstore.errors import ClosedError, PoisonedError, SchemaError
 
 _ndarray = np.ndarray  # a name of this module: `add` looks it up for every value
+_STAGED_NBYTES: Final = 1 << 20  # the first memory for rows; where it is full, the next is so many times as large:
+_GROWTH: Final = 8
 _PACK_KEYS: Final = 16_384  # keys that wait one by one; at most 2 MB of short ones
 type_slot = tuple[str, Any, Any, Any, "frozenset[type]", Stage]
 type_fields = Sequence[Field] | Mapping[str, "Field | str | tuple[str, tuple[int | None, ...]]"]
@@ -110,12 +111,14 @@ class Writer:
         self._late: dict[int, LateBlocks] = {}
         self._stages: list[Stage] = []
         self._slots: list[type_slot] = []
-        self._num_slots = -1  # what `add` compares first: no sample has this length while fields are unknown
+        # What `add` compares first: no sample has this length while fields are unknown, or memory for the next row is.
+        self._num_slots = -1
         self._keys = KeyStage()
         self._key_texts = self._keys.texts  # the same list for good
         self._count = 0  # samples, and their bytes, in the shard that is being filled
         self._nbytes = 0
         self._sample_nbytes = 0
+        self._most = self._capacity = 0  # samples of a shard where all have one size; for how many there is memory
         self._num_written = 0
         self._target: Target = AppendTarget(path) if mode == "a" else NewTarget(path, mode)
         self._path = self._target.path
@@ -277,8 +280,8 @@ class Writer:
             raise
         self._count = count + 1
         self._nbytes = nbytes
-        if nbytes >= self._shard_nbytes or count + 1 >= SHARD_SAMPLES:
-            self._guarded_flush()
+        if nbytes >= self._shard_nbytes or count + 1 >= self._capacity:
+            self._full()
         elif key is not None and len(self._key_texts) >= _PACK_KEYS:
             self._keys.pack()
 
@@ -310,7 +313,7 @@ class Writer:
             self._add_fixed_batch([np.asarray(array) for array in rows], size, named)
 
     def _prepare(self, sample: Mapping[str, Any]) -> None:
-        """The slow start of `add`: the writer must be open, and the fields known and named as in the sample."""
+        """The slow start of `add`: the writer must be open, the fields known, as many, and with room."""
         self._check_open()
         if not isinstance(sample, Mapping):
             raise TypeError(f"a sample is a mapping, {{field name: array}}, found {type(sample).__name__}")
@@ -318,8 +321,9 @@ class Writer:
             fields = tuple(infer_field(name, value) for name, value in sample.items())
             check_fields(fields)
             self._begin(fields)
-        if len(sample) != self._num_slots:
+        if len(sample) != len(self._stages):
             raise self._wrong_names(sample)
+        self._make_room(self._count + 1)
 
     def _check_names(self, sample: Mapping[str, Any], error: BaseException) -> None:
         """Raise what says better than `error` that this is no sample, or not with these names."""
@@ -388,17 +392,35 @@ class Writer:
 
     def _room(self) -> int:
         """Samples that the shard still takes, where all have one size."""
-        return samples_per_shard(self._sample_nbytes, self._shard_nbytes) - self._count
+        return self._most - self._count
 
     def _stage_rows(self, rows: Sequence[NDArray[Any]], keys: Sequence[str]) -> None:
+        self._make_room(self._count + len(rows[0]))
         for stage, array in zip(self._stages, rows, strict=True):
             assert isinstance(stage, FixedStage)
             stage.rows[self._count : self._count + len(array)] = array
         self._stage_keys(keys)
         self._count += len(rows[0])
         self._nbytes = self._count * self._sample_nbytes
-        if self._nbytes >= self._shard_nbytes or self._count >= SHARD_SAMPLES:
+        if self._nbytes >= self._shard_nbytes or self._count >= self._capacity:
+            self._full()
+
+    def _full(self) -> None:
+        """The shard is full, or its memory so far."""
+        if self._nbytes >= self._shard_nbytes or self._count >= self._most:
             self._guarded_flush()
+        else:
+            self._num_slots = -1
+
+    def _make_room(self, count: int) -> None:
+        """Memory for `count` rows of the shard: little at first, for most writers that append have little to add."""
+        if count > self._capacity:
+            self._capacity = min(max(count, _GROWTH * self._capacity), self._most)
+        for stage in self._stages:
+            if isinstance(stage, FixedStage):
+                stage.make_room(self._capacity, self._count)
+        self._slots = [_slot(stage) for stage in self._stages]
+        self._num_slots = len(self._stages)
 
     def _stage_keys(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), _PACK_KEYS):
@@ -419,10 +441,9 @@ class Writer:
         self._shards = ShardWriter(self._coders if any(self._coders) else ())
         self._fields = fields
         self._sample_nbytes = sum(field.row_nbytes or 0 for field in fields)
-        capacity = samples_per_shard(self._sample_nbytes, self._shard_nbytes)
-        self._stages = [RaggedStage(f) if f.ragged else FixedStage(f, capacity) for f in fields]
-        self._slots = [_slot(stage) for stage in self._stages]
-        self._num_slots = len(fields)
+        self._most = samples_per_shard(self._sample_nbytes, self._shard_nbytes)
+        self._capacity = samples_per_shard(self._sample_nbytes, min(self._shard_nbytes, _STAGED_NBYTES))
+        self._stages = [RaggedStage(f) if f.ragged else FixedStage(f, self._most) for f in fields]
         self._regions: dict[int, int] = {}
         self._ends: dict[int, int] = {}
         self._tail = HEAD_NBYTES
@@ -492,7 +513,7 @@ class Writer:
         rows = [stage.take(count) for stage in self._stages] if arrays is None else self._given(arrays)
         self._train(index, rows)
         self._shards.submit(self._target.sink, index, rows, self._place)
-        self._slots = [_slot(stage) for stage in self._stages]
+        self._num_slots = -1
         self._num_written += count
         self._count = self._nbytes = 0
         self._changed = True
