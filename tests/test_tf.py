@@ -187,6 +187,15 @@ def test_element_spec_and_cardinality_are_static(path: str) -> None:
     assert dataset(path, 32, repeat=True).cardinality() == tf.data.INFINITE_CARDINALITY
 
 
+@pytest.mark.parametrize("engine", ["gather", "numpy", "fixed_length"])
+@pytest.mark.parametrize("repeat", [False, 2, True])
+def test_an_epoch_without_batches_is_empty_however_often(tmp_path: Path, engine: str, repeat: bool | int) -> None:
+    """Fewer samples than one batch, and the rest left out: nothing, instead of an error or no end."""
+    path = build_rows(tmp_path / "few.cks", np.arange(3))
+    made = dataset(path, 4, drop_remainder=True, engine=engine, repeat=repeat)
+    assert made.cardinality() == 0 == len(list(made))
+
+
 @pytest.mark.parametrize("batch_size", [None, 4])
 @pytest.mark.parametrize("num_samples", [0, 1])
 def test_tiny(tmp_path: Path, num_samples: int, batch_size: int | None) -> None:

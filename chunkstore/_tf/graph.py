@@ -61,6 +61,13 @@ def begun(identity: str, make: Callable[[Any], Any]) -> Any:
     return tf.data.Dataset.range(1).map(known).flat_map(begin)
 
 
+def counted(made: Any, per_epoch: int, num_epochs: int) -> Any:
+    """The same dataset with its cardinality; `num_epochs` 0: without end, if an epoch has anything."""
+    endless = per_epoch and not num_epochs
+    count = tf.data.INFINITE_CARDINALITY if endless else per_epoch * num_epochs
+    return made.apply(tf.data.experimental.assert_cardinality(count))
+
+
 class Host:
     """Python objects whose methods a graph calls: they live as long as the graph, and no longer.
 

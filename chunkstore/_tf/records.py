@@ -11,7 +11,7 @@ import tensorflow as tf
 from chunkstore._format.dtypes import EXTENDED
 from chunkstore._loading.order import Order
 from chunkstore._tf.columns import Column
-from chunkstore._tf.graph import ahead, as_written, begun
+from chunkstore._tf.graph import ahead, as_written, begun, counted
 from chunkstore._tf.samples import Samples
 
 _CARRIERS = {tf.uint32: tf.int32, tf.uint64: tf.int64}  # what `decode_raw` lacks, and knows by another name
@@ -54,9 +54,8 @@ def records(
     def decode_one(*parts: Any) -> dict[str, Any]:
         return {name: rows[0] for name, rows in _decoded(columns, [part[tf.newaxis] for part in parts]).items()}
 
-    count = order.num_batches() * num_epochs if num_epochs else tf.data.INFINITE_CARDINALITY
     made = ahead(begun(identity, raw), decode_one if single else decode, prefetch)
-    return made.apply(tf.data.experimental.assert_cardinality(count))
+    return counted(made, order.num_batches(), num_epochs)
 
 
 def _raw_batches(rows: Samples, columns: Sequence[Column], order: Order) -> Any:
