@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
@@ -81,10 +81,6 @@ class _EqualLayout:
     def first_id(self, slots: IntArray) -> IntArray:
         return self._permutation._apply(slots) * self._size
 
-    def locate(self, ids: IntArray) -> tuple[IntArray, IntArray]:
-        """Slot of each id and its distance from the start of its block."""
-        return self._permutation.inverse(ids // self._size), ids % self._size
-
 
 class _TableBlocks:
     """Blocks of any size, e.g. the shards of a container: 8 bytes a block."""
@@ -101,7 +97,6 @@ class _TableLayout:
     """Where the permuted blocks lie in one epoch: 16 bytes and about 15 ns a block to make."""
 
     def __init__(self, starts: IntArray, permutation: Permutation) -> None:
-        self._starts, self._permutation = starts, permutation
         blocks = permutation._apply(np.arange(starts.size - 1))
         self._first_ids = starts[blocks]
         self._slot_starts = np.concatenate(([0], np.cumsum(starts[blocks + 1] - self._first_ids)))
@@ -114,10 +109,6 @@ class _TableLayout:
 
     def first_id(self, slots: IntArray) -> IntArray:
         return self._first_ids[slots]
-
-    def locate(self, ids: IntArray) -> tuple[IntArray, IntArray]:
-        block = np.searchsorted(self._starts, ids, side="right") - 1
-        return self._permutation.inverse(block), ids - self._starts[block]
 
 
 _Layout = _EqualLayout | _TableLayout
@@ -243,18 +234,6 @@ class Order:
         """
         return self._ids(checked_positions(positions, self.num_samples), _checked_epoch(epoch))
 
-    def positions_of(self, ids: npt.ArrayLike, epoch: int) -> IntArray:
-        """The inverse of `ids`: at which position of the epoch each sample comes. Not tuned for speed."""
-        x, epoch = checked_positions(ids, self.num_samples), _checked_epoch(epoch)
-        if self.shuffle is False or not x.size:
-            return x.copy()
-        if self.shuffle == "full":
-            return self.permutation(epoch).inverse(x)
-        layout = self._layout(epoch)
-        slots, distance = layout.locate(x)
-        mixed = layout.slot_start(slots) + distance
-        return self._in_windows(mixed, slots, layout, epoch, Permutation.inverse)
-
     def permutation(self, epoch: int) -> Permutation:
         """The permutation behind shuffle="full", e.g. to run its `forward` on a GPU or in a graph."""
         return _permutation(self.num_samples, self.seed, _checked_epoch(epoch), PURPOSE_FULL, 0)
@@ -265,7 +244,7 @@ class Order:
         if self.shuffle == "full":
             return self.permutation(epoch)._apply(x)
         layout = self._layout(epoch)
-        mixed = self._in_windows(x, layout.slot_of(x), layout, epoch, Permutation._apply)
+        mixed = self._in_windows(x, layout, epoch)
         slots = layout.slot_of(mixed)
         return layout.first_id(slots) + (mixed - layout.slot_start(slots))
 
@@ -279,17 +258,10 @@ class Order:
         self._last_layout[:] = [(epoch, layout)]
         return layout
 
-    def _in_windows(
-        self,
-        x: IntArray,
-        slots: IntArray,
-        layout: _Layout,
-        epoch: int,
-        function: Callable[[Permutation, IntArray], IntArray],
-    ) -> IntArray:
+    def _in_windows(self, x: IntArray, layout: _Layout, epoch: int) -> IntArray:
         """Permute each position inside its window. A batch lies in one or two windows: a short loop."""
         assert self._blocks is not None
-        windows = slots // self.window
+        windows = layout.slot_of(x) // self.window
         out = np.empty_like(x)
         for window in distinct(windows).tolist():
             first = window * self.window
@@ -297,7 +269,7 @@ class Order:
             start, stop = layout.slot_start(bounds).tolist()
             inside = windows == window
             permutation = _permutation(stop - start, self.seed, epoch, PURPOSE_WINDOW, window)
-            out[inside] = start + function(permutation, x[inside] - start)
+            out[inside] = start + permutation._apply(x[inside] - start)
         return out
 
     # Batches of this rank -------------------------------------------------------------------------

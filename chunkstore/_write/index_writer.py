@@ -230,7 +230,6 @@ class _KeyTable:
 class _FieldColumns:
     """Index arrays of one field, growing."""
 
-    field: Field
     sums: _Spool
     offsets: _Spool | None = None
     shapes: _Spool | None = None
@@ -241,7 +240,7 @@ class _FieldColumns:
 
     @classmethod
     def of(cls, field: Field, spill: Spill, num_items: int, num_stored: int) -> _FieldColumns:
-        columns = cls(field, _Spool(spill), num_items=num_items, num_stored=num_stored)
+        columns = cls(_Spool(spill), num_items=num_items, num_stored=num_stored)
         if field.ragged:
             columns.offsets = _Spool(spill)
             columns.offsets.append(np.int64(num_items).tobytes())
