@@ -12,19 +12,16 @@ records is a whole batch, made by one gather per field, in the order that `chunk
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkstore._loading.epochs import fingerprint_of
 from chunkstore._loading.order import Order
+from chunkstore._loading.source import Rows, Shuffle, fingerprint_of, make_shard_order, open_rows, shard_identity
 from chunkstore._read.checked import Verify
 from chunkstore._read.many import Paths
-from chunkstore._read.many import open as open_reader
 from chunkstore._read.ragged import Ragged
-from chunkstore._read.reader import Reader
-from chunkstore._read.select import Selection
 from chunkstore._storage.source import Backend
 
 __all__ = ["BatchSource", "Source", "batch_source", "source"]
@@ -36,7 +33,7 @@ class Source:
     Safe from many threads. Pickles for worker processes in under 1 kB, and reopens there.
     """
 
-    def __init__(self, reader: Reader | Selection) -> None:
+    def __init__(self, reader: Rows) -> None:
         self._reader = reader
 
     def __len__(self) -> int:
@@ -60,7 +57,7 @@ class Source:
 
     def __repr__(self) -> str:
         # Grain saves it with a checkpoint and refuses one with another text.
-        return f"chunkstore.grain.Source({_identity(self._reader)})"
+        return f"chunkstore.grain.Source({fingerprint_of(self._reader)}, fields={list(self._reader.fields)})"
 
 
 class BatchSource:
@@ -69,7 +66,7 @@ class BatchSource:
     Safe from many threads. Pickles for worker processes, and reopens there.
     """
 
-    def __init__(self, reader: Reader | Selection, order: Order, epoch: int) -> None:
+    def __init__(self, reader: Rows, order: Order, epoch: int) -> None:
         self._reader = reader
         self._order = order
         self._epoch = epoch
@@ -88,16 +85,13 @@ class BatchSource:
         return self._reader.batch(self._order.batch(index, self._epoch))
 
     def __repr__(self) -> str:
-        order = self._order
-        return (
-            f"chunkstore.grain.BatchSource({_identity(self._reader)}, batch_size={order.batch_size}, "
-            f"shuffle={order.shuffle!r}, seed={order.seed}, epoch={self._epoch}, drop_remainder={order.drop_last}, "
-            f"shard={(order.rank, order.world_size)})"
-        )
+        # As that of `Source`.
+        identity = shard_identity(self._order, list(self._reader.fields), epoch=self._epoch)
+        return f"chunkstore.grain.BatchSource({identity})"
 
 
 def source(
-    path: Paths | Reader | Selection,
+    path: Paths | Rows,
     *,
     fields: Sequence[str] | None = None,
     backend: Backend = "auto",
@@ -116,11 +110,11 @@ def source(
 
 
 def batch_source(
-    path: Paths | Reader | Selection,
+    path: Paths | Rows,
     batch_size: int,
     *,
     fields: Sequence[str] | None = None,
-    shuffle: bool | Literal["full", "block"] = False,
+    shuffle: Shuffle = False,
     seed: int = 0,
     epoch: int = 0,
     drop_remainder: bool = False,
@@ -140,42 +134,26 @@ def batch_source(
         All that `chunkstore.open` raises.
     """
     reader = _open(path, fields, backend, verify)
-    block_starts = None
-    if shuffle == "block" and block_size is None:
-        if isinstance(reader, Selection):
-            raise ValueError("block_size: needed for shuffle='block', except for a whole container, which has shards")
-        block_starts = reader._index.shard_starts
-    rank, world_size = shard or (0, 1)
-    order = Order(
-        len(reader),
+    order = make_shard_order(
+        reader,
         batch_size=batch_size,
         shuffle=shuffle,
         seed=seed,
-        drop_last=drop_remainder,
-        rank=rank,
-        world_size=world_size,
-        block_size=block_size if shuffle == "block" else None,
-        block_starts=block_starts,
+        drop_remainder=drop_remainder,
+        shard=shard,
+        block_size=block_size,
         window=window,
     )
     return BatchSource(reader, order, epoch)
 
 
-def _open(
-    path: Paths | Reader | Selection, fields: Sequence[str] | None, backend: Backend, verify: Verify
-) -> Reader | Selection:
-    if not isinstance(path, Reader | Selection):
-        return open_reader(path, backend=backend, verify=verify, fields=fields)
-    if fields is not None or backend != "auto" or verify != "once":
-        raise ValueError("fields, backend, verify: give them to chunkstore.open; the reader given here has its own")
-    return path
+def _open(path: Paths | Rows, fields: Sequence[str] | None, backend: Backend, verify: Verify) -> Rows:
+    if fields is not None and isinstance(path, Rows):
+        raise ValueError("fields: give them to chunkstore.open; the reader given here has its own")
+    return open_rows(path, fields, backend, verify)
 
 
 def _rows(values: NDArray[Any] | Ragged) -> list[Any]:
     if isinstance(values, Ragged):
         return [row if isinstance(row, str) else row.copy() for row in values]
     return [np.array(row) for row in values]
-
-
-def _identity(reader: Reader | Selection) -> str:
-    return f"{fingerprint_of(reader)}, fields={list(reader.fields)}"

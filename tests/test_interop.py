@@ -94,8 +94,20 @@ def test_grain_batch_source_without_grain(path: str) -> None:
     assert len(batch_source(reader.select(range(20)), 10, shuffle=True)) == 2
     with pytest.raises(ValueError, match="block_size: needed"):
         batch_source(reader.select(range(20)), 10, shuffle="block")
-    with pytest.raises(ValueError, match="fields, backend, verify: give them to"):
+    with pytest.raises(ValueError, match="backend, verify: give them to"):
         batch_source(reader, 10, verify="off")
+    with pytest.raises(ValueError, match="fields: give them to"):
+        batch_source(reader, 10, fields=["label"])
+    with pytest.raises(ValueError, match="shard: expected"):
+        batch_source(path, 10, shard=(1,))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="source: expected a path or a Reader"):
+        batch_source(3, 10)  # type: ignore[arg-type]
+    blocks = [
+        repr(batch_source(path, 10, shuffle="block", **options))
+        for options in ({"block_size": 5}, {"block_size": 6}, {})
+    ]
+    blocks += [repr(batch_source(path, 10, shuffle="block", block_size=5, window=2)), repr(batch_source(path, 10))]
+    assert len(set(blocks)) == 5  # Grain refuses a state of another order by this text
 
 
 def test_grain(path: str) -> None:

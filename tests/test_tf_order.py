@@ -203,7 +203,7 @@ def test_checkpoint_of_another_data_set_is_refused(path: str, tmp_path: Path, en
 def test_a_billion_samples_start_at_once() -> None:
     """Ids of 10^9 samples, from the first epoch and far in, without memory or time that grows with N."""
     order = Order(10**9, batch_size=256, seed=1)
-    epochs = graph_order.Epochs(0, 1, False)
+    epochs = graph_order.EpochRange(0, 1, False)
     made = graph_order.batches_of_ids(
         order,
         host=Host(order, epochs),

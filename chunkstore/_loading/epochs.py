@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from chunkstore._format.checksum import sum64
 from chunkstore._loading.order import Cursor, Order
 from chunkstore._loading.permutation import MASK64, IntArray, checked_int
-from chunkstore._read.reader import Reader
-from chunkstore._read.select import Selection
 
 
 class Epochs:
@@ -38,10 +35,6 @@ class Epochs:
             done = self._num_delivered >= self.order.num_batches(self._start)
             self._move(Cursor(self._cursor().epoch if done else self._epoch + 1, 0))
         return self.order.batches(self._epoch, self._start)
-
-    def num_left(self) -> int:
-        """Batches that an iteration from here has."""
-        return self.order.num_batches(self._start)
 
     def deliver(self) -> None:
         """Count one batch."""
@@ -85,10 +78,3 @@ class Epochs:
     def _move(self, cursor: Cursor) -> None:
         self._epoch, self._start = cursor
         self._num_delivered = 0
-
-
-def fingerprint_of(reader: Reader | Selection) -> str:
-    """Identity of the samples and their sequence: a selection adds a sum of its positions."""
-    if not isinstance(reader, Selection):
-        return reader.fingerprint
-    return f"{reader.fingerprint}-{sum64(reader.positions.astype('<i8').tobytes()):016x}"

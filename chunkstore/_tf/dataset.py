@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 import tensorflow as tf
 
 from chunkstore._loading.order import Order
 from chunkstore._loading.permutation import checked_int
+from chunkstore._loading.source import Pad, Rows, Shuffle, make_shard_order, shard_identity
+from chunkstore._read.checked import Verify
 from chunkstore._read.many import Paths
-from chunkstore._read.reader import Reader
-from chunkstore._read.select import Selection
+from chunkstore._storage.source import Backend
 from chunkstore._tf.batches import Batches, Engine
 from chunkstore._tf.columns import RAGGED_MODES, Column, RaggedMode
-from chunkstore._tf.graph import Host, ahead, as_written, begun
-from chunkstore._tf.order import Epochs, batches_of_ids, groups_of, pieces_of_ids
+from chunkstore._tf.graph import Host, ahead, as_written, begun, counted
+from chunkstore._tf.order import EpochRange, batches_of_ids, groups_of, pieces_of_ids
 from chunkstore._tf.records import records
 from chunkstore._tf.samples import Samples, columns_of
 
@@ -30,17 +32,17 @@ _PARALLEL_CALLS: Final = 2  # a gather uses all cores by itself; the second call
 
 
 def dataset(
-    source: Paths | Reader | Selection,
+    source: Paths | Rows,
     batch_size: int | None = None,
     *,
     fields: Sequence[str] | None = None,
-    shuffle: bool | Literal["full", "block"] = False,
+    shuffle: Shuffle = False,
     seed: int = 0,
     epoch: int = 0,
     repeat: bool | int = False,
     reshuffle_each_iteration: bool = True,
     drop_remainder: bool = False,
-    pad: Literal[False, "even", "full"] = False,
+    pad: Pad = False,
     shard: tuple[int, int] | None = None,
     block_size: int | None = None,
     window: int = 16,
@@ -49,8 +51,8 @@ def dataset(
     engine: Engine = "auto",
     prefetch: int = 2,
     device: str | None = None,
-    backend: Literal["auto", "mmap", "pread"] = "auto",
-    verify: Literal["once", "always", "off"] = "once",
+    backend: Backend = "auto",
+    verify: Verify = "once",
 ) -> Any:
     """A container as a `tf.data.Dataset` of dicts of tensors, one gather per field and batch.
 
@@ -109,10 +111,21 @@ def dataset(
         raise ValueError(f"engine: expected one of {', '.join(map(repr, _ENGINES))}, found {engine!r}")
     rows = Samples(source, fields, backend, verify)
     columns = columns_of(rows, fields, ragged, pad_value, batch_size is None)
-    order = _order(rows, batch_size, shard, shuffle, block_size, drop_remainder, seed=seed, window=window, pad=pad)
+    order = make_shard_order(
+        rows.rows,
+        batch_size=1 if batch_size is None else checked_int("batch_size", batch_size, 1, 1 << 31),
+        shuffle=shuffle,
+        seed=seed,
+        drop_remainder=drop_remainder,
+        pad=pad,
+        shard=shard,
+        block_size=block_size,
+        window=window,
+    )
     epochs = _epochs(epoch, repeat, reshuffle_each_iteration)
     prefetch = checked_int("prefetch", prefetch, 0, 1 << 20)
-    identity = _identity(order, columns, batch_size, epochs)
+    names = [column.name for column in columns]
+    identity = shard_identity(order, names, batch_size=batch_size, repeat=epochs.num or True)
     if engine == "fixed_length":
         made = records(rows, columns, order, batch_size is None, epochs.num, prefetch, identity)
     else:
@@ -121,20 +134,12 @@ def dataset(
     return made if device is None else _on_device(made, device, max(1, prefetch))
 
 
-def _identity(order: Order, columns: Sequence[Column], batch_size: int | None, epochs: Epochs) -> str:
-    """What must be equal for the state of an iterator to mean the same batches."""
-    also: dict[str, Any] = {"batch_size": batch_size, "shard": (order.rank, order.world_size)}
-    also |= {"repeat": epochs.num or True}
-    also |= {"drop_remainder": order.drop_last, "pad": order.pad, "fields": [column.name for column in columns]}
-    return ", ".join(f"{name}={value!r}" for name, value in (order.identity() | also).items())
-
-
 def _pipeline(
     rows: Samples,
     columns: Sequence[Column],
     order: Order,
     single: bool,
-    epochs: Epochs,
+    epochs: EpochRange,
     engine: Engine,
     prefetch: int,
     identity: str,
@@ -165,8 +170,7 @@ def _pipeline(
 
         return ahead(ids_of_batches(), gather, min(prefetch, _PARALLEL_CALLS))
 
-    count = order.num_batches() * epochs.num if epochs.num else tf.data.INFINITE_CARDINALITY
-    known = tf.data.experimental.assert_cardinality(count if order.num_batches() else 0)
+    known = partial(counted, per_epoch=order.num_batches(), num_epochs=epochs.num)
     made = begun(identity, begin)
     finished = _single_samples if single else _whole_batches
     return finished(made, known, batches, host, prefetch)
@@ -198,45 +202,11 @@ def _single_samples(made: Any, known: Any, batches: Batches, host: Host, prefetc
     return ahead(made.apply(known), single_of, prefetch)
 
 
-def _epochs(first: int, repeat: bool | int, advance: bool) -> Epochs:
+def _epochs(first: int, repeat: bool | int, advance: bool) -> EpochRange:
     first = checked_int("epoch", first, 0, _MAX_EPOCH)
     if isinstance(repeat, bool | np.bool_):
-        return Epochs(first, 0 if repeat else 1, advance)
-    return Epochs(first, checked_int("repeat", repeat, 1, _MAX_EPOCH), advance)
-
-
-def _order(
-    rows: Samples,
-    batch_size: int | None,
-    shard: tuple[int, int] | None,
-    shuffle: bool | Literal["full", "block"],
-    block_size: int | None,
-    drop_remainder: bool,
-    **options: Any,
-) -> Order:
-    """As `make_order` of `chunkstore.torch` makes it."""
-    if shard is not None and np.shape(shard) != (2,):
-        raise ValueError(f"shard: expected (rank, world size), found {shard!r}")
-    if not isinstance(drop_remainder, bool):
-        raise TypeError(f"drop_remainder: expected True or False, found {drop_remainder!r}")
-    block_starts = None
-    if shuffle == "block" and block_size is None:
-        block_starts = rows.block_starts()
-    if batch_size is not None:
-        batch_size = checked_int("batch_size", batch_size, 1, 1 << 31)
-    rank, world_size = shard or (0, 1)
-    return Order(
-        len(rows),
-        batch_size=1 if batch_size is None else batch_size,
-        shuffle=shuffle,
-        block_size=block_size if shuffle == "block" else None,
-        block_starts=block_starts,
-        rank=checked_int("shard: rank", rank, 0, max(0, checked_int("shard: world size", world_size, 1, 1 << 31) - 1)),
-        world_size=world_size,
-        drop_last=drop_remainder,
-        fingerprint=rows.fingerprint,
-        **options,
-    )
+        return EpochRange(first, 0 if repeat else 1, advance)
+    return EpochRange(first, checked_int("repeat", repeat, 1, _MAX_EPOCH), advance)
 
 
 def _options(shard: tuple[int, int] | None) -> Any:

@@ -40,7 +40,7 @@ def groups_of(batch_size: int, sample_nbytes: int, most_nbytes: int) -> Groups:
     return Groups(ordered, max(1, min(ordered, most_nbytes // max(1, sample_nbytes * batch_size))))
 
 
-class Epochs:
+class EpochRange:
     """Which epochs an iterator goes through.
 
     Args:
@@ -78,7 +78,7 @@ class Epochs:
         return np.int64(self._first + next(self._iterations) * self._step)
 
 
-def batches_of_ids(order: Order, *, host: Host, epochs: Epochs, groups: Groups, admit: Admit) -> Any:
+def batches_of_ids(order: Order, *, host: Host, epochs: EpochRange, groups: Groups, admit: Admit) -> Any:
     """A dataset of (ids, num, admitted): the batch is `ids[:num]`; ids int64 of shape (order.batch_size,).
 
     Args:
@@ -97,7 +97,7 @@ def batches_of_ids(order: Order, *, host: Host, epochs: Epochs, groups: Groups, 
     return ahead(batches, admitted, 1).unbatch()
 
 
-def pieces_of_ids(order: Order, *, host: Host, epochs: Epochs, most: int, admit: Admit) -> Any:
+def pieces_of_ids(order: Order, *, host: Host, epochs: EpochRange, most: int, admit: Admit) -> Any:
     """A dataset of (ids, num, admitted) for an order of batches of 1: some `most` samples in each element."""
     assert order.batch_size == 1
 
@@ -113,7 +113,7 @@ def pieces_of_ids(order: Order, *, host: Host, epochs: Epochs, most: int, admit:
     return ahead(pieces, admitted, 1)
 
 
-def _groups_of_batches(order: Order, host: Host, epochs: Epochs, group: int) -> Any:
+def _groups_of_batches(order: Order, host: Host, epochs: EpochRange, group: int) -> Any:
     """A dataset of (ids, num): (G, B) and (G,), int64; G is `group` or what is left of an epoch."""
     num_batches, num_whole = order.num_batches(), order.num_samples // order.step_size
     per_epoch = -(-num_batches // group)

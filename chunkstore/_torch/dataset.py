@@ -6,27 +6,26 @@ import operator
 import struct
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from chunkstore._loading.epochs import fingerprint_of
 from chunkstore._loading.recycle import Recycler
-from chunkstore._read.many import Paths, is_paths
-from chunkstore._read.many import open as open_reader
+from chunkstore._loading.source import chosen_fields, fingerprint_of, open_rows
+from chunkstore._read.checked import Verify
+from chunkstore._read.many import Paths
 from chunkstore._read.ragged import Ragged
 from chunkstore._read.reader import Reader
 from chunkstore._read.select import Selection
+from chunkstore._storage.source import Backend
 from chunkstore._torch.collate import Batch, Sample, collate
 from chunkstore._torch.convert import RaggedMode, columns_of
 from chunkstore.errors import ReplacedError
 
 Transform = Callable[[Any], Any]
-Backend = Literal["auto", "mmap", "pread"]
-Verify = Literal["once", "always", "off"]
 # Of the plain data set, if so many are alive at a time: three in a `DataLoader`, and those that `prefetch` takes ahead.
 _KEPT_BATCHES: Final = 8
 
@@ -79,35 +78,18 @@ class Dataset(torch.utils.data.Dataset[Any]):
         for name, function in (("transform", transform), ("batch_transform", batch_transform)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name}: expected a function, found {type(function).__name__}")
-        self._options: dict[str, Any] | None = None
-        if isinstance(source, Reader | Selection):
-            if backend != "auto" or verify != "once":
-                raise ValueError("backend, verify: give them to chunkstore.open; the reader given here has its own")
-            self._reader: Reader | Selection | None = source
-        elif is_paths(source):
-            self._options = {"path": source, "backend": backend, "verify": verify, "fields": fields}
-            self._reader = open_reader(**self._options)
-        else:
-            raise TypeError(f"source: expected a path or a Reader, found {type(source).__name__}")
+        options: dict[str, Any] = {"source": source, "fields": fields, "backend": backend, "verify": verify}
+        self._options = None if isinstance(source, Reader | Selection) else options
+        rows = open_rows(**options)
+        self._reader: Reader | Selection | None = rows
         self._closed_fingerprint = ""
         self.transform = transform
         self.batch_transform = batch_transform
         self.ragged: RaggedMode = ragged
         self.pad_value = pad_value
-        self.path = self._reader.path
-        self._names = self._chosen_names(fields)
+        self.path = rows.path
+        self._names = chosen_fields(rows, fields)
         self._prepare()
-
-    def _chosen_names(self, fields: Sequence[str] | None) -> tuple[str, ...]:
-        known = self.reader.fields
-        if fields is None:
-            return tuple(known)
-        if isinstance(fields, str):
-            raise TypeError(f"fields: expected a sequence of names, found one text; use [{fields!r}]")
-        for name in fields:
-            if name not in known:
-                raise ValueError(f"fields: {self.path} has no field {name!r}; there are {', '.join(map(repr, known))}")
-        return tuple(fields)
 
     def _prepare(self) -> None:
         known = self.reader.fields
@@ -149,7 +131,8 @@ class Dataset(torch.utils.data.Dataset[Any]):
         """
         if self._reader is None:
             assert self._options is not None
-            reader = open_reader(**self._options)
+            reader = open_rows(**self._options)
+            assert isinstance(reader, Reader)
             if reader.fingerprint != self._closed_fingerprint:
                 reader.close()
                 raise ReplacedError(

@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -17,13 +17,15 @@ import torch
 from chunkstore._loading.epochs import Epochs
 from chunkstore._loading.permutation import IntArray, checked_int
 from chunkstore._loading.prefetch import Ring
+from chunkstore._loading.source import Pad, Shuffle, make_order
+from chunkstore._read.checked import Verify
 from chunkstore._read.many import Paths
 from chunkstore._read.reader import Reader
 from chunkstore._read.select import Selection
-from chunkstore._storage.source import cold_reads
+from chunkstore._storage.source import Backend, cold_reads
 from chunkstore._torch.convert import RaggedMode, num_bytes
-from chunkstore._torch.dataset import Backend, Dataset, Transform, Verify
-from chunkstore._torch.sampler import Pad, Ranks, Shuffle, make_order
+from chunkstore._torch.dataset import Dataset, Transform
+from chunkstore._torch.sampler import Ranks
 from chunkstore._torch.transfer import Blocking, CudaDriver, Host, Staging, Transfer, as_device
 
 _SHOWN_SAMPLES: Final = 4
@@ -36,7 +38,7 @@ _DISTANT_THREADS: Final = 2  # each has a batch in the making and one under way
 MAX_PREFETCH: Final = 1024
 
 
-@dataclass(frozen=True)
+@dataclass
 class LoaderStats:
     """What a loader did so far, over all its iterations.
 
@@ -60,23 +62,8 @@ class LoaderStats:
         return self.wait_seconds / self.elapsed_seconds if self.elapsed_seconds else 0.0
 
 
-class _Meter:
-    """The counters behind LoaderStats; written by the thread that takes the batches."""
-
-    def __init__(self) -> None:
-        self.num_batches = 0
-        self.num_samples = 0
-        self.num_bytes = 0
-        self.wait_seconds = 0.0
-        self.load_seconds = 0.0
-        self.elapsed_seconds = 0.0
-
-    def stats(self) -> LoaderStats:
-        return LoaderStats(**self.__dict__)
-
-
 class _Made:
-    """A batch on its way to the user, and what the meter wants to know of it."""
+    """A batch on its way to the user, and what `LoaderStats` counts of it."""
 
     __slots__ = ("num_bytes", "num_samples", "sent")
 
@@ -172,12 +159,12 @@ class LoaderIterator:
         # A loader made in the head of a `for` lives as long as the loop; it refers to us weakly.
         self._loader = loader
         assert loader._transfer is not None
-        self._epochs, self._meter, self._transfer = loader._epochs, loader._meter, loader._transfer
+        self._epochs, self._stats, self._transfer = loader._epochs, loader._stats, loader._transfer
         maker = _Maker(loader.dataset, self._transfer)
         tasks = _tasks(self._epochs.begin(), maker)
         self._ring: Ring[Any, _Run] = Ring(tasks, maker, depth=loader._prefetch, threads=loader._threads)
         self._run = _Run([])
-        self._base = (self._meter.elapsed_seconds, self._meter.load_seconds)
+        self._base = (self._stats.elapsed_seconds, self._stats.load_seconds)
         self._start = time.perf_counter()
 
     def __iter__(self) -> Self:
@@ -198,10 +185,10 @@ class LoaderIterator:
         finally:
             self._count_time(start)
         self._epochs.deliver()
-        meter = self._meter
-        meter.num_batches += 1
-        meter.num_samples += made.num_samples
-        meter.num_bytes += made.num_bytes
+        stats = self._stats
+        stats.num_batches += 1
+        stats.num_samples += made.num_samples
+        stats.num_bytes += made.num_bytes
         return batch
 
     def _next_made(self) -> _Made:
@@ -218,9 +205,9 @@ class LoaderIterator:
 
     def _count_time(self, start: float) -> None:
         now = time.perf_counter()
-        self._meter.wait_seconds += now - start
-        self._meter.elapsed_seconds = self._base[0] + now - self._start
-        self._meter.load_seconds = self._base[1] + self._ring.make_seconds
+        self._stats.wait_seconds += now - start
+        self._stats.elapsed_seconds = self._base[0] + now - self._start
+        self._stats.load_seconds = self._base[1] + self._ring.make_seconds
 
     def close(self) -> None:
         """Stop its threads. Idempotent."""
@@ -310,7 +297,8 @@ class Loader:
         try:
             self._ranks = Ranks(rank, world_size)
             shuffled: Any = {"shuffle": shuffle, "seed": seed, "block_size": block_size, "window": window}
-            order = make_order(self.dataset, batch_size, self._ranks, drop_last=drop_last, pad=pad, **shuffled)
+            sized: Any = {"batch_size": batch_size, "drop_last": drop_last, "pad": pad}
+            order = make_order(self.dataset.reader, len(self.dataset), **sized, **shuffled, **self._ranks.options())
             plain = _is_plain(self.dataset) and device_transform is None
             self._threads = threads or 2
             self._transfer = _make_transfer(self, device_transform, static_buffers, pin_memory)
@@ -321,7 +309,7 @@ class Loader:
             raise
         self.batch_size = order.batch_size
         self._epochs = Epochs(order)
-        self._meter = _Meter()
+        self._stats = LoaderStats()
 
     _iterator: weakref.ref[LoaderIterator] | None = None
     _transfer: Transfer | None = None
@@ -385,7 +373,7 @@ class Loader:
 
     def stats(self) -> LoaderStats:
         """Batches, bytes and times so far."""
-        return self._meter.stats()
+        return replace(self._stats)
 
     def close(self) -> None:
         """Stop the threads and wait for them, free their buffers, and close the container if this loader opened it.

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sized
-from typing import Any, Literal
+from typing import Any
 
 import torch.distributed
 from torch.utils.data import Sampler
 
-from chunkstore._loading.epochs import Epochs, fingerprint_of
-from chunkstore._loading.order import Order
+from chunkstore._loading.epochs import Epochs
 from chunkstore._loading.permutation import IntArray
+from chunkstore._loading.source import Pad, Shuffle, make_order
 from chunkstore._read.reader import Reader
-from chunkstore._read.select import Selection
 from chunkstore._torch.dataset import Dataset
-
-Shuffle = bool | Literal["full", "block"]
-Pad = Literal[False, "even", "full"]
 
 
 class Ranks:
@@ -27,6 +23,10 @@ class Ranks:
             raise ValueError("rank, world_size: give both or neither")
         self._from_torch = rank is None
         self.rank, self.world_size = _process_rank() if rank is None or world_size is None else (rank, world_size)
+
+    def options(self) -> dict[str, Any]:
+        """As arguments of `Order`."""
+        return {"rank": self.rank, "world_size": self.world_size}
 
     def check(self) -> None:
         """Raise RuntimeError where `torch.distributed` was initialised too late to be asked."""
@@ -41,40 +41,6 @@ def _process_rank() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
-
-
-def make_order(
-    source: Any,
-    batch_size: int,
-    ranks: Ranks,
-    *,
-    shuffle: Shuffle,
-    block_size: int | None,
-    **options: Any,
-) -> Order:
-    """The order of a data set, a reader or anything with a length, or of a number of samples.
-
-    With shuffle="block" and no `block_size`, the blocks are the shards of the container.
-    """
-    reader = source.reader if isinstance(source, Dataset) else source
-    fingerprint = fingerprint_of(reader) if isinstance(reader, Reader | Selection) else ""
-    num_samples = source if isinstance(source, int) else len(source)
-    block_starts = None
-    if shuffle == "block" and block_size is None:
-        if not isinstance(reader, Reader):
-            raise ValueError("block_size: needed for shuffle='block', except for a whole container, which has shards")
-        block_starts = reader._index.shard_starts
-    return Order(
-        num_samples,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        block_size=block_size if shuffle == "block" else None,
-        block_starts=block_starts,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        fingerprint=fingerprint,
-        **options,
-    )
 
 
 class BatchSampler(Sampler[list[int]]):
@@ -119,15 +85,16 @@ class BatchSampler(Sampler[list[int]]):
     ) -> None:
         self._ranks = Ranks(rank, world_size)
         order = make_order(
-            source,
-            batch_size,
-            self._ranks,
+            source.reader if isinstance(source, Dataset) else source,
+            source if isinstance(source, int) else len(source),
+            batch_size=batch_size,
             shuffle=shuffle,
             block_size=block_size,
             seed=seed,
             drop_last=drop_last,
             pad=pad,
             window=window,
+            **self._ranks.options(),
         )
         self.batch_size = order.batch_size
         self.drop_last = drop_last
