@@ -20,8 +20,11 @@ from tools.bench.workloads.batches import batch_each, check_equal
 
 _COUNTS = (2, 16, 256)
 _MAX_RATIO = 1.3
-_NUM_BATCHES = {"1 KiB rows": 1000, "147 KiB images": 8, "16 KB ragged rows": 60}
+_NUM_BATCHES = {"1 KiB rows": 1000, "147 KiB images": 8, "16 KB ragged rows": 30}
 _PIECE = 4096
+# Many rounds, so that a quiet moment of a busy machine seldom serves one case alone. In 240 rounds of images beside
+# bursts of copying, 6 to 16 % of the windows of 5 rounds fell below the goal where all say 0.9, and 1 to 5 % of 20.
+_ROUNDS_EACH = 4
 Positions = npt.NDArray[np.int64]
 
 
@@ -73,7 +76,7 @@ def _measured(bench: Bench, label: str, container: Path, folders: dict[int, Path
             _check(reader, readers["one"], batches[0])
         for case in cases:
             case.run()
-        timings = interleave(cases, bench.rounds)
+        timings = interleave(cases, _ROUNDS_EACH * bench.rounds)
         work = {"rows/s": float(BATCH * len(batches))}
         for name in list(readers)[1:]:
             case_name = f"{label}, verify={verify}"
