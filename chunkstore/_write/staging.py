@@ -14,13 +14,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format import dtypes
-from chunkstore._format.schema import Field
+from chunkstore._format.schema import Field, check_fields
 from chunkstore._storage.buffers import byte_view
 from chunkstore._write.index_writer import Keys
 from chunkstore._write.shards import Rows
 from chunkstore.errors import SchemaError
 
 type_array = NDArray[Any]
+type_fields = Sequence[Field] | Mapping[str, "Field | str | tuple[str, tuple[int | None, ...]]"]
+
+
+def as_fields(fields: type_fields) -> tuple[Field, ...]:
+    """What the user gives as `fields`, as fields.
+
+    Raises:
+        SchemaError: they cannot be fields of a container.
+    """
+    if isinstance(fields, Mapping):
+        known = tuple(_as_field(name, value) for name, value in fields.items())
+    else:
+        given: tuple[Any, ...] = tuple(fields)
+        wrong = [type(field).__name__ for field in given if not isinstance(field, Field)]
+        if wrong:
+            raise SchemaError(f"fields: expected Field(...) objects or a mapping, found {wrong[0]}")
+        known = given
+    check_fields(known)
+    return known
+
+
+def _as_field(name: str, value: Any) -> Field:
+    if isinstance(value, Field):
+        if value.name != name:
+            raise SchemaError(f"fields: {name!r} is given the field {value.name!r}")
+        return value
+    dtype, shape = value if isinstance(value, tuple) else (value, ())
+    try:
+        return Field(name, dtypes.parse(str(np.dtype(dtype)) if not isinstance(dtype, str) else dtype), tuple(shape))
+    except SchemaError:
+        raise
+    except ValueError as error:
+        raise SchemaError(f"field {name!r}: {error}") from None
 
 
 def infer_field(name: str, value: object) -> Field:

@@ -18,7 +18,6 @@ from chunkstore._format.constants import (
     PART_ALIGNMENT,
     SHARD_NBYTES,
 )
-from chunkstore._format.dtypes import parse
 from chunkstore._format.encode import CodecArg, parse_codecs
 from chunkstore._format.layout import samples_per_shard
 from chunkstore._format.schema import Field, check_fields, encode_attrs
@@ -33,12 +32,14 @@ from chunkstore._write.staging import (
     KeyStage,
     RaggedStage,
     Stage,
+    as_fields,
     as_rows,
     batch_length,
     batch_rows,
     encode_text,
     fixed_rows,
     infer_field,
+    type_fields,
 )
 from chunkstore._write.target import AppendTarget, NewTarget, Target
 from chunkstore.errors import ClosedError, PoisonedError, SchemaError
@@ -48,7 +49,6 @@ _STAGED_NBYTES: Final = 1 << 20  # the first memory for rows; where it is full, 
 _GROWTH: Final = 8
 _PACK_KEYS: Final = 16_384  # keys that wait one by one; at most 2 MB of short ones
 type_slot = tuple[str, Any, Any, Any, "frozenset[type]", Stage]
-type_fields = Sequence[Field] | Mapping[str, "Field | str | tuple[str, tuple[int | None, ...]]"]
 
 
 class Writer:
@@ -97,7 +97,7 @@ class Writer:
         codec: CodecArg | None = None,
     ) -> None:
         _check_arguments(path, mode, shard_nbytes, num_samples)
-        known = None if fields is None else _as_fields(fields)
+        known = None if fields is None else as_fields(fields)
         self._codecs = parse_codecs(codec)
         self._shard_nbytes = shard_nbytes
         self._promised = num_samples
@@ -125,18 +125,22 @@ class Writer:
         self._changed = mode != "a"  # a new container is worth a commit even when it is empty
         self.attrs: dict[str, Any] = {}
         try:
-            if isinstance(self._target, AppendTarget):
-                self.attrs.update(self._target.attrs())
-                self._continue(known)
-            elif known is not None:
-                self._begin(known)
-            self._committed_attrs = encode_attrs(self.attrs)
-            if attrs:
-                self.attrs.update(attrs)
-                encode_attrs(self.attrs)
+            self._start(known, attrs)
         except BaseException:
             self._target.close()
             raise
+
+    def _start(self, known: tuple[Field, ...] | None, attrs: Mapping[str, Any] | None) -> None:
+        """Go on from what the target has, or begin, where the fields are known."""
+        if isinstance(self._target, AppendTarget):
+            self.attrs.update(self._target.attrs())
+            self._continue(known)
+        elif known is not None:
+            self._begin(known)
+        self._committed_attrs = encode_attrs(self.attrs)
+        if attrs:
+            self.attrs.update(attrs)
+            encode_attrs(self.attrs)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -569,33 +573,6 @@ def _slot(stage: Stage) -> type_slot:
     if isinstance(stage, FixedStage):
         return stage.field.name, stage.rows, stage.rows.dtype, stage.shape, stage.scalars, stage
     return stage.field.name, None, None, None, frozenset(), stage
-
-
-def _as_fields(fields: type_fields) -> tuple[Field, ...]:
-    if isinstance(fields, Mapping):
-        known = tuple(_as_field(name, value) for name, value in fields.items())
-    else:
-        given: tuple[Any, ...] = tuple(fields)
-        wrong = [type(field).__name__ for field in given if not isinstance(field, Field)]
-        if wrong:
-            raise SchemaError(f"fields: expected Field(...) objects or a mapping, found {wrong[0]}")
-        known = given
-    check_fields(known)
-    return known
-
-
-def _as_field(name: str, value: Any) -> Field:
-    if isinstance(value, Field):
-        if value.name != name:
-            raise SchemaError(f"fields: {name!r} is given the field {value.name!r}")
-        return value
-    dtype, shape = value if isinstance(value, tuple) else (value, ())
-    try:
-        return Field(name, parse(str(np.dtype(dtype)) if not isinstance(dtype, str) else dtype), tuple(shape))
-    except SchemaError:
-        raise
-    except ValueError as error:
-        raise SchemaError(f"field {name!r}: {error}") from None
 
 
 def _check_arguments(path: str | os.PathLike[str], mode: str, shard_nbytes: int, num_samples: int | None) -> None:

@@ -111,7 +111,7 @@ WRITERS = (
     Mutant("recover does not look for the commit that only a damaged superblock named", RECOVER, "_continued",
            "return later", "return None", ("damaged append",)),
     Mutant("recover takes the generation of a damaged superblock B for true", RECOVER, "_superblocks",
-           "found if report.notes else", "", ("damaged append",)),
+           "item[1].directory_offset if report.notes else", "", ("damaged append",)),
     Mutant("recover does not use superseded segments", RECOVER, "_Superseded.read",
            "list(self._find())", "[]", ("damaged append and merge segments",)),
     Mutant("superblocks are not mended", TARGET, "AppendTarget.__init__", "self._mend_superblocks()", "pass",
