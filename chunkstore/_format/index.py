@@ -40,11 +40,12 @@ BLOCK_ENTRY: Final = np.dtype(
 
 @contextmanager
 def _at(where: str) -> Iterator[None]:
-    """Put the place in front of what went wrong inside."""
+    """Put the place in front of what went wrong inside, where it is not there already."""
     try:
         yield
     except FormatError as error:
-        raise type(error)(f"{where}: {error}") from None
+        text = str(error)
+        raise type(error)(text if text.startswith(f"{where}: ") else f"{where}: {text}") from None
 
 
 class Index:

@@ -10,11 +10,11 @@ import xxhash
 
 from tools.battery import ROOT
 
-_READING = ("chunkstore._read.reader", "chunkstore._verify.verify")
+_READING = ("chunkstore._read.many", "chunkstore._verify.verify")
 _WRITING = (*_READING, "chunkstore._write.writer", "chunkstore._rewrite.merge", "chunkstore._rewrite.repack",
-            "chunkstore._rewrite.recover")  # fmt: skip
+            "chunkstore._rewrite.recover", "chunkstore._ingest.convert.convert")  # fmt: skip
 _TRIED = {
-    "bitflips": (*_READING, "tools.battery.bitflips", "tests.damaged"),
+    "bitflips": (*_READING, "chunkstore._write.writer", "tools.battery.bitflips", "tests.damaged"),
     "model": (*_WRITING, "tools.battery.model"),
     "fuzz-npy": ("chunkstore._ingest.npy.npyheader",),
     "fuzz-npz": ("chunkstore._ingest.npy.arrays",),
