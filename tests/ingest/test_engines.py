@@ -216,7 +216,7 @@ def test_interrupt(source: Path, target: Path) -> None:
 # -- Dask -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def dask_client() -> Iterator[Any]:
     """A scheduler and two worker processes on this machine."""
     distributed = pytest.importorskip("distributed")
@@ -233,38 +233,30 @@ def test_dask(dask_client: Any, source: Path, alone: bytes, target: Path) -> Non
 
 
 @contextlib.contextmanager
-def dying(client: Any) -> Iterator[Any]:
-    """A progress function that stops one worker of a cluster in the middle of a task, and soon kills it."""
+def dying(client: Any) -> Iterator[None]:
+    """One worker of a cluster stands still, so that what it is given stays with it, and is killed a second later."""
     victim = next(iter(client.run(os.getpid).values()))
-    timer = threading.Timer(0.5, os.kill, (victim, signal.SIGKILL))
-    stopped: list[int] = []
-
-    def stop(done: int, *rest: int) -> None:
-        if not stopped:
-            stopped.append(done)
-            os.kill(victim, signal.SIGSTOP)
-            timer.start()
-
-    yield stop
-    assert stopped
-    timer.join()
+    timer = threading.Timer(1, os.kill, (victim, signal.SIGKILL))
+    os.kill(victim, signal.SIGSTOP)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
 
 
 def test_dask_worker_that_dies(dask_client: Any, source: Path, alone: bytes, target: Path) -> None:
     """Dask does the work of a lost worker again: the container is complete, and the same."""
-    with dying(dask_client) as stop:
-        engine = {"executor": dask_client.get_executor(), "workers": 8}
-        chunkstore.convert(source, target, progress=stop, **engine, **OPTIONS)
+    with dying(dask_client):
+        chunkstore.convert(source, target, executor=dask_client.get_executor(), workers=8, **OPTIONS)
     assert target.read_bytes() == alone
 
 
 def test_dask_that_gives_up(dask_client: Any, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task that Dask does not try again ends the conversion: a clear error, nothing is published or left."""
-    dask_client.wait_for_workers(2)
     monkeypatch.setattr(dask_client.cluster.scheduler, "allowed_failures", 0)
-    with dying(dask_client) as stop, pytest.raises(WriteError, match=r"KilledWorker.*nothing was published"):
-        engine = {"executor": dask_client.get_executor(), "workers": 8}
-        chunkstore.convert(source, target, progress=stop, **engine, **OPTIONS)
+    with dying(dask_client), pytest.raises(WriteError, match=r"KilledWorker.*nothing was published"):
+        chunkstore.convert(source, target, executor=dask_client.get_executor(), workers=8, **OPTIONS)
     assert list(target.parent.iterdir()) == []
 
 
