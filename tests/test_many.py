@@ -157,7 +157,7 @@ def test_too_many_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = len(os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 4, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 2, limits[1]))
     try:
         with pytest.raises(OSError, match="ulimit -n"):
             chunkstore.open(folder)

@@ -371,7 +371,8 @@ def test_truncated_meanwhile(large: Path) -> None:
 
     report = chunkstore.verify(large, progress=truncate)
     assert cut
-    assert {damage.kind for damage in report.damage} == {"truncated"}
+    # What is read while it is cut off may come as zeros, too.
+    assert "truncated" in {damage.kind for damage in report.damage}
 
 
 def test_bad_sector(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:

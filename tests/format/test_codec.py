@@ -78,6 +78,7 @@ def test_nothing_may_lie_behind_a_zstd_frame() -> None:
 @pytest.mark.parametrize(("name", "package"), [("zstd", "zstandard"), ("blosc2", "blosc2")])
 def test_a_fork_in_the_middle_of_an_import(name: str, package: str) -> None:
     """The child can use the package that another thread of its parent was importing."""
+    pytest.importorskip(package)
     script = f"""
 import os, signal, sys, threading, time, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
