@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import signal
 import tempfile
 import time
@@ -380,6 +381,7 @@ def run(name: str, quick: bool, before: dict[str, Any] | None = None) -> Row:
         before: its row of the last run. A part of `CONTINUED` goes on from there if the code is the same, and makes
             about `SLICE_SECONDS` of its work.
     """
+    gc.collect()  # a file that an earlier part let go is not closed in the middle of this one, which may count them
     began, code, known = time.perf_counter(), code_of(name), before or {}
     goes_on = not quick and name in CONTINUED
     same = goes_on and known.get("code") == code
