@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import signal
 import sys
@@ -70,10 +71,14 @@ class _Stop:
 
     def __init__(self) -> None:
         self.asked = False
+        self._process = os.getpid()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: object) -> None:
+        if os.getpid() != self._process:  # a worker that a part forked, and ends by this signal
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
