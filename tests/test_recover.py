@@ -164,15 +164,10 @@ def test_a_superblock_that_is_gone_and_was_newer(tmp_path: Path, damaged: bool) 
 
     Otherwise a note says what bytes behind the end may mean.
     """
-    path = tmp_path / "a.cks"
-    with chunkstore.Writer(path, fields=FIELDS) as writer:
-        writer.add(sample(0), "k0")
-    before = path.read_bytes()[:4096]
-    with chunkstore.Writer(path, mode="a") as writer:
-        writer.add(sample(1), "k1")
+    path, before = two_commits(tmp_path)
     place, _ = Damaged(path).place("BLOCKS")
     damage(path, 0, bytes(4096))
-    damage(path, 4096, before)
+    damage(path, 4096, before[:4096])
     if damaged:
         damage(path, place, 8)
     report, numbers = saved(path)
@@ -193,27 +188,28 @@ def test_a_superblock_of_a_later_version_beside_a_good_one_is_damage(tmp_path: P
         recover(path, tmp_path / "b.cks")
 
 
-def test_a_damaged_superblock_b_does_not_outbid_a(tmp_path: Path) -> None:
-    """B is of the commit before, and damage made its generation a large one: A counts, which is written first."""
-    path = tmp_path / "a.cks"
+def two_commits(folder: Path) -> tuple[Path, bytes]:
+    """A container of one sample a commit, and its bytes after the first."""
+    path = folder / "a.cks"
     with chunkstore.Writer(path, fields=FIELDS) as writer:
         writer.add(sample(0), "k0")
-    before = path.read_bytes()[:4096]
+    before = path.read_bytes()
     with chunkstore.Writer(path, mode="a") as writer:
         writer.add(sample(1), "k1")
-    damage(path, 4096, before[:60] + b"\x01" + before[61:])
+    return path, before
+
+
+def test_a_damaged_superblock_b_does_not_outbid_a(tmp_path: Path) -> None:
+    """B is of the commit before, and damage made its generation a large one: A counts, which is written first."""
+    path, before = two_commits(tmp_path)
+    damage(path, 4096, before[:60] + b"\x01" + before[61:4096])
     assert saved(path, 2)[1] == [0, 1]
 
 
 def test_a_superblock_a_that_is_partly_of_the_commit_before_does_not_hide_b(tmp_path: Path) -> None:
     """A sector of A that a disk lost: its record names the generation before, whose index holds; B is newer."""
-    path = tmp_path / "a.cks"
-    with chunkstore.Writer(path, fields=FIELDS) as writer:
-        writer.add(sample(0), "k0")
-    before = path.read_bytes()[:512]
-    with chunkstore.Writer(path, mode="a") as writer:
-        writer.add(sample(1), "k1")
-    damage(path, 0, before)
+    path, before = two_commits(tmp_path)
+    damage(path, 0, before[:512])
     assert saved(path, 2)[1] == [0, 1]
 
 

@@ -369,10 +369,10 @@ def test_truncated_meanwhile(large: Path) -> None:
             cut.append(done)
             os.truncate(large, 20 << 20)
 
-    report = chunkstore.verify(large, progress=truncate)
+    # One worker: what another thread reads in that moment may come as zeros, which is damage of another kind.
+    report = chunkstore.verify(large, progress=truncate, workers=1)
     assert cut
-    # What is read while it is cut off may come as zeros, too.
-    assert "truncated" in {damage.kind for damage in report.damage}
+    assert {damage.kind for damage in report.damage} == {"truncated"}
 
 
 def test_bad_sector(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:

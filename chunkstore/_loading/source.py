@@ -13,7 +13,7 @@ from chunkstore._loading.permutation import checked_int
 from chunkstore._read.checked import Verify
 from chunkstore._read.many import Paths, is_paths
 from chunkstore._read.many import open as open_reader
-from chunkstore._read.reader import Reader, _check_known
+from chunkstore._read.reader import Reader, check_known
 from chunkstore._read.select import Selection
 from chunkstore._storage.source import Backend
 
@@ -46,7 +46,7 @@ def chosen_fields(rows: Rows, fields: Sequence[str] | None) -> tuple[str, ...]:
     """
     if fields is None:
         return tuple(rows.fields)
-    _check_known(fields, rows.fields, rows.path)
+    check_known(fields, rows.fields, rows.path)
     return tuple(fields)
 
 

@@ -31,7 +31,7 @@ from chunkstore._read.gather import Rows, rows_of
 from chunkstore._read.newest import check_lineage, check_newer, open_newest
 from chunkstore._read.opened import Opened, key_for_message
 from chunkstore._read.ragged import Ragged
-from chunkstore._read.reader import Reader, _check_known, _check_options
+from chunkstore._read.reader import Reader, check_known, check_options
 from chunkstore._read.reader import open as open_one
 from chunkstore._read.select import Selection
 from chunkstore._read.split import SplitRows
@@ -171,7 +171,7 @@ class Containers(Reader):
 
     def _joined(self, parts: Sequence[_Part]) -> _OpenedMany:
         if self._names is not None:
-            _check_known(self._names, [field.name for field in parts[0].index.fields], parts[0].index.path)
+            check_known(self._names, [field.name for field in parts[0].index.fields], parts[0].index.path)
         opened = _OpenedMany(self.path, parts, self._verify, self._names)
         self._superblocks = tuple(part.index.superblock for part in parts)
         return opened
@@ -457,7 +457,7 @@ def open(  # noqa: A001 - the public name
         shown = f"{paths[0]} and {len(paths) - 1} more"
     if len(paths) == 1:
         return open_one(paths[0], backend=backend, verify=verify, fields=fields, remote=remote)
-    _check_options(verify, fields)
+    check_options(verify, fields)
     if remote is not None and not any(map(is_url, paths)):
         raise ValueError(f"remote: goes with URLs such as s3://bucket/train.cks, found paths only: {paths[0]!r}")
     reader = Containers(shown, paths, backend, verify, None if fields is None else tuple(fields), remote=remote)

@@ -112,7 +112,7 @@ class Reader:
 
     def _check_names(self, index: Index) -> None:
         if self._names is not None:
-            _check_known(self._names, [field.name for field in index.fields], self.path)
+            check_known(self._names, [field.name for field in index.fields], self.path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._closed:
@@ -367,13 +367,13 @@ class Reader:
             raise TypeError(f"out: expected a mapping of field names to arrays, found {type(out).__name__}")
         for name in out:
             if name not in rows:
-                _check_known([name], rows, self.path, "out")
+                check_known([name], rows, self.path, "out")
         return [(name, each, each.target(num_rows, out.get(name))) for name, each in rows.items()]
 
     def _chosen(self, opened: Opened, fields: Sequence[str]) -> dict[str, Rows]:
         if not isinstance(fields, str):
             fields = tuple(fields)
-        _check_known(fields, opened.numbers, self.path)
+        check_known(fields, opened.numbers, self.path)
         return {name: opened.field(name) for name in fields}
 
     def column(self, name: str) -> NDArray[Any] | Ragged:
@@ -390,7 +390,7 @@ class Reader:
             CorruptError: a chunk of the field is not what was written.
         """
         opened = self._opened
-        _check_known([name], opened.numbers, self.path)
+        check_known([name], opened.numbers, self.path)
         opened.check_size()
         return opened.field(name).column()
 
@@ -505,7 +505,8 @@ class Reader:
             checker.prove(positions)
 
 
-def _check_known(names: Sequence[str], known: Collection[str], path: str, what: str = "fields") -> None:
+def check_known(names: Sequence[str], known: Collection[str], path: str, what: str = "fields") -> None:
+    """Raise TypeError or ValueError unless all of these names of fields are known; the text names what is near."""
     if isinstance(names, str):
         raise TypeError(f"{what}: expected a sequence of names, found one text; use [{names!r}]")
     for name in names:
@@ -517,7 +518,8 @@ def _check_known(names: Sequence[str], known: Collection[str], path: str, what: 
             raise ValueError(f"{what}: {path} has no field {name!r}{hint}")
 
 
-def _check_options(verify: str, fields: Any) -> None:
+def check_options(verify: str, fields: Any) -> None:
+    """Raise ValueError or TypeError for options of `open` that no file is needed to refuse."""
     if verify not in VERIFY:
         raise ValueError(f"verify: expected one of {', '.join(VERIFY)}, found {verify!r}")
     if isinstance(fields, str):
@@ -544,7 +546,7 @@ def open(  # noqa: A001 - named as the public one
     remote: Remote | None = None,
 ) -> Reader:
     """Open one container; arguments and errors are those of the public `open` (many.py)."""
-    _check_options(verify, fields)
+    check_options(verify, fields)
     reader = Reader(os.fsdecode(path), backend, verify, None if fields is None else tuple(fields), remote=remote)
     reader._opened  # noqa: B018 - opens now, so that errors come here
     return reader

@@ -21,7 +21,7 @@ LOCKS = "/proc/locks"
 _NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EPERM}
 
 
-class WriterLock:
+class WriterLock(syscalls.DescriptorOwner):
     """The right to append to a container. Readers neither take it nor look at it.
 
     A forked child has a copy that keeps nothing locked and gives nothing back: the lock ends when the process that
@@ -31,7 +31,7 @@ class WriterLock:
     def __init__(self, path: str, fd: int, lock_file: str | None, calls: syscalls.SystemCalls) -> None:
         """Take over a locked descriptor; use `acquire`."""
         self.path = path
-        self._fd: int | None = fd
+        self._fd = fd
         self._lock_file = lock_file
         self._calls = calls
         self._owner_pid = os.getpid()
@@ -74,12 +74,7 @@ class WriterLock:
             # lock. Its own end must not take the lock from the parent, though.
             if os.getpid() == self._owner_pid:
                 _unlock(fd, self._lock_file, self._calls)
-            try:
-                self._calls.close(fd)
-            except OSError:
-                self._fd = None  # it is closed all the same
-                raise
-            self._fd = None
+            self._close_descriptor()
 
     def __enter__(self) -> Self:
         return self

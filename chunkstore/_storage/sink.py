@@ -33,7 +33,7 @@ _WHAT_TO_DO = {
 }
 
 
-class Sink:
+class Sink(syscalls.DescriptorOwner):
     """A file opened for writing.
 
     Several threads, and several processes each with its own sink, may write disjoint ranges at a time. One failed write
@@ -49,7 +49,7 @@ class Sink:
         """Take over an open descriptor; use `create` or `open`."""
         self.path = path
         self.size = size  # bytes
-        self._fd: int | None = fd
+        self._fd = fd
         self._calls = calls
         self._poison: str | None = None
 
@@ -184,14 +184,7 @@ class Sink:
 
     def close(self) -> None:
         """Close the descriptor; nothing is synced. No other call may be under way. Idempotent."""
-        fd = self._fd
-        if fd is not None:
-            try:
-                self._calls.close(fd)
-            except OSError:
-                self._fd = None  # it is closed all the same
-                raise
-            self._fd = None
+        self._close_descriptor()
 
     def __enter__(self) -> Self:
         return self

@@ -108,3 +108,26 @@ def use(calls: SystemCalls) -> Iterator[SystemCalls]:
         yield calls
     finally:
         _active = before
+
+
+class DescriptorOwner:
+    """Has a descriptor, and closes it once."""
+
+    _fd: int | None
+    _calls: SystemCalls
+
+    def _close_descriptor(self) -> None:
+        """Close it, if it is open. Where the memory runs out before the call, the next one goes on."""
+        fd = self._fd
+        if fd is None:
+            return
+        try:
+            self._calls.close(fd)
+        except MemoryError:
+            raise
+        except BaseException:
+            # An error of `close` leaves it closed all the same, and an interrupt may come when the call is over. The
+            # number may be somebody else's by then: rather one descriptor too many than his closed.
+            self._fd = None
+            raise
+        self._fd = None

@@ -235,14 +235,21 @@ def test_dask(dask_client: Any, source: Path, alone: bytes, target: Path) -> Non
 @contextlib.contextmanager
 def dying(client: Any) -> Iterator[None]:
     """One worker of a cluster stands still, so that what it is given stays with it, and is killed a second later."""
-    victim = next(iter(client.run(os.getpid).values()))
-    timer = threading.Timer(1, os.kill, (victim, signal.SIGKILL))
+    address, victim = next(iter(client.run(os.getpid).items()))
+    lost: list[int] = []
+
+    def kill() -> None:
+        lost.append(len(client.cluster.scheduler.workers[address].processing))
+        os.kill(victim, signal.SIGKILL)
+
+    timer = threading.Timer(1, kill)
     os.kill(victim, signal.SIGSTOP)
     timer.start()
     try:
         yield
     finally:
         timer.join()
+    assert lost[0] > 0
 
 
 def test_dask_worker_that_dies(dask_client: Any, source: Path, alone: bytes, target: Path) -> None:

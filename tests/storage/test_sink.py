@@ -193,6 +193,24 @@ class SinkTests:
             with pytest.raises(ClosedError, match="closed for writing"):
                 use()
 
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+    def test_a_descriptor_is_not_closed_twice(self, path: Path, error: type[BaseException]) -> None:
+        """An interrupt or an error when the system has closed it already: the number may be another file's by now."""
+        closed: list[int] = []
+
+        class Interrupted(syscalls.SystemCalls):
+            def close(self, fd: int) -> None:
+                closed.append(fd)
+                super().close(fd)
+                raise error
+
+        with syscalls.use(Interrupted()):
+            sink = Sink.create(path)
+        with pytest.raises(error):
+            sink.close()
+        sink.close()
+        assert len(closed) == 1
+
     def test_forgotten_sink_closes(self, path: Path, num_descriptors: Callable[[], int]) -> None:
         """A sink that nobody holds gives its descriptor back."""
         before = num_descriptors()
