@@ -31,7 +31,11 @@ from chunkstore.errors import CorruptError
 Bytes: TypeAlias = NDArray[np.uint8]
 
 _ZSTD_MAGIC: Final = 0xFD2FB528
-_ZSTD_HEAD_NBYTES: Final = 18
+_ZSTD_HEAD_NBYTES: Final = 5  # magic, descriptor
+# By the descriptor: where in a frame its size stands, and in how many bytes.
+_ZSTD_SIZE_AT: Final = np.array([6 - (d >> 5 & 1) + (0, 1, 2, 4)[d & 3] for d in range(256)])
+_ZSTD_SIZE_NBYTES: Final = np.array([(d >> 5 & 1, 2, 4, 8)[d >> 6] for d in range(256)])
+_ZSTD_SIZE_MASK: Final = np.array([(1 << 8 * width) - 1 for width in range(9)], np.uint64)
 _ZSTD_MOST_RATIO: Final = 1 << 15  # a block of 4 bytes is 128 KiB
 _ZSTD_BLOCK_NBYTES: Final = 128 << 10
 _SPARE_BLOCKS: Final = 256  # the encoder may cut blocks shorter; more of them than that are not worth to be followed
@@ -39,6 +43,7 @@ _ZLIB_MOST_RATIO: Final = 1 << 11
 _BLOSC_MOST_NBYTES: Final = 1 << 31
 _BLOSC_SIZES: Final = struct.Struct("<i4xi")  # nbytes of the row, of a block, of the chunk
 _BLOSC_REFUSED: Final = np.array(BLOSC_REFUSED)
+_BLOSC_KNOWN: Final = np.array([f & BLOSC_EXTENDED == BLOSC_EXTENDED and f >> 5 in BLOSC_FORMATS for f in range(256)])
 _DIRECT_NBYTES: Final = 64 << 10  # from here on a row is worth a call of its own, which saves a copy
 
 
@@ -148,22 +153,29 @@ def _decode_each(decoder: Any, data: Bytes, offsets: Ints, nbytes: Ints, sizes: 
     return True
 
 
+def _heads(data: Bytes, offsets: Ints, count: int) -> Bytes:
+    """The first bytes of chunks, and what lies behind short ones; shape (B, count)."""
+    if int(offsets.max(initial=0)) + count > len(data):
+        found: Bytes = data[np.minimum(offsets[:, None] + np.arange(count), len(data) - 1)]
+    else:  # elements that overlap, one at each byte: half the time
+        anywhere = np.ndarray((len(data) - count + 1,), f"V{count}", data.data, strides=(1,))
+        found = anywhere[offsets].view(np.uint8).reshape(-1, count)
+    return found
+
+
 def zstd_frames(data: Bytes, offsets: Ints, nbytes: Ints, sizes: Ints) -> NDArray[np.bool_]:
     """Which chunks are one frame that says its size, the promised one, and ends where the chunk ends.
 
     RFC 8878, sections 3.1.1.1 and 3.1.1.2. Anything unusual counts as no: it may be right all the same.
     """
     stops = offsets + nbytes
-    head = data[np.minimum(offsets[:, None] + np.arange(_ZSTD_HEAD_NBYTES), stops[:, None] - 1)]
-    descriptor = head[:, 4].astype(np.int64)
-    single, size_flag = descriptor >> 5 & 1, descriptor >> 6
-    at = 6 - single + np.array([0, 1, 2, 4])[descriptor & 3]
-    width = np.array([0, 2, 4, 8])[size_flag] + (single & (size_flag == 0))
-    field = np.take_along_axis(head, np.minimum(at[:, None] + np.arange(8), _ZSTD_HEAD_NBYTES - 1), axis=1)
-    field[np.arange(8) >= width[:, None]] = 0
-    content = np.ascontiguousarray(field).view("<u8")[:, 0] + np.uint64(256) * (size_flag == 1).astype(np.uint64)
-    good = (np.ascontiguousarray(head[:, :4]).view("<u4")[:, 0] == _ZSTD_MAGIC) & (descriptor & 8 == 0)
-    good &= (width > 0) & (content == sizes.astype(np.uint64)) & (at + width + 3 <= nbytes)
+    head = _heads(data, offsets, _ZSTD_HEAD_NBYTES)
+    descriptor = head[:, 4]
+    at, width = _ZSTD_SIZE_AT[descriptor], _ZSTD_SIZE_NBYTES[descriptor]
+    size = _heads(data, offsets + at, 8).view("<u8")[:, 0] & _ZSTD_SIZE_MASK[width]
+    size += np.uint64(256) * (width == 2).astype(np.uint64)
+    good = (head.view("<u4,u1")["f0"][:, 0] == _ZSTD_MAGIC) & (descriptor & 8 == 0)
+    good &= (width > 0) & (size == sizes.astype(np.uint64)) & (at + width + 3 <= nbytes)
     ends = _block_ends(data, offsets + at + width, stops, good, int(sizes.max(initial=0)))
     result: NDArray[np.bool_] = good & (ends + 4 * (descriptor >> 2 & 1) == stops)
     return result
@@ -180,7 +192,7 @@ def _block_ends(data: Bytes, starts: Ints, stops: Ints, good: NDArray[np.bool_],
             rows, at = rows[inside], at[inside]
         if not len(rows):
             break
-        head = data[at] | data[at + 1].astype(np.int64) << 8 | data[at + 2].astype(np.int64) << 16
+        head = (_heads(data, at, 4).view("<u4")[:, 0] & 0xFFFFFF).astype(np.int64)
         kind = head >> 1 & 3
         at = at + 3 + np.where(kind == 1, 1, head >> 3)
         last = (head & 1 == 1) & (kind != 3)
@@ -201,14 +213,13 @@ class _Blosc2:
         return False
 
     def ordinary(self, data: Bytes, offsets: Ints, nbytes: Ints, sizes: Ints) -> NDArray[np.bool_]:
-        head = data[offsets[:, None] + np.arange(BLOSC_HEAD_NBYTES)]
+        head = _heads(data, offsets, BLOSC_HEAD_NBYTES)
         numbers = head.view("<i4")
         flags, width, block = head[:, 2], head[:, 3], numbers[:, 2]
         result: NDArray[np.bool_] = (numbers[:, 1] == sizes) & (numbers[:, 3] == nbytes)
         apart = (flags & BLOSC_COPIED == 0) & (head[:, 31] & BLOSC_ONE_VALUE == 0)
         result &= (width > 0) & (~apart | (block >= width) & (block % np.maximum(width, 1) == 0))
-        result &= (flags & BLOSC_EXTENDED == BLOSC_EXTENDED) & np.isin(flags >> 5, BLOSC_FORMATS)
-        result &= (head[:, 30] == 0) & ~_BLOSC_REFUSED[head[:, 31]]
+        result &= _BLOSC_KNOWN[flags] & (head[:, 30] == 0) & ~_BLOSC_REFUSED[head[:, 31]]
         result &= (head[:, 16:22] <= BLOSC_LAST_FILTER).all(axis=1)
         return result
 
