@@ -22,8 +22,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import chunkstore
+from chunkstore import __main__ as start_module
 from chunkstore._cli import demo as demo_module
-from chunkstore._cli import main as main_module
 from chunkstore._cli.guard import exit_code, message
 from chunkstore._cli.main import cli
 from chunkstore._cli.output import bytes_bar, samples_bar, wrapped
@@ -676,7 +676,33 @@ def test_second_interrupt() -> None:
         atexit.register(os.kill, os.getpid(), signal.SIGINT)
         main.cli.get_command = lambda context, name: click.Command(name, callback=interrupted)
         sys.argv = ["chunkstore", "verify"]
-        main.main()
+        main.run()
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 130
+    assert run.stderr == "\ninterrupted: nothing was changed. Run the same again: it starts over\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("module", ["click", "numpy", "chunkstore._cli.looking"])
+def test_interrupt_while_it_is_imported(module: str) -> None:
+    """Ctrl-C before a command has begun, whatever is being imported, ends with the same line and code."""
+    code = f"""if True:
+        import os, signal, sys
+        from chunkstore.__main__ import main
+
+        class Interrupter:
+            def find_spec(self, name, path=None, target=None):
+                if name == {module!r}:
+                    try:
+                        os.kill(os.getpid(), signal.SIGINT)
+                    except KeyboardInterrupt:
+                        raise ImportError("as extension modules may turn it")
+
+        sys.meta_path.insert(0, Interrupter())
+        sys.argv = ["chunkstore", "info", "x.cks"]
+        main()
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -861,7 +887,7 @@ def test_entry_points() -> None:
     out, _ = process.communicate(timeout=60)
     assert chunkstore.__version__ in out
     scripts = (ROOT / "pyproject.toml").read_text("utf-8")
-    assert f'chunkstore = "{main_module.__name__}:main"' in scripts
+    assert f'chunkstore = "{start_module.__name__}:main"' in scripts
 
 
 def test_import_is_fast() -> None:

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 import click
 
+from chunkstore._cli.early import INTERRUPTED, SAID
 from chunkstore._cli.output import log
+from chunkstore._storage.interrupts import ENDING
 from chunkstore.errors import (
     ChunkstoreError,
     FormatError,
@@ -29,15 +31,11 @@ GOOD: Final = 0
 BAD_DATA: Final = 1
 USAGE: Final = 2
 NO_ACCESS: Final = 3
-INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE: Final = 141  # 128 + SIGPIPE: what every other command of a pipeline ends with
 
 _NO_ACCESS_ERRORS: Final = (OSError, LockedError, PoisonedError, ReplacedError, MissingExtraError)
 _BAD_DATA_ERRORS: Final = (FormatError, IngestError, SchemaError, SampleNotFoundError)
-
-
-_ENDING: Final = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
-_ended_by: list[int] = []  # the first of `_ENDING` that came
+_ended_by: list[int] = []  # the first of `ENDING` that came
 
 
 def open_streams() -> None:
@@ -59,7 +57,7 @@ def end_cleanly() -> None:
     For the main thread of a process that is a command; children that it starts do not inherit it. A signal that
     somebody ignores (`nohup`) stays ignored. Those that follow the first are passed over, so that cleaning up ends.
     """
-    for number in _ENDING:
+    for number in ENDING:
         if signal.getsignal(number) is signal.SIG_DFL:
             with contextlib.suppress(OSError, ValueError):
                 signal.signal(number, _end)
@@ -103,7 +101,7 @@ def report(error: BaseException) -> int:
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
         click.echo(err=True)  # the terminal shows ^C where the bar was
-        log(str(error) or "interrupted: nothing was changed. Run the same again: it starts over")
+        log(str(error) or SAID)
         return 128 + _ended_by[0] if _ended_by else INTERRUPTED
     if isinstance(error, MemoryError):
         log(f"error: out of memory{': ' + str(error) if str(error) else ''}")

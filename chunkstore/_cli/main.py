@@ -10,7 +10,8 @@ from typing import Final
 import click
 
 import chunkstore
-from chunkstore._cli.guard import INTERRUPTED, Commands, end_cleanly, open_streams
+from chunkstore._cli.early import INTERRUPTED, clean_up_first
+from chunkstore._cli.guard import Commands, end_cleanly, open_streams
 
 # name -> (module that has a function of this name, what it does), in the order of the help. A module is imported when
 # its command is called: help does not wait for NumPy.
@@ -43,6 +44,7 @@ class _Lazy(Commands):
         if cmd_name not in _COMMANDS:
             return None
         module = import_module(f"chunkstore._cli.{_COMMANDS[cmd_name][0]}")
+        clean_up_first()
         command: click.Command = getattr(module, cmd_name)
         return command
 
@@ -79,8 +81,8 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """Entry point."""
+def run() -> None:
+    """Run the command that `sys.argv` names, and end the process."""
     open_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
