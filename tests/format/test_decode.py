@@ -93,6 +93,15 @@ def test_rows_come_back_with_a_dictionary(seed: int, threads: int) -> None:
         assert fast("zstd", chunks, [150] * 9, dictionary, threads) == rows
 
 
+def test_bytes_are_not_shuffled() -> None:
+    """Shuffling elements of one byte leaves them as they are, and the decoder would take its time for it."""
+    row = memoryview(rows_of(2, [4096])[0])
+    for width, filters in ((1, bytes(6)), (4, bytes([1, 0, 0, 0, 0, 0]))):
+        chunk, _ = Encoder(parse_codec("blosc2:zstd,5,shuffle"), width).encode(row, np.array([4096]))
+        assert chunk[16:22] == filters
+        assert decode("blosc2", memoryview(chunk), 4096, b"") == row
+
+
 def hostile(name: str, encode: Callable[[bytes], bytes]) -> list[bytes]:
     """What is no chunk of 1000 bytes, or not an ordinary one."""
     row = b"".join(rows_of(3, [1000]))

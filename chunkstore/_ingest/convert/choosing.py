@@ -166,7 +166,7 @@ def _try_all(plan: Plan, number: int) -> tuple[CodecOptions, str]:
 
 def _trials(field: Field, rows: Sequence[bytes]) -> tuple[list[Trial], str]:
     """Each codec on the sample, in the order of speed; and which package is missing."""
-    short = sum(map(len, rows)) < _SHORT_NBYTES * len(rows)
+    short = len(rows) > 1 and sum(map(len, rows)) < _SHORT_NBYTES * len(rows)
     found, missing = [], ""
     for text in (*_CANDIDATES, *([_WITH_DICTIONARY] if short else [])):
         try:
