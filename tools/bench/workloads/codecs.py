@@ -1,7 +1,8 @@
 """Random batches of compressed rows: codecs of chunkstore against those of other formats.
 
 Each format compresses one row a chunk, which is what random reads want, and is read by its own best call. A format is
-held against the fastest of our codecs that is at least as small. Real data where the shared data sets are there, and
+held against the fastest of our codecs that is at least as small. Where one that is larger by a thousandth is faster,
+or none is as small, there is a figure for that, without a goal. Real data where the shared data sets are there, and
 made ones with the statistics of images and of slow signals; noise would say nothing of either.
 """
 
@@ -25,7 +26,8 @@ Positions = npt.NDArray[np.int64]
 Read = Callable[[Positions], Array]
 _BATCH: Final = 128
 _NUM_BATCHES: Final = 4
-_BYTES: Final = 48 << 20
+_NEARLY: Final = 1.001  # as large: some bytes a row, which a head has more
+_RAW_ROUNDS: Final = 200
 _OWN: Final = (
     "zstd:1", "zstd:3", "zstd:9", "blosc2:lz4,5,shuffle", "blosc2:lz4,5,bitshuffle", "blosc2:lz4hc,9,bitshuffle",
     "blosc2:zstd,5,shuffle", "blosc2:zstd,5,bitshuffle",
@@ -41,7 +43,7 @@ def codecs(bench: Bench) -> Iterator[Figure]:
 
 def _data(bench: Bench) -> Iterator[tuple[str, Array]]:
     rng = np.random.default_rng(0)
-    num = bench.inputs.count(300, 40)
+    num = bench.inputs.count(400, 40)
     yield "made images 224x224x3 uint8", _images(rng, num)
     steps = rng.normal(0, 0.02, (8 * num, 4096)).cumsum(axis=1)
     yield "made signals 4096 float32", (steps + rng.normal(0, 0.001, steps.shape)).round(3).astype(np.float32)
@@ -114,15 +116,17 @@ def _figures(name: str, rows: Array, timings: Timings, ratios: Mapping[str, floa
         yield Figure("codecs", f"{name}, {label}", rates[label] / 1e6, "MB/s", None, noted, detail)
     for label in (label for label in ratios if label not in own):
         equal = [mine for mine in own if ratios[mine] >= ratios[label]]
-        detail = {"ratio": ratios[label], "MB/s": rates[label] / 1e6}
-        if not equal:
-            yield skipped("codecs", f"{name}, over {label}", f"no codec of ours is as small: {ratios[label]:.2f}")
-            continue
-        best = max(equal, key=lambda mine: rates[mine])
-        detail |= {"own ratio": ratios[best], "own MB/s": rates[best] / 1e6}
-        names = {each: timings.seconds[each] for each in (best, label)}
-        value = rates[best] / rates[label]
-        yield Figure("codecs", f"{name}, {best} over {label}", value, "x", at_least(2), noted, detail, names)
+        nearly = [mine for mine in own if ratios[mine] * _NEARLY >= ratios[label]]
+        chosen = [max(equal, key=lambda mine: rates[mine])] if equal else []
+        chosen.append(max(nearly, key=lambda mine: rates[mine]) if nearly else max(own, key=lambda mine: ratios[mine]))
+        for best in dict.fromkeys(chosen):
+            detail = {"ratio": ratios[label], "MB/s": rates[label] / 1e6}
+            detail |= {"own ratio": ratios[best], "own MB/s": rates[best] / 1e6}
+            names = {each: timings.seconds[each] for each in (best, label)}
+            larger = "" if best in equal else f", which is {1 - ratios[best] / ratios[label]:.3%} smaller"
+            goal = at_least(2) if best in equal else None
+            case = f"{name}, {best} over {label}{larger}"
+            yield Figure("codecs", case, rates[best] / rates[label], "x", goal, noted, detail, names)
 
 
 def _formats() -> Mapping[str, Callable[[Path, Array], Read]]:
@@ -211,24 +215,30 @@ def _array_record(path: Path, rows: Array) -> Read:
 
 
 def _beside(bench: Bench) -> Figure:
-    """A raw field alone, and the same beside a compressed one."""
+    """A raw field beside a compressed one over the same alone; and, as a measure of the noise, over alone once more.
+
+    A round of some milliseconds is over before a processor has changed its clock, or in the midst of another process:
+    the fastest of few rounds says which of the files was lucky. So the median of many.
+    """
     rng = np.random.default_rng(2)
     rows = rng.integers(0, 256, (bench.inputs.count(40_000, 2000), 1024), np.uint8)
-    other = np.zeros((len(rows), 256), np.uint8)
+    other = {"y": np.zeros((len(rows), 256), np.uint8)}
     batches, out = list(rng.integers(0, len(rows), (40, 256))), np.empty((256, 1024), np.uint8)
     cases = []
-    for name, more in (("alone", {}), ("beside zstd", {"y": other})):
-        path = bench.scratch / f"codecs-{len(more)}.cks"
+    for number, (name, more) in enumerate((("alone", {}), ("beside zstd", other), ("alone again", {}))):
+        path = bench.scratch / f"codecs-{number}.cks"
         with chunkstore.Writer(path, num_samples=len(rows), codec={"y": "zstd"} if more else None) as writer:
             writer.add_batch({"x": rows, **more})
         data = chunkstore.open(path)
-        data.column("x")  # all of it is proven, in both
-        cases.append(
-            Case(name, _reading(lambda p, data=data: data.batch(p, fields=["x"], out={"x": out})["x"], batches))
-        )  # type: ignore[misc]
-    timings = interleave(cases, max(bench.rounds, 9))
-    value = timings.speed_ratio("beside zstd", "alone")
-    noted = "best of interleaved rounds"
-    return Figure(
-        "codecs", "raw field beside a compressed one over alone", value, "x", at_least(0.95), noted, {}, timings.seconds
-    )
+        data.column("x")  # all of it is proven, in all
+        cases.append(Case(name, _reading(_raw(data, out), batches)))
+    timings = interleave(cases, _RAW_ROUNDS)
+    value = timings.speed_ratio("beside zstd", "alone", "median")
+    noted = f"median of {_RAW_ROUNDS} interleaved rounds"
+    detail = {"alone again": timings.speed_ratio("alone again", "alone", "median")}
+    case = "raw field beside a compressed one over alone"
+    return Figure("codecs", case, value, "x", at_least(0.95), noted, detail, timings.seconds)
+
+
+def _raw(data: chunkstore.Reader, out: Array) -> Read:
+    return lambda positions: data.batch(positions, fields=["x"], out={"x": out})["x"]  # type: ignore[return-value]
