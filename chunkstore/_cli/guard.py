@@ -121,15 +121,16 @@ def message(error: BaseException) -> str:
     """One clear text: where, what; an `OSError` of the system gets what to do."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
-    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-    return f"{where}{error.strerror}{_advice(error)}"
+    name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
+    where = "" if name is None else f"{name or repr(name)}: "
+    return f"{where}{error.strerror}{_advice(error, name or '')}"
 
 
-def _advice(error: OSError) -> str:
+def _advice(error: OSError, name: str) -> str:
     if error.errno is None or error.strerror != os.strerror(error.errno):
         return ""  # we raised it, and it says what to do
     if isinstance(error, FileNotFoundError):
-        return _advice_on_name(os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "")
+        return _advice_on_name(name)
     if isinstance(error, FileExistsError):
         return ". Give another name, or remove it"
     return ""
