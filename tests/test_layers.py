@@ -29,7 +29,8 @@ LAYERS = [
     ["_format.section"],
     ["_format.*"],  # keys, layout, index: what stands on all of the above
     ["_storage.*"],
-    ["_read.batch", "_read.ragged", "_read.checked", "_read.coded", "_read.inorder", "_read.gather"],  # one field
+    ["_read.batch", "_read.ragged", "_read.hints", "_read.checked"],
+    ["_read.coded", "_read.inorder", "_read.gather"],  # one field
     ["_write.coding", "_write.late", "_write.sections"],
     ["_write.index_writer", "_write.shards", "_write.staging", "_write.target"],  # what the ways of writing share
     ["_write.*", "_read.*", "_verify.*"],

@@ -149,6 +149,51 @@ def test_what_is_proven_is_read_without_a_look(sound: Path, backend: Any) -> Non
                 assert np.array_equal(before[place][name], row)
 
 
+@pytest.mark.parametrize("needle", [None, SMALL[33].tobytes()])
+def test_the_rest_of_a_block_is_proven_with_it(sound: Path, tmp_path: Path, backend: Any, needle: bytes | None) -> None:
+    """Once data in memory turn out to be wanted, whole blocks of small groups are; damage concerns who reads it."""
+    path = damaged(sound, tmp_path / "copy.cks", needle) if needle else sound
+    with chunkstore.open(path, backend=backend, fields=["small"]) as ds:
+        checker: Any = ds._opened.field("small").checker
+        ds._opened.hints.cold = False
+        assert np.array_equal(ds.batch([20, 1, 9])["small"], SMALL[[20, 1, 9]])
+        assert checker.done == (needle is None)
+        assert checker.flags.sum() == (3 if needle else len(checker.flags))
+        if needle:
+            with pytest.raises(CorruptError, match="sample 33 'k33'"):
+                ds.batch([4, 33])
+            assert np.array_equal(ds.batch([4, 12])["small"], SMALL[[4, 12]])
+
+
+def test_cold_blocks_are_not_read_for_a_few_rows(sound: Path, backend: Any) -> None:
+    """While data come from the disk, and with "always", only groups that were asked for are proven."""
+    modes: tuple[Any, ...] = ("once", "always")
+    for verify in modes:
+        with chunkstore.open(sound, backend=backend, verify=verify, fields=["small"]) as ds:
+            checker: Any = ds._opened.field("small").checker
+            ds._opened.hints.cold = verify == "once"
+            ds._prove("small", np.array([20, 1, 9]))
+            assert not checker.done
+            assert checker.flags is None or checker.flags.sum() == 3
+
+
+def test_what_proves_a_block_ahead_cannot_fail(sound: Path, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that cannot read another part of the block concerns nobody who has not asked for it."""
+
+    with chunkstore.open(sound, backend=backend, fields=["small"]) as ds:
+        ds._opened.hints.cold = False
+        plain = ds._source.read_into
+
+        def broken(offset: int, buffer: Any) -> None:
+            if len(buffer) > 10_000:
+                raise OSError(5, "the disk cannot read this")
+            plain(offset, buffer)
+
+        monkeypatch.setattr(ds._source, "read_into", broken)
+        assert np.array_equal(ds.batch([20, 1, 9])["small"], SMALL[[20, 1, 9]])
+        assert not ds._opened.field("small").checker.done  # type: ignore[attr-defined]
+
+
 def test_text_that_is_not_utf8(tmp_path: Path, backend: Any) -> None:
     """Found where it is decoded."""
     path = tmp_path / "a.cks"

@@ -150,10 +150,16 @@ def empty_array(field: Field, shape: tuple[int, ...]) -> NDArray[Any]:
     try:
         if nbytes < _ALIGNED_NBYTES:
             return np.empty(shape, dtype)
-        memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
-        return np.ndarray(shape, dtype, memory.data, -address_of(memory) % _ALIGNMENT)
+        return np.ndarray(shape, dtype, aligned_bytes(nbytes).data)
     except ValueError:
         raise LimitError(f"field {field.name!r}: an array of shape {shape} is beyond what NumPy can address") from None
+
+
+def aligned_bytes(nbytes: int) -> NDArray[np.uint8]:
+    """Memory that begins at a multiple of 64; `pread` into any other is half as fast."""
+    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -address_of(memory) % _ALIGNMENT
+    return memory[start : start + nbytes]
 
 
 def address_of(memory: NDArray[Any] | memoryview) -> int:

@@ -74,7 +74,8 @@ class _OpenedMany(Opened):
         found = []
         for part, numbers in zip(self.parts, self.joined.numbers, strict=True):
             index = FieldIndex(part.index, numbers[number])
-            checker = Checker(index, part.source, self._verify, partial(key_for_message, part.index.keys))
+            key = partial(key_for_message, part.index.keys)
+            checker = Checker(index, part.source, self._verify, key, self.hints)
             found.append(rows_of(index, part.source, checker, partial(part.index.dictionary, numbers[number])))
         return SplitRows(self.joined.fields[number], found, self.joined.starts, self.bases)
 

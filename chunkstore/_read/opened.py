@@ -13,7 +13,8 @@ from chunkstore._format.index import Index
 from chunkstore._format.keys import KeyIndex
 from chunkstore._read import distant
 from chunkstore._read.checked import Checker, Verify
-from chunkstore._read.gather import Hints, Rows, rows_of
+from chunkstore._read.gather import Rows, rows_of
+from chunkstore._read.hints import Hints
 from chunkstore._read.keys import Keys
 from chunkstore._storage.source import Source
 from chunkstore.errors import ChunkstoreError
@@ -72,7 +73,8 @@ class Opened:
     def _rows(self, number: int) -> Rows:
         field_index = FieldIndex(self.index, number)
         # Nothing below may refer to this object: a cycle would keep the map until the garbage collector runs.
-        checker = Checker(field_index, self.source, self._verify, partial(key_for_message, self.index.keys))
+        key = partial(key_for_message, self.index.keys)
+        checker = Checker(field_index, self.source, self._verify, key, self.hints)
         checker.when_done = partial(_forget_getters, weakref.ref(self))
         return rows_of(field_index, self.source, checker, partial(self.index.dictionary, number))
 
