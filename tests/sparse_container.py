@@ -49,10 +49,7 @@ def build(path: Path, num_shards: int, position: int) -> int:
     num_samples = num_shards * SHARD_SAMPLES
     key_nbytes = _KEY_NBYTES * num_samples
     contents = _contents(num_shards, num_samples, position)
-    sizes: dict[tuple[int, int], int] = {
-        (kind, NO_FIELD if field is None else field): nbytes
-        for (kind, field), nbytes in section_sizes([_FIELD], num_samples, num_shards, key_nbytes=key_nbytes).items()
-    }
+    sizes = section_sizes([_FIELD], num_samples, num_shards, key_nbytes=key_nbytes)
     for section in ((Kind.SCHEMA, NO_FIELD), (Kind.ATTRS, NO_FIELD), (Kind.CHUNK_SUMS, 0)):
         sizes[section] = len(contents[section][0])
     order = sorted(sizes)

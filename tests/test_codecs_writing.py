@@ -130,7 +130,7 @@ def test_same_bytes_for_any_number_of_threads(tmp_path: Path, monkeypatch: pytes
     rows = np.cumsum(rng.integers(-2, 3, (900, 20_000), dtype=np.int8), axis=1, dtype=np.int8)
     paths = []
     for threads in (1, 3):
-        monkeypatch.setattr("chunkstore._write.shards.cpu_count", lambda threads=threads: threads)
+        monkeypatch.setattr("chunkstore._storage.platform.num_processors", lambda threads=threads: threads)
         for codec in ("zstd", "blosc2", "zstd:1,dict"):
             paths.append(tmp_path / f"{codec}-{threads}.cks")
             with Writer(paths[-1], codec=codec, shard_nbytes=6 << 20) as writer:

@@ -126,7 +126,7 @@ class FieldIndex:
         """(offset, nbytes) of what `rows` has to read from the index first; of no length where nothing is."""
         columns = [(column, shift) for column in (self._stored, self._items) if column is not None for shift in (0, 1)]
         columns += [] if self._shapes is None else [(self._shapes, 0)]
-        return join_ranges([column.unread(positions, shift) for column, shift in columns])
+        return join_ranges(column.unread(positions, shift) for column, shift in columns)
 
     def missing(self, positions: Ints) -> tuple[Ints, Ints]:
         """As `unread`, with the entries of the first rows of shards, which `rows` reads once and then remembers."""
@@ -243,16 +243,13 @@ class FieldIndex:
         """Items of ragged rows; shape (B,)."""
         assert self._items is not None
         first, last = self._items.take(positions), self._items.take(positions, 1)
-        self._check_counts(positions, first, last)
-        counts: Ints = last - first
-        return counts
-
-    def _check_counts(self, positions: Ints, first: Ints, last: Ints) -> None:
         bad = (first < 0) | (last < first)
         if bad.any():
             place = int(np.flatnonzero(bad)[0])
             raise self._corrupt(int(positions[place]), f"offsets {first[place]} to {last[place]} descend")
-        self._check_limit(positions, (last - first)[:, None])
+        counts: Ints = last - first
+        self._check_limit(positions, counts[:, None])
+        return counts
 
     def _check_limit(self, positions: Ints, dims: Ints) -> None:
         """Dimensions of 0 left out, a row has less than 2^63 bytes (spec section 15)."""
@@ -316,10 +313,6 @@ class FieldIndex:
         offset, _ = self.rows(first)
         last_offset, last_nbytes = self.rows(stop - 1)
         return Groups(first, stop, offset, last_offset + last_nbytes - offset)
-
-    def missing_sums(self, ids: Ints) -> Ints:
-        """As `unread_sums`, shape (ranges, 2)."""
-        return np.stack(self._sums.unread(ids), axis=1)
 
     def group_sums(self, ids: Ints) -> NDArray[np.uint64]:
         """Stored xxh3-64 of groups; shape (G,)."""

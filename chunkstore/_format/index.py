@@ -40,12 +40,11 @@ BLOCK_ENTRY: Final = np.dtype(
 
 @contextmanager
 def _at(where: str) -> Iterator[None]:
-    """Put the place in front of what went wrong inside, where it is not there already."""
+    """Put the place in front of what a decoder says is wrong: it does not know whose bytes it has."""
     try:
         yield
     except FormatError as error:
-        text = str(error)
-        raise type(error)(text if text.startswith(f"{where}: ") else f"{where}: {text}") from None
+        raise type(error)(f"{where}: {error}") from None
 
 
 class Index:
@@ -71,12 +70,13 @@ class Index:
         self.first_shard = directories[0].first_shard
         newest = directories[-1]
         schema = self.read_section(newest, Kind.SCHEMA)
-        self.fields = decode_schema(schema, newest.num_fields)
+        with _at(self.path):
+            self.fields = decode_schema(schema, newest.num_fields)
         self.num_samples = newest.first_sample + newest.num_samples
         for directory in directories:
             self._check_sections(directory)
             if directory is not newest and self.read_section(directory, Kind.SCHEMA) != schema:
-                raise CorruptError(f"the segment at {directory.offset} has another SCHEMA than the newest")
+                raise self._corrupt(f"the segment at {directory.offset} has another SCHEMA than the newest")
         self.has_keys = (Kind.KEY_BYTES, NO_FIELD) in newest
         self.shard_starts = self._read_shard_starts()
         self.blocks = self._read_blocks()
@@ -94,16 +94,16 @@ class Index:
 
     def attrs(self) -> dict[str, Any]:
         """ATTRS, parsed now."""
+        data = self.read_section(self.directories[-1], Kind.ATTRS)
         with _at(self.path):
-            return decode_attrs(self.read_section(self.directories[-1], Kind.ATTRS))
+            return decode_attrs(data)
 
     def dictionary(self, number: int) -> bytes:
         """DICTIONARY of a field, or empty."""
         newest = self.directories[-1]
         if (Kind.DICTIONARY, number) not in newest:
             return b""
-        with _at(self.path):
-            return self.read_section(newest, Kind.DICTIONARY, number)
+        return self.read_section(newest, Kind.DICTIONARY, number)
 
     def column(self, kind: Kind, number: int, starts: Ints, dtype: str, width: int = 1) -> Column:
         """One index array of a field over all segments."""
@@ -121,7 +121,7 @@ class Index:
         """A section whose presence was checked."""
         entry = directory.find(kind, number)
         if entry is None:
-            raise CorruptError(f"the segment at {directory.offset} has no section {kind.name}")
+            raise self._corrupt(f"the segment at {directory.offset} has no section {kind.name}")
         return Section(self._source, entry)
 
     def read_section(self, directory: Directory, kind: Kind, number: int = NO_FIELD) -> bytes:
@@ -136,21 +136,20 @@ class Index:
         )
         where = f"the segment at {directory.offset}"
         if (Kind.ATTRS, NO_FIELD) not in directory:
-            raise CorruptError(f"{where} has no section ATTRS")
+            raise self._corrupt(f"{where} has no section ATTRS")
         for (kind, number), nbytes in sizes.items():
-            entry = directory.find(kind, NO_FIELD if number is None else number)
+            entry = directory.find(kind, number)
             if entry is None or entry.nbytes != nbytes:
                 found = "none" if entry is None else f"{entry.nbytes} bytes"
-                raise CorruptError(f"{where}: section {kind.name} of {nbytes} bytes expected, found {found}")
-        allowed = {(kind, NO_FIELD if number is None else number) for kind, number in sizes}
+                raise self._corrupt(f"{where}: section {kind.name} of {nbytes} bytes expected, found {found}")
         for entry in directory.sections():
-            if entry.kind in KNOWN_KINDS and (entry.kind, entry.field) not in allowed:
+            if entry.kind in KNOWN_KINDS and entry[:2] not in sizes:
                 self._check_optional(entry.kind, entry.field, where, entry.nbytes)
         if directory.num_fields != len(self.fields):
-            raise CorruptError(f"{where} has {directory.num_fields} fields, SCHEMA {len(self.fields)}")
+            raise self._corrupt(f"{where} has {directory.num_fields} fields, SCHEMA {len(self.fields)}")
         newest = (Kind.KEY_BYTES, NO_FIELD) in self.directories[-1]
         if (text is not None) != newest:
-            raise CorruptError(f"{where} and the newest segment do not both have keys")
+            raise self._corrupt(f"{where} and the newest segment do not both have keys")
 
     def _check_optional(self, kind: int, number: int, where: str, nbytes: int) -> None:
         if kind in (Kind.SCHEMA, Kind.ATTRS) and number == NO_FIELD:
@@ -162,7 +161,7 @@ class Index:
             return
         if kind == Kind.DICTIONARY and in_schema and nbytes and self.fields[number].codec not in WITHOUT_DICTIONARY:
             return
-        raise CorruptError(f"{where}: a section {Kind(kind).name} of field {number} is not called for")
+        raise self._corrupt(f"{where}: a section {Kind(kind).name} of field {number} is not called for")
 
     def _read_shard_starts(self) -> Ints:
         pieces = [np.array([self.directories[0].first_sample], np.int64)]
@@ -170,7 +169,7 @@ class Index:
             starts = np.frombuffer(self.section(directory, Kind.SHARD_STARTS).whole(), "<u8")
             last = directory.first_sample + directory.num_samples
             if starts[0] != directory.first_sample or starts[-1] != last or (starts[1:] <= starts[:-1]).any():
-                raise CorruptError(
+                raise self._corrupt(
                     f"SHARD_STARTS of the segment at {directory.offset}: expected to ascend strictly from "
                     f"{directory.first_sample} to {last}"
                 )
@@ -198,21 +197,21 @@ class Index:
     def _check_groups(self, directory: Directory, blocks: NDArray[Any], rows: NDArray[np.uint64]) -> None:
         where = f"BLOCKS of the segment at {directory.offset}"
         if not blocks["rows_per_group"].all():
-            raise CorruptError(f"{where}: 0 rows per group, expected at least 1")
+            raise self._corrupt(f"{where}: 0 rows per group, expected at least 1")
         totals = np.array([self._num_sums(directory, number) for number in range(len(self.fields))], np.uint64)
         groups = (rows - np.uint64(1)) // blocks["rows_per_group"] + np.uint64(1)
         # Each is below the total before any are added: no sum can pass 2^64.
         if (groups > totals).any() or (blocks["first_group"] > totals - groups).any():
-            raise CorruptError(f"{where}: more groups than CHUNK_SUMS has")
+            raise self._corrupt(f"{where}: more groups than CHUNK_SUMS has")
         ends = blocks["first_group"] + groups
         starts = np.concatenate([np.zeros((1, len(self.fields)), np.uint64), ends])
         if (starts[:-1] != blocks["first_group"]).any() or (starts[-1] != totals).any():
-            raise CorruptError(f"{where}: the groups of shards do not follow each other, or do not fill CHUNK_SUMS")
+            raise self._corrupt(f"{where}: the groups of shards do not follow each other, or do not fill CHUNK_SUMS")
 
     def _num_sums(self, directory: Directory, number: int) -> int:
         entry = directory.find(Kind.CHUNK_SUMS, number)
         if entry is None:
-            raise CorruptError(f"the segment at {directory.offset} has no CHUNK_SUMS of field {number}")
+            raise self._corrupt(f"the segment at {directory.offset} has no CHUNK_SUMS of field {number}")
         return entry.nbytes // 8
 
     def _check_blocks(self, blocks: NDArray[Any]) -> None:
@@ -240,10 +239,13 @@ class Index:
         if bad.any():
             shard, number = (int(place) for place in np.argwhere(bad)[0])
             entry = blocks[shard, number]
-            raise CorruptError(
+            raise self._corrupt(
                 f"BLOCKS: the block of shard {shard}, field {self.fields[number].name!r}, "
                 f"{entry['nbytes']} bytes at {entry['offset']}, {what}"
             )
+
+    def _corrupt(self, what: str) -> CorruptError:
+        return CorruptError(f"{self.path}: {what}")
 
     def _key_sections(self, directory: Directory) -> KeySections:
         parts = [self.section(directory, kind) for kind in KEY_KINDS]
@@ -258,9 +260,10 @@ def read_index(source: Readable) -> Index:
     Raises:
         FormatError: one of its subclasses; the message begins with the path.
     """
+    data = source.read(0, min(HEAD_NBYTES, source.size))
     with _at(source.path):
-        head = decode_head(source.read(0, min(HEAD_NBYTES, source.size)), source.size)
-        return _read(source, head)
+        head = decode_head(data, source.size)
+    return _read(source, head)
 
 
 def _read(source: Readable, head: Head) -> Index:
@@ -282,10 +285,10 @@ def read_generation(source: Readable, superblock: Superblock, *, cut_off: bool =
     Raises:
         FormatError: one of its subclasses; the message begins with the path.
     """
-    with _at(source.path):
-        if source.size < superblock.committed_end and not cut_off:
-            raise TruncatedError(f"the file has {source.size} bytes, expected at least {superblock.committed_end}")
-        return _read(source, Head(superblock, ()))
+    size, end = source.size, superblock.committed_end
+    if size < end and not cut_off:
+        raise TruncatedError(f"{source.path}: the file has {size} bytes, expected at least {end}")
+    return _read(source, Head(superblock, ()))
 
 
 def _read_directories(source: Readable, superblock: Superblock) -> tuple[Directory, ...]:
@@ -304,14 +307,17 @@ def _all_directories(source: Readable, newest: Directory, end: int) -> tuple[Dir
     for entry in newest.earlier:
         directory = _read_directory(source, entry.offset, entry.directory_nbytes, entry.directory_sum, end)
         if (directory.first_sample, directory.num_samples) != (entry.first_sample, entry.num_samples):
-            raise CorruptError(f"the earlier segment at {entry.offset} does not describe the samples that it should")
+            raise CorruptError(
+                f"{source.path}: the earlier segment at {entry.offset} does not describe the samples that it should"
+            )
         directories.append(directory)
     directories.append(newest)
     shard = 0
     for directory in directories:
         if directory.first_shard != shard:
             raise CorruptError(
-                f"the segment at {directory.offset} begins with shard {directory.first_shard}, expected {shard}"
+                f"{source.path}: the segment at {directory.offset} begins with shard {directory.first_shard}, "
+                f"expected {shard}"
             )
         shard += directory.num_shards
     return tuple(directories)
@@ -321,7 +327,8 @@ def _read_directory(source: Readable, offset: int, nbytes: int, stored: bytes, e
     data = source.read(offset, nbytes)
     if sum128(data) != stored:
         raise CorruptError(
-            f"directory [{offset}, {offset + nbytes}): stored xxh3 {stored.hex()}, computed {sum128(data).hex()}"
+            f"{source.path}: directory [{offset}, {offset + nbytes}): stored xxh3 {stored.hex()}, "
+            f"computed {sum128(data).hex()}"
         )
-    with _at(f"directory at {offset}"):
+    with _at(f"{source.path}: directory at {offset}"):
         return decode_directory(data, offset, end)

@@ -22,6 +22,7 @@ from chunkstore._format.keys import KeyIndex
 from chunkstore._format.lookup import Ints, Lookup, distinct
 from chunkstore._format.schema import Field
 from chunkstore._format.section import Column, Section, join_ranges
+from chunkstore._format.segment import num_pages
 from chunkstore._format.span import spanning
 from chunkstore.errors import SchemaError
 
@@ -38,7 +39,7 @@ class JoinedColumn(Column):
         super().__init__(parts, starts, dtype, width)
         self._bases = bases
         self._lookup = Lookup(starts)
-        pages = [-(-part.nbytes // PAGE_NBYTES) for part in parts]
+        pages = [num_pages(part.nbytes) for part in parts]
         self._first_page = np.cumsum([0, *pages], dtype=np.int64)[:-1]
         self._seen = np.zeros(sum(pages), bool)  # one byte a page, proven ones True
         self._all_seen = False
@@ -104,7 +105,7 @@ class JoinedColumn(Column):
         """Prove the pages of these entries."""
         rows = (rows - self._starts.take(which)) * self._width
         per_page = PAGE_NBYTES // self._dtype.itemsize
-        for item in {0, self._width - 1}:  # a row has at most 32 entries and so touches at most two pages
+        for item in self._ends:
             items = rows + item
             pages = items // per_page + self._first_page.take(which)
             unseen = ~self._seen.take(pages)

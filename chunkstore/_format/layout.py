@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format.codec import RAW
-from chunkstore._format.constants import BLOCK_ENTRY_NBYTES, GROUP_NBYTES, SHARD_SAMPLES, Kind
+from chunkstore._format.constants import BLOCK_ENTRY_NBYTES, GROUP_NBYTES, NO_FIELD, SHARD_SAMPLES, Kind
 from chunkstore._format.keys import order_dtype
 from chunkstore._format.schema import Field
 
@@ -73,7 +73,7 @@ def section_sizes(
     num_shards: int,
     *,
     key_nbytes: int | None,
-) -> dict[tuple[Kind, int | None], int]:
+) -> dict[tuple[Kind, int], int]:
     """Length of each section of a segment whose length follows from these counts (spec section 5.3).
 
     Args:
@@ -81,11 +81,11 @@ def section_sizes(
         num_samples, num_shards: of the segment.
         key_nbytes: length of KEY_BYTES, or None without keys.
     Returns:
-        (kind, number of the field or None) -> nbytes; without SCHEMA, ATTRS, CHUNK_SUMS, DICTIONARY and SUPERSEDED.
+        (kind, number of the field or NO_FIELD) -> nbytes; without SCHEMA, ATTRS, CHUNK_SUMS, DICTIONARY and SUPERSEDED.
     """
-    sizes: dict[tuple[Kind, int | None], int] = {
-        (Kind.SHARD_STARTS, None): 8 * (num_shards + 1),
-        (Kind.BLOCKS, None): BLOCK_ENTRY_NBYTES * num_shards * len(fields),
+    sizes: dict[tuple[Kind, int], int] = {
+        (Kind.SHARD_STARTS, NO_FIELD): 8 * (num_shards + 1),
+        (Kind.BLOCKS, NO_FIELD): BLOCK_ENTRY_NBYTES * num_shards * len(fields),
     }
     for number, field in enumerate(fields):
         if field.ragged:
@@ -95,8 +95,8 @@ def section_sizes(
         if field.codec != RAW:
             sizes[Kind.STORED_OFFSETS, number] = 8 * (num_samples + 1)
     if key_nbytes is not None:
-        sizes[Kind.KEY_BYTES, None] = key_nbytes
-        sizes[Kind.KEY_OFFSETS, None] = 8 * (num_samples + 1)
-        sizes[Kind.KEY_HASHES, None] = 8 * num_samples
-        sizes[Kind.KEY_ORDER, None] = order_dtype(num_samples).itemsize * num_samples
+        sizes[Kind.KEY_BYTES, NO_FIELD] = key_nbytes
+        sizes[Kind.KEY_OFFSETS, NO_FIELD] = 8 * (num_samples + 1)
+        sizes[Kind.KEY_HASHES, NO_FIELD] = 8 * num_samples
+        sizes[Kind.KEY_ORDER, NO_FIELD] = order_dtype(num_samples).itemsize * num_samples
     return sizes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Final, Protocol
 
@@ -57,13 +57,10 @@ class Readable(Protocol):
         """Memory of zeros that takes no room before it is touched."""
 
 
-def join_ranges(ranges: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+def join_ranges(ranges: Iterable[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
     """Several (offsets, nbytes) as one."""
-    if not ranges:
-        return _NONE, _NONE
-    return np.concatenate([_NONE, *(each[0] for each in ranges)]), np.concatenate(
-        [_NONE, *(each[1] for each in ranges)]
-    )
+    offsets, nbytes = zip((_NONE, _NONE), *ranges, strict=True)
+    return np.concatenate(offsets), np.concatenate(nbytes)
 
 
 class Section:

@@ -214,7 +214,7 @@ def decode_directory(data: bytes, offset: int, committed_end: int) -> Directory:
         raise CorruptError(f"{sections} sections and {num_earlier} earlier segments do not make {len(data)} bytes")
     table = np.frombuffer(data, SECTION_ENTRY, sections, DIRECTORY_HEADER_NBYTES)
     _check_table(table, offset + len(data), offset + segment_nbytes)
-    earlier = _decode_earlier(data, DIRECTORY_HEADER_NBYTES + SECTION_ENTRY_NBYTES * sections)
+    earlier = tuple(Earlier(*row) for row in _EARLIER.iter_unpack(data[DIRECTORY_HEADER_NBYTES + table.nbytes :]))
     _check_earlier(earlier, counts[0], committed_end)
     first_sample, num_samples, first_shard, num_shards = counts
     return Directory(offset, first_sample, num_samples, first_shard, num_shards, segment_nbytes, fields, table, earlier)
@@ -237,10 +237,6 @@ def _check_table(table: NDArray[Any], start: int, end: int) -> None:
         start = section_end(offset, nbytes)
     if pad(start, PART_ALIGNMENT) != end:
         raise CorruptError(f"the sections end at {start}, the segment at {end}")
-
-
-def _decode_earlier(data: bytes, start: int) -> tuple[Earlier, ...]:
-    return tuple(Earlier(*row) for row in _EARLIER.iter_unpack(data[start:]))
 
 
 def _check_earlier(earlier: tuple[Earlier, ...], first_sample: int, committed_end: int) -> None:

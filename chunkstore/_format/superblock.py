@@ -97,22 +97,20 @@ def decode(data: bytes) -> Superblock:
     Raises:
         NotAContainerError, UnsupportedVersionError, CorruptError, LimitError: in this order.
     """
-    magic, major, minor, incompatible, read_only, compatible, *rest = _LAYOUT.unpack_from(data)
+    magic, major, *_ = _LAYOUT.unpack_from(data)
     if magic != MAGIC:
         raise NotAContainerError(f"expected the magic {MAGIC!r}, found {magic!r}")
     if major != FORMAT_MAJOR:
         raise UnsupportedVersionError(f"format major {major}; this release reads {FORMAT_MAJOR}: install a newer one")
     if sum128(data[:_SUM_OFFSET]) != data[_SUM_OFFSET:]:
         raise CorruptError(f"stored xxh3 {data[_SUM_OFFSET:].hex()}, computed {sum128(data[:_SUM_OFFSET]).hex()}")
-    uuid, generation, end, offset, nbytes, directory_sum = rest
-    flags = (incompatible, read_only, compatible)
-    superblock = Superblock(uuid, generation, end, offset, nbytes, directory_sum, *flags, minor)
+    superblock = decode_record(data[:RECORD_NBYTES])
     check_values(superblock)
     return superblock
 
 
 def decode_record(record: bytes) -> Superblock:
-    """A superblock from its first `RECORD_NBYTES` bytes alone, not checked: they come from our own `encode`."""
+    """A superblock from its first `RECORD_NBYTES` bytes alone, not checked."""
     _, _, minor, incompatible, read_only, compatible, *rest = _LAYOUT.unpack(record)
     uuid, generation, end, offset, nbytes, directory_sum = rest
     return Superblock(uuid, generation, end, offset, nbytes, directory_sum, incompatible, read_only, compatible, minor)

@@ -130,22 +130,32 @@ def is_run(positions: Positions) -> bool:
     return steps.item(steps.argmax()) == 1
 
 
-def empty_rows(field: Field, num_rows: int) -> NDArray[Any]:
-    """Memory for rows of a fixed shape; shape (B, *row_shape).
+def target_of(field: Field, num_rows: int, out: Any) -> Any:
+    """Check what a caller gave to be filled (None: nothing), and make what is missing, but of a ragged field.
+
+    Raises:
+        TypeError, ValueError: the message says what was expected.
+        LimitError: NumPy cannot have such an array.
+    """
+    if not field.ragged:
+        return empty_items(field, num_rows) if out is None else checked_out(field, out, num_rows)
+    if out is not None:
+        checked_buffer(field, out, 0)  # how many items it takes is known later
+    return out
+
+
+def items_of(field: Field, num_items: int, target: Any) -> NDArray[Any]:
+    """Where the items of ragged rows go: the first of `target`, or else fresh memory; errors as of `target_of`."""
+    return empty_items(field, num_items) if target is None else checked_buffer(field, target, num_items)
+
+
+def empty_items(field: Field, num_items: int) -> NDArray[Any]:
+    """Memory for items (rows, if their shape is fixed); a large array begins at a multiple of 64: copies are faster.
 
     Raises:
         LimitError: NumPy cannot have such an array.
     """
-    return empty_array(field, (num_rows, *field.item_shape))
-
-
-def empty_array(field: Field, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Memory for rows or items; a large array begins at a multiple of 64, where the system copies faster to.
-
-    Raises:
-        LimitError: NumPy cannot have such an array.
-    """
-    dtype = field.numpy_dtype
+    dtype, shape = field.numpy_dtype, (num_items, *field.item_shape)
     nbytes = math.prod(shape) * dtype.itemsize
     try:
         if nbytes < _ALIGNED_NBYTES:

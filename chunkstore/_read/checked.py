@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from chunkstore._format.checksum import sum64, sum64_large
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.lookup import distinct
+from chunkstore._format.section import join_ranges
 from chunkstore._read.batch import Positions, aligned_bytes
 from chunkstore._read.hints import Hints
 from chunkstore._storage.source import Source
@@ -197,11 +198,9 @@ class Checker:
     def needed(self, positions: Positions) -> tuple[Positions, Positions]:
         """(offset, nbytes) of all that proving these rows reads of a distant file: groups, and their sums."""
         if self.done:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+            return positions[:0], positions[:0]
         ids = self.pending(distinct(self.group_ids(positions)))
-        offsets, nbytes = self.ranges(ids)
-        sums = np.array(self.index.missing_sums(ids), np.int64).reshape(-1, 2)
-        return np.concatenate([offsets, sums[:, 0]]), np.concatenate([nbytes, sums[:, 1]])
+        return join_ranges([self.ranges(ids), self.index.unread_sums(ids)])
 
     def ranges(self, ids: Positions) -> tuple[Positions, Positions]:
         """(offset, nbytes) of groups; each of shape (G,)."""

@@ -1,8 +1,7 @@
-"""Rows behind a codec: each chunk is proven, then decoded; and rows whose codec is of a later release."""
+"""Rows behind a codec: each chunk is proven, then decoded; codecs of later releases; what all ways of reading share."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +16,11 @@ from chunkstore._format import codec
 from chunkstore._format.decode import BatchDecoder, batch_decoder
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.lookup import distinct
-from chunkstore._read.batch import Positions, checked_buffer, checked_out, empty_array, empty_rows
+from chunkstore._format.section import join_ranges
+from chunkstore._read.batch import Positions, empty_items, items_of, target_of
 from chunkstore._read.checked import Checker
-from chunkstore._read.ragged import Ragged, only_row, row_offsets
+from chunkstore._read.ragged import Ragged, only_row, read_only, row_offsets
+from chunkstore._storage import platform
 from chunkstore._storage.buffers import byte_view
 from chunkstore._storage.source import Source
 from chunkstore.errors import CorruptError, MissingExtraError, UnsupportedFeatureError
@@ -32,30 +33,45 @@ _PARTS: Final = 4  # for each thread, so that all end at about the same time
 _PIECE_NBYTES: Final = 64 << 20
 
 
-class CodedRows:
+class StoredRows:
+    """What all ways of reading a field of one container share."""
+
+    def __init__(self, index: FieldIndex, source: Source, checker: Checker) -> None:
+        self.field = index.field
+        self.index = index
+        self.checker = checker
+        self.source = source
+        self._view = source.view(0, source.size)
+
+    def target(self, num_rows: int, out: Any) -> Any:
+        return target_of(self.field, num_rows, out)
+
+    def hint(self, positions: Positions) -> None:
+        self.checker.hint(positions)
+
+    def needed(self, positions: Positions) -> tuple[Positions, Positions]:
+        return join_ranges([self.index.rows(positions), self.checker.needed(positions)])
+
+    def needed_first(self, positions: Positions) -> tuple[Positions, Positions]:
+        return self.index.missing(positions)
+
+
+class CodedRows(StoredRows):
     """Rows behind a codec: each chunk is proven, then decoded.
 
     A batch of more than 256 KiB is decoded in up to four threads, which live as long as the batch.
     """
 
     def __init__(self, index: FieldIndex, source: Source, checker: Checker, dictionary: Callable[[], bytes]) -> None:
-        self.field = index.field
-        self.index = index
-        self.checker = checker
-        self.source = source
+        super().__init__(index, source, checker)
         self._load_dictionary = dictionary
         self._dictionary: bytes | None = None
         self._decoder: BatchDecoder | None = None
-        self._view = source.view(0, source.size)
         self._ordered: memoryview | None = None
 
     def target(self, num_rows: int, out: Any) -> Any:
-        if out is None:
-            return None
-        if self.field.ragged:
-            checked_buffer(self.field, out, 0)
-            return out
-        return checked_out(self.field, out, num_rows)
+        # Memory comes later: sizes in the index may claim anything.
+        return None if out is None else super().target(num_rows, out)
 
     def batch(self, positions: Positions, target: Any) -> NDArray[Any] | Ragged:
         return self._read(positions, target, self._view)
@@ -72,11 +88,10 @@ class CodedRows:
         self._check_claims(positions, offsets, nbytes, sizes)
         if field.ragged:
             bounds = row_offsets(field, counts, 0)
-            shape = (int(bounds[-1]), *field.item_shape)
-            values = empty_array(field, shape) if target is None else checked_buffer(field, target, shape[0])
+            values = items_of(field, int(bounds[-1]), target)
             self._fill(_Chunks(positions, offsets, nbytes, sizes), values, view)
             return Ragged(values, bounds, shapes, field.is_string)
-        rows = empty_rows(field, len(positions)) if target is None else target
+        rows = empty_items(field, len(positions)) if target is None else target
         self._fill(_Chunks(positions, offsets, nbytes, sizes), rows, view)
         return cast("NDArray[Any]", rows)
 
@@ -146,7 +161,7 @@ class CodedRows:
         chunks: _Chunks,
         flat: NDArray[np.uint8],
     ) -> bool:
-        threads = min(_threads(), len(places)) if len(flat) >= _THREADED_NBYTES else 1
+        threads = min(platform.num_processors(), _MOST_THREADS, len(places)) if len(flat) >= _THREADED_NBYTES else 1
         if decoder.in_c(chunks.sizes) or threads == 1 or len(flat) < _THREADED_ROW_NBYTES * len(places):
             return decoder.decode(data, places, chunks.nbytes, chunks.sizes, flat, threads)
         ends = np.cumsum(chunks.sizes)
@@ -185,13 +200,6 @@ class CodedRows:
                 "Another release may have written it wrongly: make the container anew."
             ) from None
 
-    def needed(self, positions: Positions) -> tuple[Positions, Positions]:
-        rows, proofs = self.index.rows(positions), self.checker.needed(positions)
-        return np.concatenate([rows[0], proofs[0]]), np.concatenate([rows[1], proofs[1]])
-
-    def needed_first(self, positions: Positions) -> tuple[Positions, Positions]:
-        return self.index.missing(positions)
-
     def run(self, start: int, stop: int, target: Any) -> NDArray[Any] | Ragged:
         positions = np.arange(start, stop)
         if self._view is not None and self._ordered is None:
@@ -209,23 +217,11 @@ class CodedRows:
         return found[0, ...]
 
     def column(self) -> NDArray[Any] | Ragged:
-        whole = self.run(0, int(self.index.shard_starts[-1]), None)
-        for array in (whole.values, whole.offsets) if isinstance(whole, Ragged) else (whole,):
-            array.flags.writeable = False
-        return whole
-
-    def hint(self, positions: Positions) -> None:
-        self.checker.hint(positions)
+        return read_only(self.run(0, int(self.index.shard_starts[-1]), None))
 
 
-class UnknownRows:
+class UnknownRows(StoredRows):
     """A field whose codec this release does not know."""
-
-    def __init__(self, index: FieldIndex, source: Source, checker: Checker) -> None:
-        self.field = index.field
-        self.index = index
-        self.checker = checker
-        self.source = source
 
     def _refuse(self, *_: Any) -> Any:
         raise UnsupportedFeatureError(
@@ -233,7 +229,7 @@ class UnknownRows:
             "does not know. Install a newer one, or leave the field out: open(path, fields=[...])."
         )
 
-    target = batch = run = column = _refuse
+    target = batch = run = column = _refuse  # type: ignore[assignment]
 
     def getter(self) -> Callable[[int], Any]:
         return self._refuse
@@ -276,11 +272,6 @@ class _Chunks:
             stop = max(start + 1, int(np.searchsorted(ends, begin + _PIECE_NBYTES, "right")))
             yield start, stop
             start = stop
-
-
-def _threads() -> int:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(count, _MOST_THREADS)
 
 
 def run_together(work: Callable[[], None], threads: int) -> None:

@@ -9,8 +9,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from chunkstore._format.section import join_ranges
 from chunkstore._read.batch import Positions, is_run
-from chunkstore._read.gather import Rows, joined
+from chunkstore._read.gather import Rows
 from chunkstore._read.ragged import Ragged
 from chunkstore._storage.remote import RemoteSource
 from chunkstore._storage.source import Source
@@ -25,10 +26,9 @@ def needed(source: Source, rows: Collection[Rows], positions: Positions) -> tupl
 
     Where pages of the index say what it is, all that are missing come by one call, of all fields and containers.
     """
-    nothing = positions[:0], positions[:0]
-    first = joined([nothing, *(each.needed_first(positions) for each in rows)])
+    first = join_ranges(each.needed_first(positions) for each in rows)
     with source.staged(*first) if first[0].size else nullcontext():
-        return joined([nothing, *(each.needed(positions) for each in rows)])
+        return join_ranges(each.needed(positions) for each in rows)
 
 
 def batch(

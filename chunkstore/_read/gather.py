@@ -9,7 +9,7 @@ UnknownRows  a codec of a later release: says so when it is read
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Protocol, cast
 
@@ -20,11 +20,12 @@ from chunkstore._format import codec
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.lookup import Lookup
 from chunkstore._format.schema import Field, known_codec
-from chunkstore._read.batch import Positions, checked_buffer, checked_out, empty_array, empty_rows
+from chunkstore._format.section import join_ranges
+from chunkstore._read.batch import Positions, items_of
 from chunkstore._read.checked import Checker, Prover, sum_of, sums_of
-from chunkstore._read.coded import CodedRows, UnknownRows
+from chunkstore._read.coded import CodedRows, StoredRows, UnknownRows
 from chunkstore._read.inorder import InOrder
-from chunkstore._read.ragged import Ragged, only_row, row_offsets, text_of
+from chunkstore._read.ragged import Ragged, only_row, read_only, row_offsets, text_of
 from chunkstore._storage.buffers import byte_view
 from chunkstore._storage.source import Source
 from chunkstore.errors import CorruptError
@@ -78,29 +79,16 @@ def rows_of(index: FieldIndex, source: Source, checker: Checker, dictionary: Cal
     return RaggedRows(index, source, checker) if index.field.ragged else FixedRows(index, source, checker)
 
 
-class _RawRows:
+class _RawRows(StoredRows):
     """What the two raw kinds share."""
 
     def __init__(self, index: FieldIndex, source: Source, checker: Checker) -> None:
-        self.field = index.field
-        self.index = index
-        self.checker = checker
-        self.source = source
+        super().__init__(index, source, checker)
         self.extents = index.extents()
-        self._view = source.view(0, source.size)
         # Arrays are made over this one, not over the view: `np.ndarray` looks through a memoryview at the map behind,
         # which is writable, and would let anybody switch its arrays to writable.
         self._bytes = None if self._view is None else np.frombuffer(self._view, np.uint8)
         self._in_order = InOrder(source)
-
-    def hint(self, positions: Positions) -> None:
-        self.checker.hint(positions)
-
-    def needed(self, positions: Positions) -> tuple[Positions, Positions]:
-        return joined([self.index.rows(positions), self.checker.needed(positions)])
-
-    def needed_first(self, positions: Positions) -> tuple[Positions, Positions]:
-        return self.index.missing(positions)
 
     def _read_run(self, start: int, stop: int, dest: memoryview) -> None:
         """Read rows `[start, stop)` back to back, shard by shard."""
@@ -121,7 +109,8 @@ class _RawRows:
     def _staged(self, low: int, high: int, offset: int, nbytes: int) -> AbstractContextManager[None]:
         if not self.source.distant:
             return nullcontext()
-        return self.source.staged(*joined([([offset], [nbytes]), self.checker.needed(np.arange(low, high))]))
+        rows = np.array([offset]), np.array([nbytes])
+        return self.source.staged(*join_ranges([rows, self.checker.needed(np.arange(low, high))]))
 
     def _shard_pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         starts = self.index.shard_starts
@@ -164,12 +153,6 @@ class _RawRows:
             read(offset + done, flat[done:])
         if sums:
             checker.compare(ids, checker.index.group_sums(ids), sums, np.array([start]))
-
-
-def joined(ranges: Iterable[tuple[Any, Any]]) -> tuple[Positions, Positions]:
-    """Many sets of ranges as one."""
-    offsets, nbytes = zip(*ranges, strict=True)
-    return np.concatenate(offsets, dtype=np.int64), np.concatenate(nbytes, dtype=np.int64)
 
 
 def _runs_of(stops: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -215,9 +198,6 @@ class FixedRows(_RawRows):
             self.typed = self._grid
         else:
             self._shift = (offsets - base) // nbytes - self._starts
-
-    def target(self, num_rows: int, out: Any) -> NDArray[Any]:
-        return empty_rows(self.field, num_rows) if out is None else checked_out(self.field, out, num_rows)
 
     def batch(self, positions: Positions, target: Any) -> NDArray[Any]:
         rows: NDArray[Any] = target
@@ -362,9 +342,7 @@ class FixedRows(_RawRows):
             view = self.source.sequential_view(extent.offset, extent.nbytes)
             assert view is not None
             return np.ndarray((num_rows, *self.field.item_shape), self.field.numpy_dtype, np.frombuffer(view, np.uint8))
-        rows = self.run(0, num_rows, self.target(num_rows, None))
-        rows.flags.writeable = False
-        return rows
+        return read_only(self.run(0, num_rows, self.target(num_rows, None)))
 
 
 def len_of(extents: list[Any]) -> int:
@@ -374,11 +352,6 @@ def len_of(extents: list[Any]) -> int:
 
 class RaggedRows(_RawRows):
     """Rows that differ in size, stored as they are."""
-
-    def target(self, num_rows: int, out: Any) -> Any:
-        if out is not None:
-            checked_buffer(self.field, out, 0)  # how many items it takes is known later
-        return out
 
     def batch(self, positions: Positions, target: Any) -> Ragged:
         index, checker = self.index, self.checker
@@ -396,15 +369,11 @@ class RaggedRows(_RawRows):
         field = self.field
         num_items = int(offsets[-1])
         num_bytes = num_items * field.item_nbytes
-        shape = (num_items, *field.item_shape)
-        if target is not None:
-            values = checked_buffer(field, target, num_items)
-        elif self._view is None or num_bytes < _SHORT_NBYTES * len(starts) or not num_bytes:
-            values = empty_array(field, shape)
-        else:
+        if target is None and self._view is not None and num_bytes and num_bytes >= _SHORT_NBYTES * len(starts):
             pieces = map(self._view.__getitem__, map(slice, starts.tolist(), (starts + nbytes).tolist()))
             # Joining copies without a look at dtypes: a fifth faster than np.concatenate.
-            return np.frombuffer(bytearray().join(pieces), field.numpy_dtype).reshape(shape)
+            return np.frombuffer(bytearray().join(pieces), field.numpy_dtype).reshape(num_items, *field.item_shape)
+        values = items_of(field, num_items, target)
         if num_bytes:
             self._fill(starts, nbytes, values)
         return values
@@ -428,9 +397,9 @@ class RaggedRows(_RawRows):
         shapes = None
         if field.varying > 1:
             shapes = index.shapes(np.arange(start, stop), np.diff(offsets))
-        shape = (int(offsets[-1]), *field.item_shape)
-        self._check_bytes(start, stop, shape[0] * field.item_nbytes)  # before memory is taken for them
-        values = empty_array(field, shape) if target is None else checked_buffer(field, target, shape[0])
+        num_items = int(offsets[-1])
+        self._check_bytes(start, stop, num_items * field.item_nbytes)  # before memory is taken for them
+        values = items_of(field, num_items, target)
         if values.nbytes:
             self._read_run(start, stop, byte_view(values))
         return Ragged(values, offsets, shapes, field.is_string)
@@ -487,9 +456,7 @@ class RaggedRows(_RawRows):
         num_rows = len_of(self.extents)
         extents = self.extents
         if self._view is None or len(extents) != 1 or not self.field.item_nbytes:
-            whole = self.run(0, num_rows, None)
-            whole.values.flags.writeable = whole.offsets.flags.writeable = False
-            return whole
+            return read_only(self.run(0, num_rows, None))
         self.checker.prove_all()
         view = self.source.sequential_view(extents[0].offset, extents[0].nbytes)
         assert view is not None

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,6 +125,16 @@ def row_offsets(field: Field, counts: NDArray[np.int64], most: int) -> NDArray[n
         return offsets_of(counts, most if field.item_nbytes else 0)
     except OverflowError as error:
         raise LimitError(f"field {field.name!r}: {error}") from None
+
+
+_Column = TypeVar("_Column", bound="NDArray[Any] | Ragged")
+
+
+def read_only(whole: _Column) -> _Column:
+    """A fresh column, which nobody is to write to."""
+    for array in (whole.values, whole.offsets) if isinstance(whole, Ragged) else (whole,):
+        array.flags.writeable = False
+    return whole
 
 
 def only_row(rows: Ragged, position: int, path: str, field: Field) -> Any:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from chunkstore._format.lookup import Lookup
 from chunkstore._format.schema import Field
-from chunkstore._read.batch import Positions, checked_buffer, checked_out, empty_array, empty_rows
+from chunkstore._format.section import join_ranges
+from chunkstore._read.batch import Positions, items_of, target_of
 from chunkstore._read.checked import Where
-from chunkstore._read.gather import Rows, joined
-from chunkstore._read.ragged import Ragged, row_offsets
+from chunkstore._read.gather import Rows
+from chunkstore._read.ragged import Ragged, read_only, row_offsets
 
 
 class SplitRows:
@@ -39,11 +40,7 @@ class SplitRows:
         self.checker = SplitChecker(self)
 
     def target(self, num_rows: int, out: Any) -> Any:
-        if self.field.ragged:
-            if out is not None:
-                checked_buffer(self.field, out, 0)
-            return out
-        return empty_rows(self.field, num_rows) if out is None else checked_out(self.field, out, num_rows)
+        return target_of(self.field, num_rows, out)
 
     def shares(self, positions: Positions) -> Iterator[tuple[int, Positions]]:
         """(number of a container, which of the positions are in it, in their order), for each that has some."""
@@ -76,9 +73,7 @@ class SplitRows:
             if shapes is not None and rows.shapes is not None:
                 shapes[places] = rows.shapes
         offsets = row_offsets(field, counts, 0)
-        total = int(offsets[-1])
-        shape = (total, *field.item_shape)
-        values = empty_array(field, shape) if target is None else checked_buffer(field, target, total)
+        values = items_of(field, int(offsets[-1]), target)
         for places, rows in found:
             bounds = rows.offsets.tolist()
             for row, first in enumerate(offsets[places].tolist()):
@@ -95,11 +90,11 @@ class SplitRows:
     def _together(
         self, positions: Positions, ranges: Callable[[Rows, Positions], tuple[Positions, Positions]]
     ) -> tuple[Positions, Positions]:
-        found = [(positions[:0], positions[:0])]
+        found = []
         for number, places in self.shares(positions):
             offsets, nbytes = ranges(self.parts[number], positions[places] - self.starts[number])
             found.append((offsets + self.bases[number], nbytes))
-        return joined(found)
+        return join_ranges(found)
 
     def run(self, start: int, stop: int, target: Any) -> NDArray[Any] | Ragged:
         found, first = [], start
@@ -126,10 +121,7 @@ class SplitRows:
         return get
 
     def column(self) -> NDArray[Any] | Ragged:
-        whole = self.run(0, self.starts[-1], self.target(self.starts[-1], None))
-        for array in (whole.values, whole.offsets) if isinstance(whole, Ragged) else (whole,):
-            array.flags.writeable = False
-        return whole
+        return read_only(self.run(0, self.starts[-1], self.target(self.starts[-1], None)))
 
     def hint(self, positions: Positions) -> None:
         for number, places in self.shares(positions):

@@ -36,6 +36,11 @@ WILLNEED_NBYTES = 128 * 1024
 _seek_lock = threading.Lock()
 
 
+def num_processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 # --- reading ---
 
 

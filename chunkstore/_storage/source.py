@@ -206,13 +206,7 @@ class PreadSource:
         self._opened()
         return None
 
-    def sequential_view(self, offset: int, nbytes: int) -> memoryview | None:
-        self._opened()
-        return None
-
-    def writable_view(self, offset: int, nbytes: int) -> memoryview | None:
-        self._opened()
-        return None
+    sequential_view = writable_view = view
 
     def reserve(self, nbytes: int) -> memoryview:
         return platform.reserve(nbytes)

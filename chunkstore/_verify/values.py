@@ -146,9 +146,7 @@ class _Checks:
         text = directory.find(Kind.KEY_BYTES, NO_FIELD)
         num_shards, key_nbytes = directory.num_shards, text.nbytes if text else None
         sizes = section_sizes(fields, directory.num_samples, num_shards, key_nbytes=key_nbytes)
-        expected: dict[tuple[int, int], int | None] = {
-            (kind, NO_FIELD if number is None else number): nbytes for (kind, number), nbytes in sizes.items()
-        }
+        expected: dict[tuple[int, int], int | None] = dict(sizes.items())
         expected[Kind.SCHEMA, NO_FIELD] = expected[Kind.ATTRS, NO_FIELD] = None
         expected |= {(Kind.CHUNK_SUMS, number): None for number in range(len(fields))}
         for (kind, number), nbytes in expected.items():

@@ -26,6 +26,7 @@ from chunkstore._format.codec import decode
 from chunkstore._format.index import read_generation
 from chunkstore._format.schema import Field, known_codec
 from chunkstore._format.superblock import Superblock
+from chunkstore._storage import platform
 from chunkstore._storage.opening import open_any
 from chunkstore._storage.remote import Remote
 from chunkstore._verify.blocks import Walk, check_empty_blocks, cover
@@ -117,7 +118,7 @@ class _Verification:
         self.num_samples: int | None = None
         self._ledger = tape.ledger
         self._deep = deep
-        several = tape.size > _TWO_THREADS_NBYTES and (os.cpu_count() or 1) > 1
+        several = tape.size > _TWO_THREADS_NBYTES and platform.num_processors() > 1
         self._workers = (2 if several else 1) if workers is None else workers
 
     def check(self) -> None:

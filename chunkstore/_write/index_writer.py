@@ -533,10 +533,7 @@ def planned_segment_nbytes(
         key_nbytes: length of all keys, None without keys.
         dictionaries: of fields whose codec has one.
     """
-    sizes: dict[type_section, int] = {
-        (kind, NO_FIELD if number is None else number): nbytes
-        for (kind, number), nbytes in section_sizes(fields, num_samples, num_shards, key_nbytes=key_nbytes).items()
-    }
+    sizes = section_sizes(fields, num_samples, num_shards, key_nbytes=key_nbytes)
     sizes[Kind.SCHEMA, NO_FIELD] = len(encode_schema(fields))
     sizes[Kind.ATTRS, NO_FIELD] = len(encode_attrs(attrs))
     for number, groups in enumerate(num_groups):

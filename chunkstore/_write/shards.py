@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from os import cpu_count
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from chunkstore._format.checksum import BlockSums
 from chunkstore._format.layout import group_bounds
+from chunkstore._storage import platform
 from chunkstore._storage.sink import Sink
 from chunkstore._write.coding import FieldCoder
 from chunkstore._write.index_writer import Block, IndexWriter
@@ -65,7 +65,7 @@ class ShardWriter:
             index.add_shard(count, self._write(sink, rows, place, None))
             return
         if self._pool is None:
-            encoders = min(cpu_count() or 1, _MOST_ENCODERS) if any(self._coders) else 1
+            encoders = min(platform.num_processors(), _MOST_ENCODERS) if any(self._coders) else 1
             self._pool = ThreadPoolExecutor(1 + encoders, "chunkstore-writer")
         self._pending = index, self._pool.submit(self._write, sink, rows, place, self._pool), count
 

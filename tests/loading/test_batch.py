@@ -17,7 +17,7 @@ from chunkstore._read.batch import (
     as_positions,
     checked_buffer,
     checked_out,
-    empty_rows,
+    empty_items,
     is_run,
 )
 from chunkstore.errors import LimitError
@@ -160,7 +160,7 @@ def test_buffer_of_ragged_values() -> None:
 def test_large_arrays_are_aligned() -> None:
     """From 1 MiB on, arrays begin at multiples of 64: `pread` is twice as fast there, and DLPack wants it."""
     for _ in range(8):
-        rows = empty_rows(Field("x", "float64", (1000,)), 200)
+        rows = empty_items(Field("x", "float64", (1000,)), 200)
         assert rows.shape == (200, 1000)
         assert address_of(rows) % 64 == 0
         assert rows.flags.writeable
@@ -169,4 +169,4 @@ def test_large_arrays_are_aligned() -> None:
 def test_array_beyond_numpy() -> None:
     """A schema may ask for more than NumPy can have: that is a limit, no foreign error."""
     with pytest.raises(LimitError, match="beyond what NumPy can address"):
-        empty_rows(Field("x", "uint8", (2**62, 0)), 1000)
+        empty_items(Field("x", "uint8", (2**62, 0)), 1000)

@@ -32,6 +32,7 @@ from chunkstore._ingest.plan.plan import OnError, Plan, make_plan
 from chunkstore._ingest.plan.scan import Scan, Skipped, scan_sources
 from chunkstore._ingest.plan.specs import DtypeArg, FieldArg
 from chunkstore._ingest.plan.uniform import plan_uniform
+from chunkstore._storage import platform
 from chunkstore._storage.commit import NewFile
 from chunkstore._storage.remote import Remote
 from chunkstore._storage.replace import check_replaceable
@@ -345,7 +346,7 @@ def _blocks(
             yield from write_blocks(task, new.sink, progress.advance)
         return
     with WorkerPool(pooled) if work.executor is None else nullcontext(work.executor) as executor:
-        most = work.workers or 2 * (os.cpu_count() or 1) if work.executor is not None else pooled + 1
+        most = work.workers or 2 * platform.num_processors() if work.executor is not None else pooled + 1
         with closing(run_on(executor, tasks, most, new)) as written:
             for block in written:
                 progress.advance(int(arrangement.nbytes[block.number, block.shard]))
@@ -360,7 +361,7 @@ def _num_workers(plan: Plan, arrangement: Arrangement, work: _Work) -> int:
         return work.workers
     if _estimate_seconds(plan) < _POOL_SECONDS:
         return 1
-    return max(1, min(_processors(), arrangement.num_shards))
+    return max(1, min(platform.num_processors(), arrangement.num_shards))
 
 
 def _estimate_seconds(plan: Plan) -> float:
@@ -376,12 +377,6 @@ def _estimate_seconds(plan: Plan) -> float:
         if plan.fields[number].codec != RAW:
             seconds += nbytes / _ENCODE_RATE
     return seconds
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Collector:
