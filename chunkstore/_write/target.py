@@ -233,6 +233,8 @@ class AppendTarget:
         # The good one may be in memory only, from a writer that was killed before its sync.
         self.sink.sync()
         self.sink.pwrite(SUPERBLOCK_OFFSETS["AB".index(bad)], both[1 - "AB".index(bad)])
+        # A damaged A in front of new bytes is what `_check_nothing_lost` refuses: a crash must not leave that.
+        self.sink.sync()
 
     def _check_flags(self) -> None:
         unknown = self._index.superblock.read_only_compatible & ~KNOWN_READ_ONLY_COMPATIBLE

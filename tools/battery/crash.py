@@ -188,7 +188,7 @@ class Crash:
         self._first = first
         self._twofaults = TwoFaults(folder, every=damage) if damage else None
         self._heads: dict[tuple[bytes, int], Any] = {}
-        self._checked: set[Any] = set()
+        self._checked: dict[Any, int] = {}
 
     def try_all(self, recording: Recording, *, depth: int = 1, number: int | None = None) -> None:
         """Every state after each op of a recording."""
@@ -296,10 +296,11 @@ class Crash:
                 self._heads[place] = error
         return self._heads[place]
 
-    def is_new(self, what: Any) -> bool:
-        """Whether this class was not seen before."""
-        new = what not in self._checked
-        self._checked.add(what)
+    def is_new(self, what: Any, depth: int) -> bool:
+        """Whether this class was not seen before, after as few crashes or fewer: with fewer, more is tried."""
+        new = self._checked.get(what, depth + 1) > depth
+        if new:
+            self._checked[what] = depth
         return new
 
 
@@ -381,7 +382,7 @@ class _Point:
         elif self.rest and commit.generation == 1 and (head[:4096] != head[4096:] or size != commit.end):
             # A new file is synced as a whole before it gets its name; superblock B of an append is not.
             self._wrong("at rest, the superblocks of a new file differ or there are bytes behind its end")
-        elif self.crash.is_new((head, size > commit.end, commit.body)):
+        elif self.crash.is_new((head, size > commit.end, commit.body), self.depth):
             self.crash.tally.classes += 1
             if _generation(head[4096:]) > _generation(head[:4096]) > 0:
                 self._wrong("superblock B is newer than A, and A is written first (spec section 12)")
@@ -420,7 +421,7 @@ class _Point:
         a, b = image[:4096], image[4096:HEAD_NBYTES]
         ends = a[:SECTOR] == b[:SECTOR], a[-SECTOR:] == b[-SECTOR:]
         alike = (recording.name, self.floor, _generation(a), _generation(b), ends, len(image) > commit.end)
-        if two is None or not self.crash.is_new(alike):
+        if two is None or not self.crash.is_new(alike, self.depth):
             return
         acknowledged = recording.commits[self.floor]
         known = [c.superblock for c in recording.commits[: self.floor + 1] if c.file == commit.file]

@@ -148,11 +148,21 @@ def append_behind_junk(stage: Stage) -> None:
         stage.close(writer)
 
 
-def append_with_a_damaged_superblock(stage: Stage) -> None:
+def append_with_a_damaged(stage: Stage) -> None:
+    """A was damaged while nobody looked, in its first and in its last sector: no torn write of it looks so."""
+    _append_to_damaged(stage, 60, 4085)
+
+
+def append_with_b_damaged(stage: Stage) -> None:
     """B was damaged while nobody looked."""
+    _append_to_damaged(stage, 4096 + 60)
+
+
+def _append_to_damaged(stage: Stage, *places: int) -> None:
     _begin(stage, 6)
     data = bytearray(stage.path.read_bytes())
-    data[4096 + 60] ^= 1
+    for place in places:
+        data[place] ^= 1
     stage.path.write_bytes(data)
     stage.recorder.files[0] = bytes(data)
     with syscalls.use(stage.recorder):
@@ -202,7 +212,8 @@ ALL: dict[str, type_scenario] = {
     "append and merge segments": append_merging,
     "append to nothing": append_to_nothing,
     "append behind junk": append_behind_junk,
-    "append with superblock B damaged": append_with_a_damaged_superblock,
+    "append with superblock A damaged": append_with_a_damaged,
+    "append with superblock B damaged": append_with_b_damaged,
     "abort": abort,
     "merge": merge_two,
     "repack in place": repack_in_place,
