@@ -51,12 +51,17 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         need("a name twice in one object", len(dict(members)) == len(members))
         return dict(members)
 
+    def number(digits: str) -> float:
+        need("a number beyond float64", math.isfinite(float(digits)))
+        return int(digits) if digits.lstrip("-").isdecimal() else float(digits)
+
     need("values of JSON", sum(map(raw.count, (b",", b"[", b"{"))) <= 1 << 20, error="LimitError")
     text = attempt(raw.decode)
     brackets = re.sub(r'"(?:[^"\\]|\\.)*"|[^][{}"]', "", text)  # without those in texts
     levels = max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
     need(f"{levels} levels of JSON", levels <= 64, error="LimitError")
-    value = attempt(json.loads, text, object_pairs_hook=unique, parse_constant=lambda name: need(name, False))
+    hooks = {"object_pairs_hook": unique, "parse_int": number, "parse_float": number, "parse_constant": number}
+    value = attempt(json.loads, text, **hooks)  # `NaN` and `Infinity` are constants
     need("JSON that is no object", isinstance(value, dict))
     return value
 

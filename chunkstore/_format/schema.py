@@ -249,9 +249,25 @@ def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
 
 
+def _integer(text: str) -> int:
+    if len(text) > _SHORT:
+        _number(text)
+    return int(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is beyond a float64, which ends at 1.8e308")
+    return value
+
+
 # Possessive: otherwise a string of 16 MiB takes two GiB of places to come back to.
 _STRINGS_AND_BRACKETS: Final = re.compile(rb'(?:"(?:[^"\\]++|\\.)*+"?+)++|[\[{]++|[\]}]++', re.DOTALL)
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+_SHORT: Final = 308  # digits of an integer that a float64 is near, whatever they are
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_number, parse_int=_integer
+)
 
 
 def known_codec(field: Field) -> bool:

@@ -95,6 +95,26 @@ def test_json_that_is_refused(text: bytes) -> None:
         decode_attrs(text)
 
 
+MOST = str(2**1024 - 2**970 - 1)  # rounds to the largest float64
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1.8e308", "1" + "0" * 309, "-" + str(2**1024), "9" * 5000])
+def test_numbers_that_no_float64_holds_are_refused(number: str) -> None:
+    """As text of the file and as what a user gives: nothing is read that could not be written again (section 2)."""
+    with pytest.raises(CorruptError, match=r"ATTRS.*beyond a float64"):
+        decode_attrs(f'{{"a":[{number}]}}'.encode())
+    if "e" not in number and len(number) < 4000:
+        with pytest.raises(SchemaError, match="beyond a float64"):
+            encode_attrs({"a": int(number)})
+
+
+@pytest.mark.parametrize("number", ["1e-999", "-0", "1.7976931348623157e308", MOST, "-" + MOST, "1" * 308])
+def test_numbers_that_a_float64_holds_are_read_as_they_are(number: str) -> None:
+    """Integers exactly, up to where a float64 ends."""
+    wanted = float(number) if "e" in number else int(number)
+    assert decode_attrs(f'{{"a":{number}}}'.encode()) == {"a": wanted}
+
+
 @pytest.mark.parametrize("text", [b"x" * (4 << 20), b"\\n" * (2 << 20), b'"' * (4 << 20), b"]" * (4 << 20)])
 def test_text_that_is_no_json_takes_no_memory(text: bytes) -> None:
     """It is looked through for brackets, and not kept as places to come back to."""

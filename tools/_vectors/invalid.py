@@ -14,7 +14,8 @@ from _vectors.damage import Case
 # Near relatives of others. The tests run them too, but the repository holds no file of them: all would be 4 MB.
 # fmt: off
 VARIANTS = frozenset({
-    "attrs-empty", "attrs-levels-broken", "attrs-levels-many", "attrs-nan", "attrs-not-utf8", "attrs-values",
+    "attrs-empty", "attrs-integer", "attrs-levels-broken", "attrs-levels-many", "attrs-nan", "attrs-not-utf8",
+    "attrs-values",
     "block-first-group",
     "block-first-group-second", "block-nbytes-huge", "block-offset-behind-end", "block-offset-overflow",
     "block-offset-unaligned", "block-rows-per-group", "chunk-sum-of-nothing", "directory-behind-end",

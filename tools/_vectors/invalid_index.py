@@ -325,10 +325,13 @@ def attributes_and_levels() -> Rows:
         ("array", b"[1]", "ATTRS is an array."),
         ("repeated-name", b'{"a":{"b":1,"b":2}}', "A name twice in an object inside."),
         ("nan", b'{"a":NaN}', "NaN, which is not JSON."),
+        ("number", b'{"a":[1,-1e999]}', "A number that is -Infinity as a binary64."),
+        ("integer", b'{"a":1' + b"0" * 309 + b"}", "An integer of 310 digits: no binary64 is near."),
         ("not-utf8", b'{"a":"\xe4"}', "A byte that is not UTF-8."),
         ("empty", b"", "ATTRS of 0 bytes."),
     ):
-        yield f"attrs-{name}", CORRUPT, "read", "6", what, attributes(text)
+        number = "2" if name in ("number", "integer") else "6"
+        yield f"attrs-{name}", CORRUPT, "read", number, what, attributes(text)
     deep = b'{"a":' + b"[" * 64 + b"]" * 64 + b"}"
     yield "attrs-levels", LIMIT, "read", "15", "65 nested levels of JSON.", attributes(deep)
     yield "schema-levels", LIMIT, "open", "15", "66 nested levels of JSON.", schema(good[:-1] + b',"a":' + deep + b"}")
