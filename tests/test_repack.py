@@ -20,7 +20,7 @@ from chunkstore._format.schema import Field
 from chunkstore._rewrite.repack import repack
 from chunkstore._storage.source import open_source
 from chunkstore._write.writer import Writer
-from chunkstore.errors import CorruptError, SampleNotFoundError, SchemaError
+from chunkstore.errors import CorruptError, LimitError, SampleNotFoundError, SchemaError
 
 _numbers = itertools.count()
 
@@ -112,3 +112,18 @@ def test_progress_counts_copying_and_verifying(tmp_path: Path) -> None:
     assert seen == sorted(seen)
     assert (nbytes, 2 * nbytes) in seen
     assert any(nbytes < done < 2 * nbytes for done, _ in seen)
+
+
+def test_samples_without_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file may claim any number of them: what would take hours is refused, with what to do instead."""
+    path = tmp_path / "a.cks"
+    with Writer(path) as writer:
+        writer.add_batch({"x": np.zeros((1001, 0), np.float32)})
+    monkeypatch.setattr("chunkstore._rewrite.repack._MOST_EMPTY", 1000)
+    with pytest.raises(LimitError, match=r"1,001 samples, of which none has a byte in the file.*positions=.*merge"):
+        repack(path, tmp_path / "b.cks")
+    assert not (tmp_path / "b.cks").exists()
+    repack(path, tmp_path / "b.cks", positions=range(999))
+    assert oracle.read(tmp_path / "b.cks").num_samples == 999
+    monkeypatch.setattr("chunkstore._rewrite.repack._MOST_EMPTY", 1001)
+    repack(path, tmp_path / "b.cks", mode="w")

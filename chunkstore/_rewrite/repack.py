@@ -19,6 +19,7 @@ from chunkstore._read.batch import Indices
 from chunkstore._read.many import one_container
 from chunkstore._read.reader import Reader
 from chunkstore._read.reader import open as open_reader
+from chunkstore._rewrite.room import needed_nbytes
 from chunkstore._rewrite.told import Told
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.remote import Remote
@@ -27,10 +28,11 @@ from chunkstore._storage.upload import uploaded
 from chunkstore._verify.report import Progress
 from chunkstore._write.target import NewTarget
 from chunkstore._write.writer import Writer
-from chunkstore.errors import SchemaError
+from chunkstore.errors import LimitError, SchemaError
 
 _BATCH_NBYTES: Final = 16 << 20
 _BATCH_SAMPLES: Final = 1 << 16
+_MOST_EMPTY: Final = 1 << 32  # samples without a byte that are written anew: some minutes
 
 
 def repack(
@@ -64,6 +66,7 @@ def repack(
     Raises:
         IndexError, SampleNotFoundError: there is no such sample.
         SchemaError: a sample with a key is asked for twice; `path` means several containers.
+        LimitError: more than 2^32 samples of which none has a byte, so that nothing but their number is stored.
         CorruptError: a row is damaged; nothing is published. `recover` saves the others.
         FileExistsError, WriteError, CommitUnknownError: as with `Writer`.
         MissingExtraError: the package of a codec, of old or new, is not installed.
@@ -133,11 +136,21 @@ def _order(reader: Reader, positions: Indices | None, keys: Sequence[str] | None
     if keys is not None:
         return reader.find(keys)
     if positions is None:
+        _check_number(reader)
         return None
     order = np.asarray(reader.select(positions).positions, np.int64)
     if reader.keys is not None and len(np.unique(order)) != len(order):
         raise SchemaError("repack: positions has a sample twice, and its key must be unique")
     return order
+
+
+def _check_number(reader: Reader) -> None:
+    """Refuse work that no byte of the file stands for."""
+    if len(reader) > _MOST_EMPTY and not needed_nbytes(reader._index):
+        raise LimitError(
+            f"{reader.path}: {len(reader):,} samples, of which none has a byte in the file; repack writes at most "
+            f"{_MOST_EMPTY:,} of such samples. Say which you want by positions=, or use `chunkstore merge`"
+        )
 
 
 def _runs(reader: Reader, order: Ints | None) -> Iterator[Ints]:

@@ -42,7 +42,7 @@ def runs(index: Index, nbytes: int) -> Iterator[Run]:
         index: it may lie, but is as the gate of the format lets it pass.
         nbytes: length of the file.
     """
-    needed = _needed(index)
+    needed = needed_nbytes(index)
     left = nbytes // needed if needed else MOST_EMPTY
     for run in _joined(_of_shards(index, nbytes)):
         if run.reason:
@@ -56,8 +56,8 @@ def runs(index: Index, nbytes: int) -> Iterator[Run]:
             yield Run(cut, run.stop, OVERLAP if needed else EMPTY)
 
 
-def _needed(index: Index) -> int:
-    """Bytes of the file that each sample has for itself, at least."""
+def needed_nbytes(index: Index) -> int:
+    """Bytes of the file that each sample has for itself, at least; 0 where it may claim any number of them."""
     entries = sum(8 * (field.ragged + (field.codec != RAW)) for field in index.fields)
     rows = sum(_row_nbytes(field) for field in index.fields)
     return entries + rows + 8 * index.has_keys
