@@ -34,7 +34,7 @@ LAYERS = [
     ["_write.coding", "_write.late", "_write.sections"],
     ["_write.index_writer", "_write.shards", "_write.staging", "_write.target"],  # what the ways of writing share
     ["_write.*", "_read.*", "_verify.*"],
-    ["_rewrite.attrs", "_rewrite.room"],
+    ["_rewrite.attrs", "_rewrite.room", "_rewrite.segments"],
     ["_rewrite.*"],
     ["_refs.*"],
     ["_ingest.npy.*", "_ingest.plan.specs"],

@@ -13,8 +13,10 @@ import pytest
 from damaged import Damaged, repair
 
 import chunkstore
+from chunkstore._format.constants import Kind
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import read_index
+from chunkstore._format.segment import SectionEntry
 from chunkstore._format.superblock import decode_head
 from chunkstore._rewrite.recover import Recovery, recover
 from chunkstore._rewrite.room import BEHIND, EMPTY, MOST_EMPTY, OVERLAP, runs
@@ -359,6 +361,56 @@ def test_what_is_cut_off_is_one_run_of_samples(tmp_path: Path) -> None:
     assert len(found.lost) == 1
     assert found.num_saved + found.num_lost == 40
     assert found.lost[0].stop == 40
+
+
+# -- dictionaries of codecs --------------------------------------------------------------------------------------------
+
+
+def with_dictionary(path: Path, fields: dict[str, Any]) -> list[SectionEntry]:
+    """A container of two live segments whose field z has a dictionary; where that stands, the newest first."""
+    pytest.importorskip("zstandard")
+    for mode, count in (("x", 3000), ("a", 300)):
+        options: dict[str, Any] = {"mode": mode, "codec": {"z": "zstd:3,dict"}}
+        with chunkstore.Writer(path, fields=fields, **options) as writer:
+            for number in range(count):
+                row = {"x": np.int64(number), "z": f"the text of sample {number}, which is much like others" * 3}
+                writer.add({name: row[name] for name in fields})
+    with open_source(path, "pread") as source:
+        directories = read_index(source).directories
+    entries = [directory.find(Kind.DICTIONARY, list(fields).index("z")) for directory in reversed(directories)]
+    assert len(entries) == 2
+    return [entry for entry in entries if entry is not None]
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_a_dictionary_that_another_segment_has_too(tmp_path: Path, damaged: int) -> None:
+    """It is the same in all live segments: nothing is lost."""
+    path = tmp_path / "a.cks"
+    entry = with_dictionary(path, {"x": "int64", "z": "string"})[damaged]
+    damage(path, entry.offset + entry.nbytes // 2, 1)
+    report = recover(path, tmp_path / "b.cks")
+    assert (report.num_saved, report.complete, report.lost_fields) == (3300, True, [])
+    with chunkstore.open(tmp_path / "b.cks", verify="always") as ds:
+        assert ds[3299]["z"].startswith("the text of sample 299,")
+
+
+def test_a_dictionary_that_is_lost(tmp_path: Path) -> None:
+    """Its field is left out, and named; the others are saved. Where there is no other, nothing is."""
+    path = tmp_path / "a.cks"
+    for entry in with_dictionary(path, {"x": "int64", "z": "string"}):
+        damage(path, entry.offset + entry.nbytes // 2, 1)
+    report = recover(path, tmp_path / "b.cks")
+    assert (report.num_saved, report.num_lost, report.complete, report.lost_fields) == (3300, 0, False, ["z"])
+    assert report.as_dict()["lost_fields"] == ["z"]
+    assert any("field 'z' is lost" in note and "DICTIONARY" in note for note in report.notes)
+    with chunkstore.open(tmp_path / "b.cks", verify="always") as ds:
+        assert list(ds.fields) == ["x"]
+        assert ds.column("x")[-1] == 299
+    for entry in with_dictionary(tmp_path / "c.cks", {"z": "string"}):
+        damage(tmp_path / "c.cks", entry.offset + entry.nbytes // 2, 1)
+    with pytest.raises(chunkstore.CorruptError, match=r"DICTIONARY.*no other field"):
+        recover(tmp_path / "c.cks", tmp_path / "d.cks")
+    assert not (tmp_path / "d.cks").exists()
 
 
 # -- an index that lies ------------------------------------------------------------------------------------------------

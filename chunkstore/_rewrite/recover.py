@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -17,26 +17,18 @@ from chunkstore._format import superblock as superblocks
 from chunkstore._format.checksum import sum64, sum128
 from chunkstore._format.codec import decode
 from chunkstore._format.constants import (
-    DIRECTORY_HEADER_NBYTES,
-    DIRECTORY_MAGIC,
-    HEAD_NBYTES,
-    MAX_DIRECTORY_NBYTES,
-    MAX_FILE_NBYTES,
-    NO_FIELD,
     PART_ALIGNMENT,
     SUPERBLOCK_NBYTES,
     SUPERBLOCK_OFFSETS,
-    Kind,
 )
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.field_index import FieldIndex, Groups
 from chunkstore._format.index import Index, read_generation
 from chunkstore._format.schema import Field, known_codec
 from chunkstore._format.section import Section
-from chunkstore._format.segment import Directory, decode_directory, nbytes_of_directory
-from chunkstore._format.superblock import Head, Superblock
+from chunkstore._format.superblock import Superblock
 from chunkstore._read.many import one_container
-from chunkstore._rewrite import room
+from chunkstore._rewrite import room, segments
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.opening import open_any
 from chunkstore._storage.remote import Remote
@@ -53,11 +45,10 @@ from chunkstore.errors import (
     UnsupportedVersionError,
 )
 
-_PIECE_NBYTES: Final = 8 << 20
 _BATCH_NBYTES: Final = 16 << 20
 _BATCH_SAMPLES: Final = 1024
 _MOST_LOST: Final = 10_000
-_REGION: Final = struct.Struct("<QQQ")  # of SUPERSEDED, spec section 12
+_NO_DICTIONARY: Final = "its rows cannot be decoded, for no segment has the DICTIONARY that was written"
 type_progress = Callable[[int, int], None]
 
 
@@ -90,6 +81,7 @@ class Recovery:
         num_saved: samples in the new one, in their old order.
         num_lost: samples that are known to be lost.
         lost: which ones, in runs; the first 10,000 runs.
+        lost_fields: that the new one has not, because none of their rows can be decoded.
         notes: how they were found, and what is not certain.
     """
 
@@ -98,18 +90,20 @@ class Recovery:
     num_saved: int = 0
     num_lost: int = 0
     lost: list[Lost] = field(default_factory=list)
+    lost_fields: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
         """Whether nothing is known to be lost."""
-        return not self.num_lost
+        return not self.num_lost and not self.lost_fields
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         lost = [one.as_dict() for one in self.lost]
         counts = {"num_saved": self.num_saved, "num_lost": self.num_lost}
-        return {"path": self.path, "out": self.out, **counts, "lost": lost, "notes": self.notes}
+        rest = {"lost": lost, "lost_fields": self.lost_fields, "notes": self.notes}
+        return {"path": self.path, "out": self.out, **counts, **rest}
 
 
 def recover(
@@ -127,7 +121,8 @@ def recover(
     index segments, and each is taken that agrees with itself in all its parts; then samples may be missing at the end
     without anybody knowing of them, and a note says so. A file that was cut off gives what lies before the cut.
     The work is bounded by the length of the file, whatever number of samples it claims: those that it has no bytes for
-    are lost, by arithmetic. Of samples whose rows have no bytes, and that have no keys, the first 2^20 are saved.
+    are lost, by arithmetic. Of samples whose rows have no bytes, and that have no keys, the first 2^20 are saved. A
+    field whose codec needs a dictionary that is damaged wherever it stands is left out.
 
     Args:
         path: the container; it is only read. A URL as in `open`.
@@ -162,11 +157,14 @@ def _recover(
         raise CorruptError(f"{source.path}: no index segment could be proven good, so no sample can be found")
     newest = indexes[-1]
     _check_codecs(source.path, newest)
-    with _RecoverWriter(out, newest, mode) as writer:
+    dictionaries = [segments.dictionaries(index, source) for index in indexes]
+    known = {name: data for each in dictionaries for name, data in each.items()}
+    fields = _kept_fields(source.path, newest, known, report)
+    with _RecoverWriter(out, fields, known, mode) as writer:
         writer.attrs.update(_attrs(newest, report))
         _note_gaps(indexes, report)
-        for index in indexes:
-            _save(index, source, writer, report, progress, newest.num_samples)
+        for index, each in zip(indexes, dictionaries, strict=True):
+            _save(_Samples(index, source, list(writer.fields), each), writer, report, progress, newest.num_samples)
         report.num_saved = len(writer)
 
 
@@ -179,15 +177,26 @@ def _check_codecs(path: str, index: Index) -> None:
         )
 
 
-class _RecoverWriter(Writer):
-    """Writes the fields of a container with its codecs, at their usual levels, and its dictionaries."""
+def _kept_fields(path: str, index: Index, known: Mapping[str, bytes], report: Recovery) -> list[Field]:
+    kept = [field for field in index.fields if field.name in known]
+    report.lost_fields = [field.name for field in index.fields if field.name not in known]
+    if not kept:
+        raise CorruptError(f"{path}: {_NO_DICTIONARY}, and there is no other field")
+    report.notes += [f"field {name!r} is lost: {_NO_DICTIONARY}" for name in report.lost_fields]
+    return kept
 
-    def __init__(self, out: str | os.PathLike[str], index: Index, mode: Literal["x", "w"]) -> None:
-        self._recovered = index
-        super().__init__(out, fields=index.fields, mode=mode)
+
+class _RecoverWriter(Writer):
+    """Writes fields of a container with its codecs, at their usual levels, and its dictionaries, by their names."""
+
+    def __init__(
+        self, out: str, fields: Sequence[Field], dictionaries: Mapping[str, bytes], mode: Literal["x", "w"]
+    ) -> None:
+        self._kept = dict(enumerate(dictionaries[field.name] for field in fields))
+        super().__init__(out, fields=fields, mode=mode)
 
     def _known_dictionaries(self) -> Mapping[int, bytes]:
-        return {number: self._recovered.dictionary(number) for number in range(len(self._recovered.fields))}
+        return self._kept
 
 
 def _attrs(index: Index, report: Recovery) -> dict[str, Any]:
@@ -222,7 +231,9 @@ def _find_indexes(source: Source, report: Recovery) -> list[Index]:
         _note_later(source, superblock, newest, report)
         return [index]
     report.notes.append("the file was searched for index segments")
-    found = [usable for directory in _search(source) if (usable := _usable(source, directory)) is not None]
+    found = [
+        usable for directory in segments.search(source) if (usable := segments.usable(source, directory)) is not None
+    ]
     chosen = _without_overlap(found)
     if chosen:
         report.notes.append(
@@ -283,7 +294,7 @@ def _continued(source: Source, index: Index) -> Index | None:
     was under way, and is complete, is as good.
     """
     end = source.size // PART_ALIGNMENT * PART_ALIGNMENT
-    for directory in reversed(list(_search(source, index.superblock.committed_end))):
+    for directory in reversed(list(segments.search(source, index.superblock.committed_end))):
         data = directory.encode()
         before = index.superblock
         named = Superblock(before.uuid, before.generation + 1, end, directory.offset, len(data), sum128(data))
@@ -301,7 +312,7 @@ def _continued(source: Source, index: Index) -> Index | None:
 def _names_all(source: Source, later: Index, index: Index) -> bool:
     """Whether each live segment of an index is live in a later one too, or superseded by it."""
     live = {directory.offset for directory in later.directories}
-    regions = set(_superseded(later, later.directories[-1]))
+    regions = set(segments.superseded(later, later.directories[-1]))
     return all(
         directory.offset in live
         or (directory.offset, directory.segment_nbytes, sum_of_segment(source, directory)) in regions
@@ -319,50 +330,6 @@ def _proven_by_index(source: Source, data: bytes) -> Superblock | None:
     except (FormatError, struct.error):
         return None
     return superblock
-
-
-def _superseded(index: Index, directory: Directory) -> Iterator[tuple[int, ...]]:
-    """(offset, nbytes, sum) of each segment that this one, or one before it, took the place of."""
-    if (Kind.SUPERSEDED, NO_FIELD) in directory:
-        yield from _REGION.iter_unpack(index.read_section(directory, Kind.SUPERSEDED))
-
-
-def _search(source: Source, begin: int = HEAD_NBYTES) -> Iterator[Directory]:
-    """Everything at a multiple of 4096 that decodes as a directory; the file is read once, from `begin` on."""
-    magic = np.frombuffer(DIRECTORY_MAGIC, np.uint64)[0]
-    buffer = np.empty(_PIECE_NBYTES, np.uint8)
-    for start in range(begin, source.size, _PIECE_NBYTES):
-        piece = buffer[: min(_PIECE_NBYTES, source.size - start)]
-        source.read_into(start, piece)
-        heads = piece[: len(piece) // PART_ALIGNMENT * PART_ALIGNMENT].view(np.uint64)[:: PART_ALIGNMENT // 8]
-        for place in np.flatnonzero(heads == magic).tolist():
-            directory = _read_directory(source, start + place * PART_ALIGNMENT)
-            if directory is not None:
-                yield directory
-
-
-def _read_directory(source: Source, offset: int) -> Directory | None:
-    nbytes = nbytes_of_directory(source.read(offset, DIRECTORY_HEADER_NBYTES))
-    if nbytes > min(MAX_DIRECTORY_NBYTES, source.size - offset):
-        return None
-    try:
-        return decode_directory(source.read(offset, nbytes), offset, MAX_FILE_NBYTES)
-    except FormatError:
-        return None
-
-
-def _usable(source: Source, directory: Directory) -> Index | None:
-    """An index over one segment, if schema, shard starts and blocks are proven.
-
-    The sums in a directory prove its sections, and its counts must agree with them; so a directory that was damaged
-    does not pass, although its own sum is not known.
-    """
-    data = directory.encode()
-    superblock = Superblock(bytes(16), 1, MAX_FILE_NBYTES, directory.offset, len(data), sum128(data))
-    try:
-        return Index(source, Head(superblock, ()), (directory,))
-    except FormatError:
-        return None
 
 
 def _without_overlap(found: list[Index]) -> list[Index]:
@@ -397,23 +364,30 @@ def _note_gaps(indexes: list[Index], report: Recovery) -> None:
 class _Samples:
     """The samples of one index, read the plain way: every group that a row lies in is summed, every time."""
 
-    def __init__(self, index: Index, source: Source) -> None:
+    def __init__(self, index: Index, source: Source, names: Sequence[str], dictionaries: Mapping[str, bytes]) -> None:
+        """Read the fields of these names; those whose dictionary is not given cannot be read."""
         self.index = index
-        self._source = source
-        self._fields = [FieldIndex(index, number) for number in range(len(index.fields))]
-        self._dictionaries = [index.dictionary(number) for number in range(len(index.fields))]
+        self.source = source
+        self._names = names
+        self._dictionaries = dictionaries
+        self._fields = [FieldIndex(index, n) for n, field in enumerate(index.fields) if field.name in names]
+
+    def described_by(self, index: Index) -> _Samples:
+        """The same container by another index."""
+        return _Samples(index, self.source, self._names, self._dictionaries)
 
     def read(self, positions: NDArray[np.int64]) -> Iterator[tuple[dict[str, Any], str | None]]:
         """Sample and key of each position; FormatError where anything of them is not proven."""
-        columns = [self._rows(number, positions) for number in range(len(self._fields))]
+        columns = {column.field.name: self._rows(column, positions) for column in self._fields}
         keys = self.index.keys
-        names = [column.field.name for column in self._fields]
         for place, position in enumerate(positions.tolist()):
-            sample = {name: column[place] for name, column in zip(names, columns, strict=True)}
+            sample = {name: rows[place] for name, rows in columns.items()}
             yield sample, None if keys is None else keys.text(position)
 
-    def _rows(self, number: int, positions: NDArray[np.int64]) -> list[Any]:
-        column = self._fields[number]
+    def _rows(self, column: FieldIndex, positions: NDArray[np.int64]) -> list[Any]:
+        dictionary = self._dictionaries.get(column.field.name)
+        if dictionary is None:
+            raise CorruptError(f"field {column.field.name!r}: {_NO_DICTIONARY}")
         ids = column.group_ids(positions)
         first, last = int(ids.min()), int(ids.max())
         groups = column.groups(np.arange(first, last + 1))
@@ -424,14 +398,14 @@ class _Samples:
             data[g][a : a + n] for g, a, n in zip((ids - first).tolist(), starts.tolist(), nbytes.tolist(), strict=True)
         ]
         return [
-            _as_row(column.field, c, s, self._dictionaries[number])
+            _as_row(column.field, c, s, dictionary)
             for c, s in zip(chunks, self._shapes(column, positions), strict=True)
         ]
 
     def _group(self, column: FieldIndex, groups: Groups, place: int, number: int) -> memoryview:
         offset, nbytes = int(groups.offset[place]), int(groups.nbytes[place])
         try:
-            data = self._source.read(offset, nbytes)
+            data = self.source.read(offset, nbytes)
         except TruncatedError:
             raise TruncatedError(room.BEHIND) from None
         stored = int(column.group_sums(np.array([number]))[0])
@@ -457,37 +431,22 @@ class _Samples:
 
 
 class _Superseded:
-    """Samples by the segments that those of an index took the place of: they are in the file, and describe the same.
+    """Samples by the segments that those of an index took the place of; read when the first sample is lost."""
 
-    Read when the first sample is lost; each is used only if it is, to the last byte, what its successor says.
-    """
-
-    def __init__(self, index: Index, source: Source) -> None:
-        self._index = index
-        self._source = source
+    def __init__(self, newer: _Samples) -> None:
+        self._newer = newer
         self._samples: list[_Samples] | None = None
 
     def read(self, position: int) -> tuple[dict[str, Any], str | None] | None:
         """Sample and key, or None where no segment proves them."""
         if self._samples is None:
-            self._samples = list(self._find())
+            older = segments.older(self._newer.index, self._newer.source)
+            self._samples = [self._newer.described_by(index) for index in older]
         for samples in self._samples:
             if samples.index.directories[0].first_sample <= position < samples.index.num_samples:
                 with contextlib.suppress(FormatError):
                     return next(samples.read(np.array([position], np.int64)))
         return None
-
-    def _find(self) -> Iterator[_Samples]:
-        for successor in self._index.directories:
-            with contextlib.suppress(FormatError):
-                for offset, nbytes, stored in _superseded(self._index, successor):
-                    directory = _read_directory(self._source, offset)
-                    if directory is None or directory.segment_nbytes != nbytes:
-                        continue
-                    index = _usable(self._source, directory)
-                    proven = index is not None and sum_of_segment(self._source, directory) == stored
-                    if index is not None and proven and index.fields == self._index.fields:
-                        yield _Samples(index, self._source)
 
 
 def _as_row(field: Field, chunk: memoryview, shape: tuple[int, ...], dictionary: bytes) -> Any:
@@ -501,11 +460,9 @@ def _as_row(field: Field, chunk: memoryview, shape: tuple[int, ...], dictionary:
     return np.frombuffer(chunk, np.uint8).view(field.numpy_dtype).reshape(shape)
 
 
-def _save(
-    index: Index, source: Source, writer: Writer, report: Recovery, progress: type_progress | None, total: int
-) -> None:
-    samples, older, step = _Samples(index, source), _Superseded(index, source), _batch_size(index)
-    for run in room.runs(index, source.size):
+def _save(samples: _Samples, writer: Writer, report: Recovery, progress: type_progress | None, total: int) -> None:
+    older, step = _Superseded(samples), _batch_size(samples.index)
+    for run in room.runs(samples.index, samples.source.size):
         if run.reason:
             _lose(report, Lost(run.start, run.stop, samples.key(run.start), run.reason))
         for first in range(run.start, run.start if run.reason else run.stop, step):

@@ -113,7 +113,7 @@ WRITERS = (
     Mutant("recover takes the generation of a damaged superblock B for true", RECOVER, "_superblocks",
            "item[1].directory_offset if report.notes else", "", ("damaged append",)),
     Mutant("recover does not use superseded segments", RECOVER, "_Superseded.read",
-           "list(self._find())", "[]", ("damaged append and merge segments",)),
+           "[self._newer.described_by(index) for index in older]", "[]", ("damaged append and merge segments",)),
     Mutant("superblocks are not mended", TARGET, "AppendTarget.__init__", "self._mend_superblocks()", "pass",
            ("append with superblock B damaged",)),
     Mutant("superblock B is not mended after a crash", TARGET, "AppendTarget._mend_superblocks",
