@@ -181,11 +181,7 @@ class Index:
         # Joined as bytes: NumPy takes 10 µs an array to compare dtypes with names.
         blocks = np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), BLOCK_ENTRY)
         blocks = blocks.reshape(-1, len(self.fields))
-        rows = self._rows_of_shards()
-        for directory in self.directories:
-            first = directory.first_shard - self.first_shard
-            mine = slice(first, first + directory.num_shards)
-            self._check_groups(directory, blocks[mine], rows[mine])
+        self._check_groups(blocks)
         self._check_blocks(blocks)
         return blocks
 
@@ -194,19 +190,35 @@ class Index:
         rows: NDArray[np.uint64] = (self.shard_starts[1:] - self.shard_starts[:-1]).view(np.uint64)[:, None]
         return rows
 
-    def _check_groups(self, directory: Directory, blocks: NDArray[Any], rows: NDArray[np.uint64]) -> None:
-        where = f"BLOCKS of the segment at {directory.offset}"
-        if not blocks["rows_per_group"].all():
-            raise self._corrupt(f"{where}: 0 rows per group, expected at least 1")
-        totals = np.array([self._num_sums(directory, number) for number in range(len(self.fields))], np.uint64)
-        groups = (rows - np.uint64(1)) // blocks["rows_per_group"] + np.uint64(1)
-        # Each is below the total before any are added: no sum can pass 2^64.
-        if (groups > totals).any() or (blocks["first_group"] > totals - groups).any():
-            raise self._corrupt(f"{where}: more groups than CHUNK_SUMS has")
-        ends = blocks["first_group"] + groups
-        starts = np.concatenate([np.zeros((1, len(self.fields)), np.uint64), ends])
-        if (starts[:-1] != blocks["first_group"]).any() or (starts[-1] != totals).any():
-            raise self._corrupt(f"{where}: the groups of shards do not follow each other, or do not fill CHUNK_SUMS")
+    def _check_groups(self, blocks: NDArray[Any]) -> None:
+        """In each segment the groups of shards follow each other, and fill CHUNK_SUMS."""
+        first, per_group = blocks["first_group"], blocks["rows_per_group"]
+        if not per_group.all():
+            raise self._corrupt(f"BLOCKS{self._of_first(per_group == 0)}: 0 rows per group, expected at least 1")
+        groups = (self._rows_of_shards() - np.uint64(1)) // per_group + np.uint64(1)
+        ends = first + groups
+        before = np.zeros_like(ends)
+        before[1:] = ends[:-1]
+        room = np.zeros_like(ends)
+        place = 0
+        for directory in self.directories:
+            totals = [self._num_sums(directory, number) for number in range(len(self.fields))]
+            stop = place + directory.num_shards
+            room[place:stop] = totals
+            before[place : place + 1] = 0  # where it has no shard, that is the first one of the next segment
+            if (ends[stop - 1].tolist() if stop > place else [0] * len(totals)) != totals:
+                raise self._corrupt(f"BLOCKS of the segment at {directory.offset}: its groups do not fill CHUNK_SUMS")
+            place = stop
+        # Each is below the total before it counts what was added: no sum can pass 2^64.
+        bad = (groups > room) | (first > room - groups) | (before != first)
+        if bad.any():
+            raise self._corrupt(f"BLOCKS{self._of_first(bad)}: the groups of shards do not follow each other")
+
+    def _of_first(self, bad: NDArray[np.bool_]) -> str:
+        """Where the first shard is of which something is bad; shape (shards, fields)."""
+        shard = self.first_shard + int(np.argwhere(bad)[0, 0])
+        segment = next(d for d in self.directories if shard < d.first_shard + d.num_shards)
+        return f" of the segment at {segment.offset}, shard {shard}"
 
     def _num_sums(self, directory: Directory, number: int) -> int:
         entry = directory.find(Kind.CHUNK_SUMS, number)

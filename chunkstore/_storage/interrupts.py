@@ -11,6 +11,7 @@ from typing import Any, Final
 
 ENDING: Final = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGHUP") if name in signal.Signals.__members__)
 """What else than Ctrl-C ends a program that handles it."""
+_ALL: Final = (signal.SIGINT, *ENDING)
 
 
 @contextlib.contextmanager
@@ -23,8 +24,7 @@ def signals_later() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ending = (n for n in (signal.SIGINT, *ENDING) if signal.getsignal(n) is not None)
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in ending}
+    before: dict[int, Any] = {n: handler for n in _ALL if (handler := signal.getsignal(n)) is not None}
     came: dict[int, None] = {}
     over = False
     failed: BaseException | None = None

@@ -441,11 +441,12 @@ class IndexWriter:
         sizes = [nbytes for nbytes, _ in sections.values()]
         nbytes = directory_nbytes(len(sections), len(earlier))
         offsets, end = place_sections(offset + nbytes, sizes)
-        table = np.zeros(len(sections), SECTION_ENTRY)
         run = Joined(sink, offset + nbytes)
-        for place, ((kind, number), (size, pieces)) in enumerate(sections.items()):
-            table[place] = (kind, number, offsets[place], size, write_section(run, offsets[place], size, pieces))
-        directory = self._directory(offset, end, table, tuple(earlier)).encode()
+        entries = [
+            (kind, number, at, size, write_section(run, at, size, pieces))
+            for at, ((kind, number), (size, pieces)) in zip(offsets, sections.items(), strict=True)
+        ]
+        directory = self._directory(offset, end, np.array(entries, SECTION_ENTRY), tuple(earlier)).encode()
         run.end(directory)
         committed_end = pad(max(end, data_end), PART_ALIGNMENT)
         digest = sum128(directory)

@@ -52,13 +52,13 @@ class Joined:
 
 def write_section(run: Joined, offset: int, nbytes: int, pieces: Iterable[bytes]) -> int:
     """Write a section and its page sums; what the section table says of them."""
-    sums = [np.zeros(0, np.uint64)]
+    sums = []
     at = offset
     for piece in _whole_pages(pieces):
         run.put(at, piece)
         sums.append(page_sums(memoryview(piece)))
         at += len(piece)
-    joined = np.concatenate(sums)
+    joined = np.concatenate(sums) if sums else np.zeros(0, np.uint64)
     run.put(at, section_tail(nbytes, joined))
     return sum_of_sums(joined)
 

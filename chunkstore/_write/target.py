@@ -146,11 +146,7 @@ class AppendTarget:
                     f"{self.path}: this is not the container as this writer left it: another one took its place, or "
                     "another writer appended to it. What was committed is committed; open it again to append more"
                 )
-            self._check_nothing_lost()
-            self._prove_index()
-            # What an append left behind that did not finish.
-            self.sink.truncate(self._index.superblock.committed_end)
-            self._mend_superblocks()
+            self._clear_up()
             stack.pop_all()
 
     def _read_index(self) -> None:
@@ -179,19 +175,27 @@ class AppendTarget:
                 f"was committed went into the old file, which has this name no more; open the new one"
             )
 
-    def _check_nothing_lost(self) -> None:
+    def _clear_up(self) -> None:
+        """After a crash or damage, make the container what it is at rest; there, nothing is to be done."""
+        head = self._source.read(0, HEAD_NBYTES)
+        a, b = head[:SUPERBLOCK_NBYTES], head[SUPERBLOCK_NBYTES:]
+        if a == b and self._source.size == self._committed_end:
+            return
+        self._check_nothing_lost(a, b)
+        self._prove_index()
+        self.sink.truncate(self._committed_end)  # what an append left behind that did not finish
+        if a != b:
+            self._mend_superblocks(a, b)
+
+    def _check_nothing_lost(self, a: bytes, b: bytes) -> None:
         """Refuse to cut off what a damaged superblock A may have named: B may be that of the commit before.
 
         A write of A that a crash tore has its first or its last sector as it was before, which is as in B; such a
         commit was not acknowledged. Any other A that is damaged was whole once.
         """
-        if "A" not in dict(self._index.head.damage) or self._source.size <= self._index.superblock.committed_end:
-            return
-        head = self._source.read(0, HEAD_NBYTES)
-        a, b = head[:SUPERBLOCK_NBYTES], head[SUPERBLOCK_NBYTES:]
+        behind = self._source.size - self._committed_end
         ends = slice(0, _SECTOR_NBYTES), slice(-_SECTOR_NBYTES, None)
-        if not any(a[part] == b[part] for part in ends):
-            behind = self._source.size - self._index.superblock.committed_end
+        if behind and "A" in dict(self._index.head.damage) and not any(a[part] == b[part] for part in ends):
             raise CorruptError(
                 f"{self.path}: superblock A is damaged, and {behind} bytes lie behind the end that B names: "
                 "they may be a commit that B does not know, and appending would cut them off. Nothing was changed. "
@@ -199,14 +203,10 @@ class AppendTarget:
             )
 
     def _prove_index(self) -> None:
-        """After a crash or damage, read all of the index before anything is changed; at rest, nothing.
+        """Read all of the index before anything is changed.
 
         What is to be cut off, or the superblock to be mended, may be the way to samples that a damaged index is not.
         """
-        head = self._source.read(0, HEAD_NBYTES)
-        same = head[:SUPERBLOCK_NBYTES] == head[SUPERBLOCK_NBYTES:]
-        if same and self._source.size == self._index.superblock.committed_end:
-            return
         for directory in self._index.directories:
             for entry in directory.sections():
                 try:
@@ -217,22 +217,18 @@ class AppendTarget:
                         "Keep a copy of the file; `chunkstore recover FILE OUT` saves what can be proven good"
                     ) from None
 
-    def _mend_superblocks(self) -> None:
+    def _mend_superblocks(self, a: bytes, b: bytes) -> None:
         """Write the superblock that counts over the other one, where a crash or damage left them different.
 
         A commit writes A first, and B is the way back until A is whole. If B were still that of an earlier generation,
         or damaged, a second crash would lose the last commit, or everything.
         """
-        head = self._source.read(0, HEAD_NBYTES)
-        both = head[:SUPERBLOCK_NBYTES], head[SUPERBLOCK_NBYTES:]
-        if both[0] == both[1]:
-            return
         bad = next((name for name, _ in self._index.head.damage), None)
         if bad is None:
-            bad = "B" if superblocks.decode(both[0]) == self._index.superblock else "A"
+            bad = "B" if superblocks.decode(a) == self._index.superblock else "A"
         # The good one may be in memory only, from a writer that was killed before its sync.
         self.sink.sync()
-        self.sink.pwrite(SUPERBLOCK_OFFSETS["AB".index(bad)], both[1 - "AB".index(bad)])
+        self.sink.pwrite(SUPERBLOCK_OFFSETS["AB".index(bad)], b if bad == "A" else a)
         # A damaged A in front of new bytes is what `_check_nothing_lost` refuses: a crash must not leave that.
         self.sink.sync()
 
