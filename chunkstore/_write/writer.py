@@ -15,6 +15,7 @@ from chunkstore._format.codec import RAW
 from chunkstore._format.constants import (
     HEAD_NBYTES,
     MAX_FILE_NBYTES,
+    MAX_KEY_NBYTES,
     PART_ALIGNMENT,
     SHARD_NBYTES,
 )
@@ -119,6 +120,7 @@ class Writer:
         self._nbytes = 0
         self._sample_nbytes = 0
         self._most = self._capacity = 0  # samples of a shard where all have one size; for how many there is memory
+        self._stop = 0  # samples before something is to be done: there is no memory for more, or many keys wait
         self._num_written = 0
         self._target: Target = AppendTarget(path) if mode == "a" else NewTarget(path, mode)
         self._path = self._target.path
@@ -273,21 +275,24 @@ class Writer:
                         stage.put(count, value, f"sample {len(self)}")
                 else:
                     nbytes += stage.put(count, value, f"sample {len(self)}")
-            if key is not None or self._with_keys:
-                if key is None or not self._with_keys:
+            if key is None:
+                if self._with_keys:
                     self._check_use_of_keys(key)
-                assert key is not None
-                self._key_texts.append(encode_key(key))
+            else:
+                if not self._with_keys:
+                    self._check_use_of_keys(key)
+                text = key.encode()  # as `encode_key` does, which says what is wrong: a call costs as much as this
+                if 0 in text or not text or len(text) > MAX_KEY_NBYTES:
+                    encode_key(key)
+                self._key_texts.append(text)
         except BaseException as error:
             self._undo(count)
-            self._check_names(sample, error)
+            self._tell(sample, key, error)
             raise
         self._count = count + 1
         self._nbytes = nbytes
-        if nbytes >= self._shard_nbytes or count + 1 >= self._capacity:
+        if nbytes >= self._shard_nbytes or count + 1 >= self._stop:
             self._full()
-        elif key is not None and len(self._key_texts) >= _PACK_KEYS:
-            self._keys.pack()
 
     def add_batch(self, batch: Mapping[str, Any], keys: Sequence[str] | None = None) -> None:
         """Add many samples; like `add` for each, at the speed of memory.
@@ -329,8 +334,10 @@ class Writer:
             raise self._wrong_names(sample)
         self._make_room(self._count + 1)
 
-    def _check_names(self, sample: Mapping[str, Any], error: BaseException) -> None:
-        """Raise what says better than `error` that this is no sample, or not with these names."""
+    def _tell(self, sample: Mapping[str, Any], key: str | None, error: BaseException) -> None:
+        """Raise what says better than `error` that this is no sample, or not with these names, or no key."""
+        if key is not None and isinstance(error, AttributeError | UnicodeEncodeError):
+            encode_key(key)
         if not isinstance(sample, Mapping):
             self._prepare(sample)
         if isinstance(error, KeyError):
@@ -410,11 +417,14 @@ class Writer:
             self._full()
 
     def _full(self) -> None:
-        """The shard is full, or its memory so far."""
+        """The shard is full, or its memory so far, or many keys wait."""
         if self._nbytes >= self._shard_nbytes or self._count >= self._most:
             self._guarded_flush()
-        else:
+        elif self._count >= self._capacity:
             self._num_slots = -1
+        else:
+            self._keys.pack()
+            self._stop = min(self._capacity, self._count + _PACK_KEYS)
 
     def _make_room(self, count: int) -> None:
         """Memory for `count` rows of the shard: little at first, for most writers that append have little to add."""
@@ -423,6 +433,7 @@ class Writer:
         for stage in self._stages:
             if isinstance(stage, FixedStage):
                 stage.make_room(self._capacity, self._count)
+        self._stop = min(self._capacity, self._count + _PACK_KEYS)
         self._slots = [_slot(stage) for stage in self._stages]
         self._num_slots = len(self._stages)
 
