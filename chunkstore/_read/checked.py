@@ -202,6 +202,12 @@ class Checker:
         ids = self.pending(distinct(self.group_ids(positions)))
         return join_ranges([self.ranges(ids), self.index.unread_sums(ids)])
 
+    def needed_sums(self, positions: Positions) -> tuple[Positions, Positions]:
+        """As `needed`, of the sums alone."""
+        if self.done:
+            return positions[:0], positions[:0]
+        return self.index.unread_sums(self.pending(distinct(self.group_ids(positions))))
+
     def ranges(self, ids: Positions) -> tuple[Positions, Positions]:
         """(offset, nbytes) of groups; each of shape (G,)."""
         if self._even is not None:

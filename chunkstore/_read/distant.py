@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from chunkstore._format.section import join_ranges
 from chunkstore._read.batch import Positions, is_run
-from chunkstore._read.gather import Rows
+from chunkstore._read.gather import FixedRows, Rows
 from chunkstore._read.ragged import Ragged
 from chunkstore._storage.remote import RemoteSource
 from chunkstore._storage.source import Source
@@ -34,15 +36,28 @@ def needed(source: Source, rows: Collection[Rows], positions: Positions) -> tupl
 def batch(
     source: Source, positions: Positions, targets: list[tuple[str, Rows, Any]]
 ) -> dict[str, NDArray[Any] | Ragged]:
-    """As `Reader.batch`: one call for all fields; then nothing that they read costs a request."""
-    offsets, nbytes = needed(source, [each for _, each, _ in targets], positions)
+    """As `Reader.batch`: one call for all fields, which brings rows straight to where they belong if they lie alone."""
+    run = is_run(positions)
+    straight = {} if run else {name: each for name, each, _ in targets if isinstance(each, FixedRows) and each.alone}
+    rest = needed(source, [each for name, each, _ in targets if name not in straight], positions)
+    rows = [each.index.rows(positions) for each in straight.values()]
+    sums = [each.checker.needed_sums(positions) for each in straight.values()]
+    offsets, nbytes = join_ranges([*rows, *sums, rest])
     # A very large batch is not in memory twice: each field is read in steps.
-    large = int(nbytes.sum()) > _STAGED_NBYTES
-    with nullcontext() if large else source.staged(offsets, nbytes):
-        if is_run(positions):
+    if int(nbytes.sum()) > _STAGED_NBYTES:
+        straight = {}
+        staged: AbstractContextManager[None] = nullcontext()
+    else:
+        into = [row for name, _, target in targets if name in straight for row in straight[name].split(target)]
+        staged = source.staged(offsets, nbytes, into)
+    with staged:
+        if run:
             start = positions.item(0)
             return {name: each.run(start, start + len(positions), target) for name, each, target in targets}
-        return {name: each.batch(positions, target) for name, each, target in targets}
+        return {
+            name: straight[name].proved(positions, target) if name in straight else each.batch(positions, target)
+            for name, each, target in targets
+        }
 
 
 def is_heavy(source: Source) -> bool:
@@ -59,14 +74,14 @@ def prefetch(source: Source, positions: Positions, rows: Collection[Rows]) -> No
 
 
 def getters(source: Source, rows: Mapping[str, Rows], found: list[tuple[str, Getter]]) -> list[tuple[str, Getter]]:
-    """The same functions position -> row, of which the first brings the rows of all fields at once."""
-    if not found:
-        return found
-    every = tuple(rows.values())
-    name, get = found[0]
+    """The same functions position -> row: asked one after another, the first brings the rows of all fields at once."""
+    every, names = tuple(rows.values()), [name for name, _ in found]
+    here = threading.local()
 
-    def fetched(position: int) -> Any:
-        with source.staged(*needed(source, every, np.array([position]))):
-            return get(position)
+    def get(name: str, position: int) -> Any:
+        if name == names[0]:
+            with source.staged(*needed(source, every, np.array([position]))):
+                here.rows = {each: row(position) for each, row in found}
+        return here.rows.pop(name)
 
-    return [(name, fetched), *found[1:]]
+    return [(name, partial(get, name)) for name in names]

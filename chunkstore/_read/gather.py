@@ -214,6 +214,23 @@ class FixedRows(_RawRows):
             self._gather(positions, rows)
         return rows
 
+    @property
+    def alone(self) -> bool:
+        """Whether rows need nothing but their own bytes: each is a group, or none must be proven."""
+        return self.row_nbytes > 0 and (self.checker.done or self.checker.single)
+
+    def split(self, rows: NDArray[Any]) -> list[memoryview]:
+        """The memory of each row."""
+        flat = byte_view(rows, writable=True)
+        return [flat[at : at + self.row_nbytes] for at in range(0, len(flat), self.row_nbytes)]
+
+    def proved(self, positions: Positions, rows: NDArray[Any]) -> NDArray[Any]:
+        """Prove rows that are `alone` where they were brought to."""
+        if not self.checker.done:
+            offsets = np.arange(len(positions)) * self.row_nbytes
+            self.checker.prove_copies(positions, byte_view(rows), offsets, np.full_like(offsets, self.row_nbytes))
+        return rows
+
     def _gather(self, positions: Positions, rows: NDArray[Any]) -> None:
         if not positions.size or not self.row_nbytes:
             return

@@ -115,20 +115,22 @@ class JoinedSource:
             self.sources[number].advise(offsets[places] - self.bases[number], lengths[places])
 
     @contextmanager
-    def staged(self, offsets: Offsets, nbytes: int | Offsets) -> Iterator[None]:
+    def staged(self, offsets: Offsets, nbytes: int | Offsets, into: Sequence[memoryview] = ()) -> Iterator[None]:
         """As of a source; all distant ones fetch at the same time."""
         starts = np.ascontiguousarray(offsets, np.int64)
         lengths = np.broadcast_to(np.asarray(nbytes, np.int64), starts.shape)
         shares = [
-            (self.sources[number], starts[places] - self.bases[number], lengths[places])
+            (self.sources[number], starts[places] - self.bases[number], lengths[places], places)
             for number, places in self._by_file(starts)
-            if self.sources[number].distant
         ]
-        for source, mine, sizes in shares if len(shares) > 1 else ():
+        distant = [share for share in shares if share[0].distant]
+        for source, mine, sizes, _ in distant if len(distant) > 1 else ():
             source.advise(mine, sizes)
         with ExitStack() as stack:
-            for source, mine, sizes in shares:
-                stack.enter_context(source.staged(mine, sizes))
+            for source, mine, sizes, places in shares:
+                # Places are in their order: those that go into memory come first for each file as well.
+                targets = [into[place] for place in places[places < len(into)].tolist()]
+                stack.enter_context(source.staged(mine, sizes, targets))
             yield
 
     def check_size(self) -> None:

@@ -1,14 +1,17 @@
-"""Pieces of an object in memory: those under way, those that are kept, and which of them has a range."""
+"""Pieces of an object in memory: those under way, where they go, those that are kept, and which of them has a range."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Offsets = NDArray[np.int64]
+_LARGE_NBYTES: Final = 16 << 10  # from here on NumPy copies, which takes a microsecond more and lets other threads run
 
 
 class Piece:
@@ -16,7 +19,8 @@ class Piece:
 
     Attributes:
         owner: tells the object from others.
-        parts: one for each request; a part of several has written its bytes into `memory`.
+        memory: the bytes; of a piece of several parts there from the start, and filled by each.
+        parts: one for each request, done when its bytes are in `memory`.
         users: how many readers need it now.
     """
 
@@ -27,7 +31,7 @@ class Piece:
         self.start = start
         self.stop = stop
         self.memory = memory
-        self.parts: list[Future[memoryview]] = []
+        self.parts: list[Future[None]] = []
         self.users = 0
 
     @property
@@ -37,9 +41,7 @@ class Piece:
     def wait(self) -> None:
         """Wait for the bytes, and raise what went wrong."""
         for part in self.parts:
-            found = part.result()
-            if self.memory is None:
-                self.memory = found
+            part.result()
         self.parts = []
 
     def failed(self) -> bool:
@@ -56,6 +58,49 @@ class Piece:
         memory = self.memory
         assert memory is not None
         return memory[start - self.start : stop - self.start]
+
+
+class Delivery:
+    """Ranges of one piece that one reader wants in places of its own, copied once it is there. Safe from many threads.
+
+    The thread that made the request copies them, while they are in the cache of the processor; the reader does it for
+    a piece that was there before.
+
+    Args:
+        last: whether nobody needs the piece afterwards, so that its memory is let go at once, for the next one.
+    """
+
+    def __init__(self, piece: Piece, *, last: bool) -> None:
+        self._piece = piece
+        self._last = last
+        self._lock = threading.Lock()
+        self._ranges: list[tuple[int, int, memoryview]] = []
+
+    def add(self, start: int, stop: int, target: memoryview) -> None:
+        """One more range."""
+        self._ranges.append((start, stop, target))
+
+    def make(self) -> None:
+        """Copy what was not copied yet; the bytes must be there."""
+        with self._lock:
+            for start, stop, target in self._ranges:
+                copy_bytes(self._piece.read(start, stop), target)
+            self._ranges.clear()
+            if self._last:
+                self._piece.memory = None
+
+    def cancel(self) -> None:
+        """Copy nothing from now on: the places belong to their reader again."""
+        with self._lock:
+            self._ranges.clear()
+
+
+def copy_bytes(source: memoryview, target: memoryview) -> None:
+    """Copy all of the bytes; other threads run meanwhile if there are many."""
+    if len(source) < _LARGE_NBYTES:
+        target[:] = source
+    else:
+        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
 
 
 class Cover:
@@ -105,6 +150,9 @@ class Kept:
         self._owned: dict[object, dict[Piece, None]] = {}
         self._covers: dict[object, Cover] = {}
 
+    def __contains__(self, piece: Piece) -> bool:
+        return piece in self._owned.get(piece.owner, ())
+
     def cover(self, owner: object) -> Cover:
         """All of one object, for lookups."""
         found = self._covers.get(owner)
@@ -121,16 +169,16 @@ class Kept:
 
     def touch(self, piece: Piece) -> None:
         """Note that a reader needs it."""
-        if piece in self._owned.get(piece.owner, ()):
+        if piece in self:
             self._unused.pop(piece, None)
             self._used.pop(piece, None)
             self._used[piece] = None
 
     def drop(self, piece: Piece) -> None:
         """Keep it no longer."""
-        mine = self._owned.get(piece.owner, {})
-        if piece not in mine:
+        if piece not in self:
             return
+        mine = self._owned[piece.owner]
         del mine[piece]
         if not mine:
             del self._owned[piece.owner]

@@ -4,7 +4,8 @@
                             pieces.py                     (requests.py)            | blocks on the disk (blockcache.py)
 
 A read costs a round trip, so readers say beforehand what they are going to read: `staged` fetches all of it at once and
-has it ready for the reads in its block; `advise` does the same in the background for a block to come.
+has it ready for the reads in its block; `advise` does the same in the background for a block to come. What belongs in
+one place, such as a row of a batch, is copied there by the thread that made the request (`pieces.Delivery`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Literal, NoReturn
+from itertools import compress
+from typing import Any, Final, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,7 @@ from chunkstore._storage import platform
 from chunkstore._storage.blockcache import BLOCK_NBYTES, BlockCache
 from chunkstore._storage.buffers import Buffer, byte_view
 from chunkstore._storage.objects import RemoteObject, Version
-from chunkstore._storage.pieces import Cover, Kept, Piece
+from chunkstore._storage.pieces import Cover, Delivery, Kept, Piece, copy_bytes
 from chunkstore._storage.ranges import align, coalesce, cuts
 from chunkstore._storage.requests import Request, cancel, start_requests, work_off
 from chunkstore._storage.source import Identity, Offsets, PreadSource, as_ranges
@@ -114,6 +116,22 @@ class Room:
         return found
 
 
+class _Call(NamedTuple):
+    """What one reader needs at once.
+
+    Attributes:
+        pieces: all of it.
+        fresh: those that nobody had asked for.
+        requests: what brings these; whoever waits may help with them.
+        deliveries: what the reader wants in places of its own.
+    """
+
+    pieces: list[Piece]
+    fresh: set[Piece]
+    requests: deque[Request]
+    deliveries: dict[Piece, Delivery]
+
+
 class RemoteSource(PreadSource):
     """An object of one version: every answer is held against the ETag, date and size at opening.
 
@@ -183,9 +201,10 @@ class RemoteSource(PreadSource):
             low = max(low, offset)
             starts, stops = np.array([low]), np.array([high])
             if self._in_order:
-                starts, stops = self._read_ahead(low, high)
-            with self._staged(starts, stops):
-                _copy(self._near(low, high), view[low - offset : high - offset])
+                around = self._read_ahead(low, high)
+                starts, stops = np.append(starts, around[0]), np.append(stops, around[1])
+            with self._staged(starts, stops, [view[low - offset : high - offset]]):
+                pass
 
     def read_scattered(self, offsets: Offsets, nbytes: int | Offsets, out: Buffer) -> None:
         view = byte_view(out, writable=True)
@@ -195,14 +214,9 @@ class RemoteSource(PreadSource):
         ends = np.cumsum(lengths)
         for first, last in _steps(ends):
             mine = slice(first, last)
-            targets = (ends - lengths)[mine].tolist()
-            with self._staged(starts[mine], (starts + lengths)[mine]):
-                cover = self._covers()[-1]
-                places = cover.places(starts[mine], (starts + lengths)[mine])
-                ranges = zip(places, starts[mine].tolist(), lengths[mine].tolist(), targets, strict=True)
-                for place, start, size, target in ranges:
-                    if size:
-                        _copy(cover.pieces[place].read(start, start + size), view[target : target + size])
+            targets = map(slice, (ends - lengths)[mine].tolist(), ends[mine].tolist())
+            with self._staged(starts[mine], (starts + lengths)[mine], [view[target] for target in targets]):
+                pass
 
     def view(self, offset: int, nbytes: int) -> memoryview | None:
         self._check_open()
@@ -224,17 +238,17 @@ class RemoteSource(PreadSource):
         starts, lengths = self._checked(offsets, nbytes)
         far = starts + lengths > self._head.stop
         starts, lengths = starts[far], lengths[far]
-        room = np.cumsum(lengths) <= self._remote.buffer_nbytes
+        room = (np.cumsum(lengths) <= self._remote.buffer_nbytes) & (lengths > 0)
         self._plan(starts[room], (starts + lengths)[room], background=True)
 
     @contextmanager
-    def staged(self, offsets: Offsets, nbytes: int | Offsets) -> Iterator[None]:
+    def staged(self, offsets: Offsets, nbytes: int | Offsets, into: Sequence[memoryview] = ()) -> Iterator[None]:
         """Fetch ranges at once, in runs and in parallel; reads of parts of them in the block cost nothing.
 
-        All of it is in memory until the block ends.
+        All of it is in memory until the block ends, but for what goes `into` other memory.
         """
         starts, lengths = self._checked(offsets, nbytes)
-        with self._staged(starts, starts + lengths):
+        with self._staged(starts, starts + lengths, into):
             yield
 
     def check_size(self) -> None:
@@ -261,41 +275,45 @@ class RemoteSource(PreadSource):
         return starts, lengths
 
     def _covers(self) -> list[Cover]:
-        """What the blocks that this thread is in have staged, outermost first."""
+        """The head, and what the blocks that this thread is in have staged: outermost first."""
         found: list[Cover] | None = getattr(self._local, "covers", None)
         if found is None:
-            found = self._local.covers = []
+            found = self._local.covers = [Cover([self._head])]
         return found
 
     @contextmanager
-    def _staged(self, starts: Offsets, stops: Offsets) -> Iterator[None]:
+    def _staged(self, starts: Offsets, stops: Offsets, into: Sequence[memoryview] = ()) -> Iterator[None]:
         covers = self._covers()
-        if covers and min(covers[-1].places(starts, stops), default=0) >= 0:
-            yield  # a block around this one has it all
+        near = covers[-1]
+        places = near.places(starts, stops)
+        for place, start, target in zip(places, starts.tolist(), into, strict=False):
+            if place >= 0:
+                copy_bytes(near.pieces[place].read(start, start + len(target)), target)
+        far = (np.array(places, np.int64) < 0) & (stops > starts)
+        if not far.any():
+            yield
             return
-        far = stops > self._head.stop
-        pieces = self._collect(starts[far], stops[far])
-        covers.append(Cover([self._head, *pieces, *(covers[-1].pieces if covers else ())]))
+        pieces = self._collect(starts[far], stops[far], list(compress(into, far)))
+        covers.append(Cover([piece for piece in pieces if piece.memory is not None] + near.pieces))
         try:
             yield
         finally:
             covers.pop()
             self._let_go(pieces)
 
-    def _near(self, start: int, stop: int) -> memoryview:
-        piece = self._covers()[-1].find(start, stop)
-        assert piece is not None
-        return piece.read(start, stop)
-
-    def _collect(self, starts: Offsets, stops: Offsets) -> list[Piece]:
+    def _collect(self, starts: Offsets, stops: Offsets, into: Sequence[memoryview]) -> list[Piece]:
         """Pieces around all of the ranges, there; the caller lets them go."""
         while True:
-            pieces, fresh, requests = self._plan(starts, stops)
+            pieces, fresh, requests, deliveries = self._plan(starts, stops, into)
             try:
                 work_off(requests)
                 for piece in pieces:
                     piece.wait()
+                for delivery in deliveries.values():
+                    delivery.make()
             except BaseException as error:
+                for delivery in deliveries.values():
+                    delivery.cancel()
                 if requests and not start_requests(requests, 1, self._remote.max_requests):
                     cancel(requests)  # others may wait for them
                 state = self._room.state()
@@ -322,32 +340,30 @@ class RemoteSource(PreadSource):
             state.kept.shrink()
 
     def _plan(
-        self, starts: Offsets, stops: Offsets, *, background: bool = False
-    ) -> tuple[list[Piece], set[Piece], deque[Request]]:
-        """Find what is kept, and have threads ask for the rest.
-
-        Returns:
-            All pieces that the ranges need; those that are new; the requests for these, which the caller may help with.
-        """
-        if (stops == starts).any():
-            some = stops > starts
-            starts, stops = starts[some], stops[some]
+        self, starts: Offsets, stops: Offsets, into: Sequence[memoryview] = (), *, background: bool = False
+    ) -> _Call:
+        """Find what is kept, and have threads ask for the rest. No range is empty."""
+        deliveries: dict[Piece, Delivery] = {}
         state = self._room.state()
         with state.lock:
             found, missing = self._find(state.kept, starts, stops)
             fresh = [Piece(low, high, None, self._owner) for low, high in self._runs(starts[missing], stops[missing])]
-            requests = deque(request for piece in fresh for request in self._requests(piece))
-            helpers = min(len(requests), self._at_a_time()) - (not background)
-            if helpers > 0 and not start_requests(requests, helpers, self._remote.max_requests) and background:
-                cancel(requests)  # a hint, which nobody can follow
+            pieces = [*found, *fresh]
+            requests = deque(request for piece in fresh for request in self._requests(piece, deliveries))
             for piece in fresh:
                 state.kept.add(piece)
             if not background:
-                for piece in (*found, *fresh):
+                for piece in pieces:
                     piece.users += 1
                     state.kept.touch(piece)
             state.kept.shrink()
-        return [*found, *fresh], set(fresh), requests
+            shared = {piece for piece in pieces if piece in state.kept}.union(found)
+        if into:
+            deliveries |= _deliveries(pieces, shared, starts, stops, into)
+        helpers = min(len(requests), self._at_a_time()) - (not background)
+        if helpers > 0 and not start_requests(requests, helpers, self._remote.max_requests) and background:
+            cancel(requests)  # a hint, which nobody can follow
+        return _Call(pieces, set(fresh), requests, deliveries)
 
     def _find(self, kept: Kept, starts: Offsets, stops: Offsets) -> tuple[list[Piece], NDArray[np.bool_]]:
         """(pieces that are kept or under way, which of the ranges have none); what failed is kept no longer."""
@@ -371,23 +387,28 @@ class RemoteSource(PreadSource):
         runs = coalesce(starts, stops, self._remote.max_gap_nbytes)
         return list(zip(runs[0].tolist(), runs[1].tolist(), strict=True))
 
-    def _requests(self, piece: Piece) -> Iterator[Request]:
+    def _requests(self, piece: Piece, deliveries: Mapping[Piece, Delivery]) -> Iterator[Request]:
         """What brings a piece: one request, or parts of the memory that it has now."""
         most = self._remote.max_request_nbytes // BLOCK_NBYTES * BLOCK_NBYTES
         if piece.nbytes > most:
             piece.memory = np.empty(piece.nbytes, np.uint8).data
         for low, high in cuts(piece.start, piece.stop, most):
-            part: Future[memoryview] = Future()
+            part: Future[None] = Future()
             piece.parts.append(part)
             if piece.memory is None:
-                yield Request(part, partial(self._get, low, high))
+                yield Request(part, partial(self._bring, piece, deliveries))
             else:
-                target = piece.memory[low - piece.start : high - piece.start]
-                yield Request(part, partial(self._get_into, low, high, target))
+                yield Request(
+                    part, partial(self._bring_part, low, piece.memory[low - piece.start : high - piece.start])
+                )
 
-    def _get_into(self, start: int, stop: int, target: memoryview) -> memoryview:
-        _copy(self._get(start, stop), target)
-        return target
+    def _bring(self, piece: Piece, deliveries: Mapping[Piece, Delivery]) -> None:
+        piece.memory = self._get(piece.start, piece.stop)
+        if piece in deliveries:
+            deliveries[piece].make()
+
+    def _bring_part(self, start: int, target: memoryview) -> None:
+        copy_bytes(self._get(start, start + len(target)), target)
 
     def _get(self, start: int, stop: int) -> memoryview:
         """Bytes `[start, stop)` by one request, or from the cache and by as many as there are holes in it."""
@@ -400,7 +421,7 @@ class RemoteSource(PreadSource):
         data = memoryview(bytearray(stop - start))
         for low, high in self._holes(cache, start, stop, data):
             piece = self._timed(client, low, high)
-            _copy(piece, data[low - start : high - start])
+            copy_bytes(piece, data[low - start : high - start])
             for at, end in cuts(low, high, BLOCK_NBYTES):
                 cache.put(at // BLOCK_NBYTES, piece[at - low : end - low])
         return data
@@ -452,9 +473,20 @@ def _read_head(client: RemoteObject) -> tuple[memoryview, Version]:
         return memoryview(b""), found
 
 
-def _copy(source: memoryview, target: memoryview) -> None:
-    # NumPy lets other threads run meanwhile, a copy between memoryviews does not.
-    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
+def _deliveries(
+    pieces: Iterable[Piece], shared: set[Piece], starts: Offsets, stops: Offsets, into: Sequence[memoryview]
+) -> dict[Piece, Delivery]:
+    """What of each piece goes where: the first ranges `into` memory, the others are read from the piece later."""
+    cover = Cover(pieces)
+    places = cover.places(starts, stops)
+    read_later = {cover.pieces[place] for place in places[len(into) :]} | shared
+    found: dict[Piece, Delivery] = {}
+    for place, start, target in zip(places, starts.tolist(), into, strict=False):
+        piece = cover.pieces[place]
+        if piece not in found:
+            found[piece] = Delivery(piece, last=piece not in read_later)
+        found[piece].add(start, start + len(target), target)
+    return found
 
 
 def _steps(ends: Offsets) -> Iterator[tuple[int, int]]:

@@ -15,10 +15,10 @@ _REST_SECONDS: Final = 5.0
 
 
 class Request(NamedTuple):
-    """One request: where its bytes go, and how to get them."""
+    """One request: what makes it and puts its bytes where they belong, and how others learn that it is done."""
 
-    part: Future[memoryview]
-    get: Callable[[], memoryview]
+    part: Future[None]
+    make: Callable[[], None]
 
 
 def work_off(requests: deque[Request]) -> None:
@@ -32,12 +32,13 @@ def work_off(requests: deque[Request]) -> None:
     """
     while True:
         try:
-            part, get = requests.popleft()
+            part, make = requests.popleft()
         except IndexError:
             return
         try:
             if part.set_running_or_notify_cancel():
-                part.set_result(get())
+                make()
+                part.set_result(None)
         except Exception as error:  # noqa: BLE001 - raised by who waits for it
             part.set_exception(error)
             cancel(requests)
