@@ -22,9 +22,9 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any, Final, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from chunkstore._importing import IMPORTING
@@ -111,14 +111,16 @@ class RemoteObject:
         options: dict[str, Any] = {"range": (start, stop)}
         if version is not None and version.etag is not None and not version.etag.startswith("W/"):
             options["if_match"] = version.etag
-        with self._translated(f"bytes [{start}, {stop})"):
+        try:
             result = library.get(store, self._key, options=options)
             found = _version_of(result.meta)
             if version is not None and found != version:
                 raise self._replaced(f"expected {_shown(version)}, found {_shown(found)}")
             # Not `bytes`: a server may send any number of them. All come in one piece, unless there are more.
             expected = min(stop, found.size) - start
-            data = memoryview(next(iter(result.stream(min_chunk_size=expected + 1)), b""))
+            data = memoryview(next(result.stream(expected + 1), b""))
+        except BaseException as error:  # noqa: BLE001
+            raise self._translated(error, f"bytes [{start}, {stop})") from None
         if len(data) != expected:
             count = f"{len(data)}" if len(data) < expected else "more"
             raise RemoteError(f"{self.url}: bytes [{start}, {stop}): expected {expected} bytes, found {count}")
@@ -128,10 +130,11 @@ class RemoteObject:
         """What is there now, by a request without a body; None for nothing."""
         library, store = self._client()
         try:
-            with self._translated("a look at the object"):
-                return _version_of(library.head(store, self._key))
+            return _version_of(library.head(store, self._key))
         except FileNotFoundError:
             return None
+        except BaseException as error:  # noqa: BLE001
+            raise self._translated(error, "a look at the object") from None
 
     def put(self, path: str, *, overwrite: bool) -> None:
         """Upload a file; the object appears when it is whole, or not at all.
@@ -150,8 +153,11 @@ class RemoteObject:
         parts: dict[str, Any] = {"chunk_size": max(_MIN_PART_NBYTES, -(-nbytes // _MAX_PARTS)), "max_concurrency": 8}
         if nbytes <= _ATOMIC_NBYTES:
             parts = {"use_multipart": False} | ({} if overwrite else {"mode": "create"})
-        with self._translated(f"the upload of {nbytes} bytes"), open(path, "rb") as file:
-            library.put(store, self._key, file, **parts)
+        with open(path, "rb") as file:
+            try:
+                library.put(store, self._key, file, **parts)
+            except BaseException as error:  # noqa: BLE001
+                raise self._translated(error, f"the upload of {nbytes} bytes") from None
         found = self.look()
         if found is None or found.size != nbytes:
             raise RemoteError(f"{self.url}: uploaded {nbytes} bytes, found {found and found.size}: upload it again")
@@ -180,37 +186,26 @@ class RemoteObject:
     def _replaced(self, what: str) -> ReplacedError:
         return ReplacedError(f"{self.url}: the object was changed since it was opened ({what}). Open it again")
 
-    @contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
-        """Errors of the client, classes of a native library, become ours in one place."""
-        try:
-            yield
-        except ReplacedError:
-            raise
-        except Exception as error:  # noqa: BLE001
-            self._fail(error, what)
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":  # what an endpoint that is no URL ends in; no Exception
-                raise
-            self._fail(error, what)
-
-    def _fail(self, error: BaseException, what: str) -> NoReturn:
-        """Translate an error of the client."""
+    def _translated(self, error: BaseException, what: str) -> BaseException:
+        """Errors of the client, classes of a native library, as ours; others, such as an interrupt, as they are."""
         name, reason = type(error).__name__, _reason(error)
+        # A panic is what an endpoint that is no URL ends in; it is no Exception.
+        if isinstance(error, ReplacedError) or not (isinstance(error, Exception) or name == "PanicException"):
+            return error
         if name == "PreconditionError":
-            raise self._replaced("the server says so") from None
+            return self._replaced("the server says so")
         if isinstance(error, FileNotFoundError):
             text = "there is no such object"
             text += "; patterns are for paths, give a list of URLs" if "*" in self.url else ""
-            raise FileNotFoundError(errno.ENOENT, text, self.url) from None
+            return FileNotFoundError(errno.ENOENT, text, self.url)
         if name == "AlreadyExistsError":
-            raise self.exists() from None
+            return self.exists()
         if name in ("PermissionDeniedError", "UnauthenticatedError"):
             text = f"the server refuses access; the client takes credentials from {_CREDENTIALS[self._kind]}"
-            raise PermissionError(errno.EACCES, f"{text} ({reason})", self.url) from None
+            return PermissionError(errno.EACCES, f"{text} ({reason})", self.url)
         if name == "NotSupportedError" and "ange" in reason:
             reason = "the server does not answer range requests"
-        raise RemoteError(f"{self.url}: {what}: {reason}. {self._todo(name, reason)}") from None
+        return RemoteError(f"{self.url}: {what}: {reason}. {self._todo(name, reason)}")
 
     def _todo(self, name: str, reason: str) -> str:
         """What to do about an error of the client."""

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Offsets = NDArray[np.int64]
-_LARGE_NBYTES: Final = 16 << 10  # from here on NumPy copies, which takes a microsecond more and lets other threads run
+# From here on NumPy copies, which lets other threads run: to get a turn again takes longer than a smaller copy.
+_LARGE_NBYTES: Final = 256 << 10
 
 
 class Piece:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
-from typing import Any, Final, Literal, NamedTuple, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ from chunkstore._storage.buffers import Buffer, byte_view
 from chunkstore._storage.objects import RemoteObject, Version
 from chunkstore._storage.pieces import Cover, Delivery, Kept, Piece, copy_bytes
 from chunkstore._storage.ranges import align, coalesce, cuts
-from chunkstore._storage.requests import Request, cancel, start_requests, work_off
+from chunkstore._storage.requests import Request, start_requests, work_off
 from chunkstore._storage.source import Identity, Offsets, PreadSource, as_ranges
 from chunkstore.errors import ClosedError, LimitError, RemoteError
 
@@ -116,7 +116,7 @@ class Room:
         return found
 
 
-class _Call(NamedTuple):
+class _Call:
     """What one reader needs at once.
 
     Attributes:
@@ -126,10 +126,26 @@ class _Call(NamedTuple):
         deliveries: what the reader wants in places of its own.
     """
 
-    pieces: list[Piece]
-    fresh: set[Piece]
-    requests: deque[Request]
-    deliveries: dict[Piece, Delivery]
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.fresh: list[Piece] = []
+        self.requests: deque[Request] = deque()
+        self.deliveries: dict[Piece, Delivery] = {}
+
+    def collect(self) -> None:
+        """Help with the requests, and wait until all is there and where it is wanted."""
+        work_off(self.requests)
+        for piece in self.pieces:
+            piece.wait()
+        for delivery in self.deliveries.values():
+            delivery.make()
+
+    def cancel(self) -> None:
+        """Write nowhere any more, and have others who wait for what nobody has begun ask for it themselves."""
+        for delivery in self.deliveries.values():
+            delivery.cancel()
+        for piece in self.fresh:
+            piece.cancel()
 
 
 class RemoteSource(PreadSource):
@@ -239,7 +255,7 @@ class RemoteSource(PreadSource):
         far = starts + lengths > self._head.stop
         starts, lengths = starts[far], lengths[far]
         room = (np.cumsum(lengths) <= self._remote.buffer_nbytes) & (lengths > 0)
-        self._plan(starts[room], (starts + lengths)[room], background=True)
+        self._plan(_Call(), starts[room], (starts + lengths)[room], background=True)
 
     @contextmanager
     def staged(self, offsets: Offsets, nbytes: int | Offsets, into: Sequence[memoryview] = ()) -> Iterator[None]:
@@ -304,31 +320,24 @@ class RemoteSource(PreadSource):
     def _collect(self, starts: Offsets, stops: Offsets, into: Sequence[memoryview]) -> list[Piece]:
         """Pieces around all of the ranges, there; the caller lets them go."""
         while True:
-            pieces, fresh, requests, deliveries = self._plan(starts, stops, into)
+            call = _Call()
             try:
-                work_off(requests)
-                for piece in pieces:
-                    piece.wait()
-                for delivery in deliveries.values():
-                    delivery.make()
+                self._plan(call, starts, stops, into)
+                call.collect()
             except BaseException as error:
-                for delivery in deliveries.values():
-                    delivery.cancel()
-                if requests and not start_requests(requests, 1, self._remote.max_requests):
-                    cancel(requests)  # others may wait for them
+                call.cancel()
+                fresh, failed = set(call.fresh), {piece for piece in call.pieces if piece.failed()}
                 state = self._room.state()
                 with state.lock:
-                    for piece in pieces:
-                        if piece in fresh or piece.failed():
-                            state.kept.drop(piece)
-                self._let_go(pieces)
+                    for piece in fresh | failed:
+                        state.kept.drop(piece)
+                self._let_go(call.pieces)
                 self._check_open()  # whoever closed it has cancelled what was under way
-                old = any(piece not in fresh and piece.failed() for piece in pieces)
                 # What went wrong in the background may go right now, and an error now is one of this read.
-                if old and isinstance(error, Exception):
+                if failed - fresh and isinstance(error, Exception):
                     continue
                 raise
-            return pieces
+            return call.pieces
 
     def _let_go(self, pieces: list[Piece]) -> None:
         state = self._room.state()
@@ -340,30 +349,29 @@ class RemoteSource(PreadSource):
             state.kept.shrink()
 
     def _plan(
-        self, starts: Offsets, stops: Offsets, into: Sequence[memoryview] = (), *, background: bool = False
-    ) -> _Call:
+        self, call: _Call, starts: Offsets, stops: Offsets, into: Sequence[memoryview] = (), *, background: bool = False
+    ) -> None:
         """Find what is kept, and have threads ask for the rest. No range is empty."""
-        deliveries: dict[Piece, Delivery] = {}
         state = self._room.state()
         with state.lock:
             found, missing = self._find(state.kept, starts, stops)
-            fresh = [Piece(low, high, None, self._owner) for low, high in self._runs(starts[missing], stops[missing])]
-            pieces = [*found, *fresh]
-            requests = deque(request for piece in fresh for request in self._requests(piece, deliveries))
-            for piece in fresh:
+            for low, high in self._runs(starts[missing], stops[missing]):
+                call.fresh.append(Piece(low, high, None, self._owner))
+            call.pieces += found + call.fresh
+            call.requests.extend(each for piece in call.fresh for each in self._requests(piece, call.deliveries))
+            for piece in call.fresh:
                 state.kept.add(piece)
             if not background:
-                for piece in pieces:
+                for piece in call.pieces:
                     piece.users += 1
                     state.kept.touch(piece)
             state.kept.shrink()
-            shared = {piece for piece in pieces if piece in state.kept}.union(found)
+            shared = {piece for piece in call.fresh if piece in state.kept}.union(found)
         if into:
-            deliveries |= _deliveries(pieces, shared, starts, stops, into)
-        helpers = min(len(requests), self._at_a_time()) - (not background)
-        if helpers > 0 and not start_requests(requests, helpers, self._remote.max_requests) and background:
-            cancel(requests)  # a hint, which nobody can follow
-        return _Call(pieces, set(fresh), requests, deliveries)
+            call.deliveries |= _deliveries(call.pieces, shared, starts, stops, into)
+        helpers = min(len(call.requests), self._at_a_time()) - (not background)
+        if helpers > 0 and not start_requests(call.requests, helpers, self._remote.max_requests) and background:
+            call.cancel()  # a hint, which nobody can follow
 
     def _find(self, kept: Kept, starts: Offsets, stops: Offsets) -> tuple[list[Piece], NDArray[np.bool_]]:
         """(pieces that are kept or under way, which of the ranges have none); what failed is kept no longer."""
@@ -455,7 +463,7 @@ class RemoteSource(PreadSource):
         starts, stops = align(np.array([low]), np.array([high]), step, self.size)
         following = np.arange(int(stops[0]), min(int(stops[0]) + _AHEAD * step, self.size), step)
         for start in following.tolist():
-            self._plan(np.array([start]), np.array([min(start + step, self.size)]), background=True)
+            self._plan(_Call(), np.array([start]), np.array([min(start + step, self.size)]), background=True)
         return starts, stops
 
 

@@ -28,7 +28,8 @@ def work_off(requests: deque[Request]) -> None:
 
     Raises:
         BaseException: an interrupt, which is told to nobody else: the request that it hit is cancelled, the others are
-            left. What goes wrong with a request is told by its `part` alone.
+            left. One that is hit before it is begun is in no list any more: whoever made the requests cancels theirs.
+            What goes wrong with a request is told by its `part` alone.
     """
     while True:
         try:
@@ -41,18 +42,13 @@ def work_off(requests: deque[Request]) -> None:
                 part.set_result(None)
         except Exception as error:  # noqa: BLE001 - raised by who waits for it
             part.set_exception(error)
-            cancel(requests)
+            with suppress(IndexError):
+                while True:
+                    requests.popleft().part.cancel()
         except BaseException:
             if not part.done():
                 part.set_exception(CancelledError())
             raise
-
-
-def cancel(requests: deque[Request]) -> None:
-    """Cancel those that nobody has begun; who waits for one has to ask again."""
-    with suppress(IndexError):
-        while True:
-            requests.popleft().part.cancel()
 
 
 class _Threads:
@@ -76,12 +72,15 @@ class _Threads:
             if self._pool is None:
                 threading.Thread(target=self._end_at_rest, name="chunkstore-remote-rest", daemon=True).start()
                 self._pool = ThreadPoolExecutor(self._most, "chunkstore-remote")
-            for _ in range(count):
-                self._pool.submit(self._work_off, requests)
+            self._pool.submit(self._work_off, requests, count - 1)
 
-    def _work_off(self, requests: deque[Request]) -> None:
+    def _work_off(self, requests: deque[Request], others: int) -> None:
+        # Each starts the next: it takes as long as a small request, which whoever waits can make meanwhile.
         with self._lock:
             self._busy += 1
+        if others and requests:
+            with suppress(RuntimeError):  # the interpreter ends: those that run do it all
+                self.start(requests, others)
         try:
             work_off(requests)
         finally:
