@@ -51,7 +51,7 @@ class Fault:
         status: answered instead, with no body to speak of.
         cut: so many bytes of the body are sent, then the connection is closed.
         short: the answer, whole in itself, has so many bytes less than were asked for.
-        more: the body has so many bytes behind those of the range that it names.
+        endless: the body does not end behind the range that it names.
         size: what it says that the object has.
         reset: the connection is reset before any answer.
         no_range: the range is ignored, and all is sent.
@@ -61,7 +61,7 @@ class Fault:
     status: int = 0
     cut: int = -1
     short: int = 0
-    more: int = 0
+    endless: bool = False
     size: int = 0
     reset: bool = False
     no_range: bool = False
@@ -181,6 +181,8 @@ class LoopbackServer:
         connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
         if request.method != "HEAD":
             connection.sendall(body if fault.cut < 0 else body[: fault.cut])
+        while fault.endless:
+            connection.sendall(bytes(_CHUNK))
         if fault.cut >= 0:
             raise _Dropped
 
@@ -198,12 +200,15 @@ class RangeServer(LoopbackServer):
     Args:
         objects: path without the first slash -> bytes. May be changed while the server runs.
         etags: whether answers have an ETag; else they have a date of the last change.
+    Attributes:
+        if_match: whether the header of this name is heeded.
     """
 
     def __init__(self, objects: dict[str, bytes], *, etags: bool = True) -> None:
         super().__init__()
         self.objects = objects
         self.etags = etags
+        self.if_match = True
 
     def url(self, name: str) -> str:
         return f"{self.endpoint}/{name}"
@@ -214,7 +219,7 @@ class RangeServer(LoopbackServer):
             return 404, {}, b""
         etag = f'"{hash(data) & 0xFFFFFFFF:x}"'
         headers = {"last-modified": "Sat, 21 Nov 2026 12:00:00 GMT"} | ({"etag": etag} if self.etags else {})
-        if request.headers.get("if-match", etag) != etag:
+        if self.if_match and request.headers.get("if-match", etag) != etag:
             return 412, {}, b""
         wanted = request.range
         if wanted is None or fault.no_range:
@@ -224,7 +229,9 @@ class RangeServer(LoopbackServer):
             return 416, {}, b""
         stop -= fault.short
         headers["content-range"] = f"bytes {start}-{stop - 1}/{fault.size or len(data)}"
-        return 206, headers, memoryview(data)[start:stop] if not fault.more else data[start:stop] + bytes(fault.more)
+        if fault.endless:
+            headers["content-length"] = str(1 << 50)
+        return 206, headers, memoryview(data)[start:stop]
 
 
 class FaultyProxy(LoopbackServer):

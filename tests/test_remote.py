@@ -196,6 +196,18 @@ class TestRequests:
             ds[150]
             assert time.perf_counter() - began < 0.57
 
+    def test_one_sample_is_one_call_without_a_buffer(self, server: RangeServer) -> None:
+        """Nothing is asked for by one field, and again by the next."""
+        remote = Remote(buffer_nbytes=0)
+        with chunkstore.open(server.url("streamed.cks"), remote=remote) as ds:
+            ds[150]
+            with server.counting() as requests:
+                sample = ds[150]
+            assert len(requests) <= len(ds.fields)
+            wanted = [request.range for request in requests]
+            assert len(set(wanted)) == len(wanted)
+            assert_equal(sample, {name: rows[0] for name, rows in ds.batch([150]).items()})
+
 
 class TestDamage:
     def test_a_flipped_bit_names_the_sample(self, server: RangeServer, folder: Path) -> None:

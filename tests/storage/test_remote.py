@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from object_server import Fault, RangeServer, Request
 
-from chunkstore._storage import requests
+from chunkstore._storage import remote, requests
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.opening import open_any
 from chunkstore._storage.remote import Remote, RemoteSource
@@ -221,6 +221,59 @@ class TestReads:
             thread.join(5)
         assert got == [DATA[2_000_000:2_000_010]]
 
+    def test_an_interrupt_before_a_request_is_begun(self, server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Between taking it from the list and beginning it: who waits for the same bytes gets them all the same."""
+        got: list[bytes] = []
+        other = threading.Thread(target=lambda: got.append(source.read(2_000_000, 10)))
+
+        class Interrupted(deque[requests.Request]):
+            def popleft(self) -> requests.Request:
+                taken = super().popleft()
+                if threading.current_thread() is not other and not other.ident:
+                    other.start()
+                    time.sleep(0.2)  # by now it waits for what was just taken
+                    raise KeyboardInterrupt
+                return taken
+
+        monkeypatch.setattr(remote, "deque", Interrupted)
+        with opened(server) as source:
+            with pytest.raises(KeyboardInterrupt):
+                source.read(2_000_000, 10)
+            other.join(5)
+            assert not other.is_alive()
+        assert got == [DATA[2_000_000:2_000_010]]
+
+    @pytest.mark.parametrize("buffer_nbytes", [0, 1 << 20])
+    @pytest.mark.parametrize("gap", [0, 1 << 20])
+    def test_ranges_go_into_memory(self, server: RangeServer, buffer_nbytes: int, gap: int) -> None:
+        """Those named first, in any order and twice, from the head, from around; the others are read in the block."""
+        offsets = np.array([3_000_000, 500, 2_000_000, 3_000_000, 2_000_005, 4_000_000, 2_000_100])
+        into = [memoryview(bytearray(10)) for _ in range(5)]
+        with opened(server, buffer_nbytes=buffer_nbytes, max_gap_nbytes=gap) as source:
+            with source.staged(offsets, 10, into), server.counting() as found:
+                assert [bytes(each) for each in into] == [DATA[at : at + 10] for at in offsets[:5].tolist()]
+                assert [source.read(at, 10) for at in (4_000_000, 2_000_100)] == [
+                    DATA[at : at + 10] for at in (4_000_000, 2_000_100)
+                ]
+                again = memoryview(bytearray(10))
+                with source.staged(np.array([4_000_000]), 10, [again]):
+                    assert bytes(again) == DATA[4_000_000:4_000_010]
+            assert found == []
+
+    def test_nothing_is_written_after_an_error(self, server: RangeServer) -> None:
+        """The memory of a read that failed is its caller's again, though requests are still under way."""
+        offsets, out = np.arange(2_000_000, 4_000_000, 500_000), np.empty(4 * 300_000, np.uint8)
+        with opened(server, max_gap_nbytes=0, buffer_nbytes=0) as source:
+            failing = offsets[1].item()
+            server.fault = lambda request: (
+                Fault(status=400, delay=0.1) if (request.range or (0,))[0] == failing else Fault(delay=0.2)
+            )
+            with pytest.raises(RemoteError, match="400"):
+                source.read_scattered(offsets, 300_000, out)
+            out[:] = 7
+            time.sleep(0.4)
+            assert (out == 7).all()
+
     def test_a_slow_server_is_asked_for_more_at_a_time(self, server: RangeServer) -> None:
         """Where answers take long, all requests of a call are under way at once."""
         server.fault = lambda request: Fault(delay=0.15)
@@ -379,11 +432,17 @@ class TestFaults:
                 source.read(2_000_000, 1000)
 
     def test_a_long_answer(self, server: RangeServer) -> None:
-        """A server that sends more bytes than the range that it names is at fault; no more of them is taken."""
-        with opened(server) as source:
-            server.fault = lambda request: Fault(more=50 << 20)
+        """A server that sends more bytes than the range that it names is at fault; no more of them is taken.
+
+        Whoever waited for the end would fail by the time that it takes.
+        """
+        with opened(server, max_gap_nbytes=0) as source:
+            server.fault = lambda request: Fault(endless=True)
             with pytest.raises(RemoteError, match="expected 1000 bytes, found more"):
                 source.read(2_000_000, 1000)
+            out = np.empty(20_000, np.uint8)
+            with pytest.raises(RemoteError, match="expected 1000 bytes, found more"):
+                source.read_scattered(np.arange(2_000_000, 5_000_000, 150_000), 1000, out)
 
     def test_an_impossible_size(self, server: RangeServer) -> None:
         """What no file can have is refused before anything is computed with it."""
@@ -425,6 +484,23 @@ class TestFaults:
             with pytest.raises(ReplacedError, match="changed since it was opened") as caught:
                 source.read(2_000_000, 10)
             assert "Open it again" in str(caught.value)
+
+    @pytest.mark.parametrize("honest", [True, False])
+    def test_changed_in_the_middle(self, server: RangeServer, honest: bool) -> None:
+        """After some requests of a batch: an error, never rows of both; also where a server does not heed If-Match."""
+        server.if_match = honest
+        offsets, out = np.arange(2_000_000, 5_000_000, 100_000), np.empty(30 * 10, np.uint8)
+
+        def swap(request: Request) -> None:
+            if request.number == 10:
+                server.objects["a.bin"] = DATA[::-1]
+
+        with opened(server, max_gap_nbytes=0) as source:
+            server.fault = swap
+            with pytest.raises(ReplacedError, match="changed since it was opened"):
+                source.read_scattered(offsets, 10, out)
+            with pytest.raises(ReplacedError, match="changed since it was opened"):
+                source.read_scattered(offsets, 10, out)
 
     def test_a_failed_prefetch_is_no_error(self, server: RangeServer) -> None:
         """The read asks again, and its own error counts."""
