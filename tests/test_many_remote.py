@@ -49,6 +49,12 @@ def urls(server: RangeServer) -> list[str]:
 HEADERS = {"default_headers": {"x-key": "secret"}}
 
 
+def test_a_pattern_on_a_web_server() -> None:
+    """It lists nothing: the error says what to give instead."""
+    with RangeServer({}) as server, pytest.raises(FileNotFoundError, match="give a list of URLs"):
+        chunkstore.open(server.url("train-*.cks"))
+
+
 class _Needed(RangeServer):
     """Answers only those who send a header, as a server with a password does."""
 

@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from object_server import Fault, FaultyProxy
 
 import chunkstore
 from chunkstore import Remote
+from chunkstore._cli.main import cli
+from chunkstore._storage import objects
 
 pytest.importorskip("obstore", reason="the extra [remote] is not installed")
 for package in ("moto", "flask", "flask_cors"):
@@ -54,6 +57,33 @@ def rows(tmp_path: Path) -> np.ndarray[Any, Any]:
     found = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
     np.save(tmp_path / "x.npy", found)
     return found
+
+
+def test_patterns(root: str, rows: Any, tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pattern means the objects of its folder that match, 2 before 10; an object of that very name goes before it."""
+    chunkstore.convert(tmp_path / "x.npy", tmp_path / "x.cks", layout="rows")
+    for number, name in enumerate(["train-10.cks", "train-2.cks", "other.cks", "below/train-3.cks", "[a].cks"]):
+        chunkstore.repack(tmp_path / "x.cks", f"{root}/{name}", positions=range(number, number + 5))
+    with chunkstore.open(f"{root}/train-*.cks") as ds:
+        assert np.array_equal(ds[:]["data"], np.concatenate([rows[1:6], rows[0:5]]))
+    for pattern, first in {"*/train-[1-3].cks": 3, "oth*.cks": 2, "[a].cks": 4}.items():
+        with chunkstore.open(f"{root}/{pattern}") as ds:
+            assert np.array_equal(ds[:]["data"], rows[first : first + 5])
+    assert chunkstore.merge([f"{root}/train-*.cks"], tmp_path / "y.cks").num_samples == 10
+    done = CliRunner().invoke(cli, ["verify", f"{root}/train-*.cks"], catch_exceptions=False)
+    assert (done.exit_code, done.output.count("train-")) == (0, 2)
+    with pytest.raises(chunkstore.SchemaError, match="2 containers, and one is wanted"):
+        chunkstore.repack(f"{root}/train-*.cks", tmp_path / "z.cks")
+    with pytest.raises(FileNotFoundError, match="no object has this name or matches this pattern"):
+        chunkstore.open(f"{root}/none-*.cks")
+    monkeypatch.setattr(objects, "_MOST_LISTED", 4)
+    with pytest.raises(ValueError, match="more than 4 objects in s3://bucket/"):
+        chunkstore.open(f"{root}/train-*.cks")
+    for name in server.environment:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(objects, "_MOST_LISTED", 5)
+    with chunkstore.open(f"{root}/train-*.cks", remote=Remote(storage_options=server.options)) as ds:
+        assert len(ds) == 10
 
 
 def test_convert_reads_back(root: str, rows: Any, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from chunkstore._read.select import Selection
 from chunkstore._read.split import SplitRows
 from chunkstore._storage.joined_source import JoinedSource
 from chunkstore._storage.names import natural_sort
-from chunkstore._storage.objects import is_url
+from chunkstore._storage.objects import RemoteObject, is_url
 from chunkstore._storage.remote import Remote, Room
 from chunkstore._storage.source import Backend, Source
 from chunkstore.errors import FormatError, SchemaError
@@ -365,11 +365,14 @@ def _reopen(
     return Containers(path, paths, backend, verify, names, decoded, remote)
 
 
-def containers_at(path: Path) -> list[str]:
+def containers_at(path: Path, remote: Remote | None = None) -> list[str]:
     """What one path means: a file, the containers in a directory, or those that match a pattern; in natural order.
 
+    Args:
+        remote: how to list the objects of a store, for a pattern in a URL.
     Raises:
         FileNotFoundError: nothing matches the pattern.
+        UrlError, PermissionError, RemoteError: the store cannot be asked what matches.
         IsADirectoryError: a directory without containers.
     """
     text = os.fsdecode(path)
@@ -378,21 +381,26 @@ def containers_at(path: Path) -> list[str]:
         if not found:
             raise IsADirectoryError(errno.EISDIR, f"a directory without a container (*{SUFFIX})", text)
         return [os.path.join(text, name) for name in natural_sort(found)]
-    if is_url(text) or not glob.has_magic(text) or os.path.lexists(text):
+    if not glob.has_magic(text) or os.path.lexists(text):
         return [text]
-    found = [name for name in glob.glob(text, recursive=True) if not os.path.isdir(name)]
+    if is_url(text):
+        pattern = RemoteObject(text, (remote or Remote()).storage_options)
+        found = pattern.matches() if pattern.in_store else [text]
+    else:
+        found = [name for name in glob.glob(text, recursive=True) if not os.path.isdir(name)]
     if not found:
-        raise FileNotFoundError(errno.ENOENT, "no file has this name or matches this pattern", text)
+        what = "object" if is_url(text) else "file"
+        raise FileNotFoundError(errno.ENOENT, f"no {what} has this name or matches this pattern", text)
     return natural_sort(found)
 
 
-def every_container(paths: Paths) -> list[str]:
+def every_container(paths: Paths, remote: Remote | None = None) -> list[str]:
     """The containers that one path means, or all that several mean, in their order; errors as of `containers_at`."""
     each = [paths] if isinstance(paths, str | bytes | os.PathLike) else paths
-    return [found for path in each for found in containers_at(path)]
+    return [found for path in each for found in containers_at(path, remote)]
 
 
-def one_container(path: Path, instead: str) -> str:
+def one_container(path: Path, instead: str, remote: Remote | None = None) -> str:
     """The container that one path means, where only one will do.
 
     Args:
@@ -400,7 +408,7 @@ def one_container(path: Path, instead: str) -> str:
     Raises:
         SchemaError: it means several.
     """
-    found = containers_at(path)
+    found = containers_at(path, remote)
     if len(found) > 1:
         raise SchemaError(f"{os.fsdecode(path)}: {len(found)} containers, and one is wanted. {instead}")
     return found[0]
@@ -429,7 +437,8 @@ def open(  # noqa: A001 - the public name
             and one more for each earlier segment (appends), all at once.
             Or several, of which positions run through in this order: a list of paths; a directory, for
             all `*.cks` in it; a pattern such as `"data/*.cks"` (`**` for directories below), where no file has that
-            very name. The latter two in natural order, 2 before 10.
+            very name, or `"s3://bucket/train-*.cks"` (`*` and `[...]`; not of a web server, which lists nothing). The
+            latter two in natural order, 2 before 10.
         backend: "mmap" (fastest; if somebody truncates the file meanwhile, the process may die by SIGBUS), "pread"
             (copies; such a file is a clean `TruncatedError`), "auto": mmap on local file systems, else pread.
         verify: "once" checks each chunk the first time that it is read and remembers it; "always" each time; "off"
@@ -448,7 +457,7 @@ def open(  # noqa: A001 - the public name
         ValueError: no path, or an unknown backend, verify or field.
     """
     if isinstance(path, str | bytes | os.PathLike):
-        shown, paths = os.fsdecode(path), containers_at(path)
+        shown, paths = os.fsdecode(path), containers_at(path, remote)
     elif not isinstance(path, Iterable):
         raise TypeError(f"path: expected a path, a URL or a list of them, found {type(path).__name__}")
     else:

@@ -136,7 +136,7 @@ def merge(
         FormatError: an input cannot be read, or one of its blocks is damaged.
         FileExistsError, WriteError, CommitUnknownError: as with `Writer`. After any error `out` is as before.
     """
-    paths = every_container(paths)
+    paths = every_container(paths, remote)
     inputs = [_Input.look(path, remote) for path in paths]
     if not inputs:
         raise SchemaError("merge: no container was given")

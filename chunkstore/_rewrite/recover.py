@@ -137,7 +137,7 @@ def recover(
         UnsupportedVersionError, UnsupportedFeatureError: it is of a kind that this release does not know.
         FileExistsError, WriteError, CommitUnknownError: as with `Writer`.
     """
-    path = one_container(path, "Recover each damaged one by itself")
+    path = one_container(path, "Recover each damaged one by itself", remote)
     report = Recovery(path, os.fspath(out))
     with (
         uploaded(out, mode, remote if is_url(out) else None) as target,

@@ -74,7 +74,7 @@ def repack(
     if positions is not None and keys is not None:
         raise ValueError("repack: give positions= or keys=, not both")
     spec = parse_codecs(codec)
-    path = one_container(path, "Put them together with `chunkstore merge` first, or repack each by itself")
+    path = one_container(path, "Put them together with `chunkstore merge` first, or repack each by itself", remote)
     with (
         uploaded(out, mode, remote if is_url(out) else None) as target,
         open_reader(path, backend="pread", remote=remote if is_url(path) else None) as reader,

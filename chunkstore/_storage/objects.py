@@ -24,6 +24,9 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from glob import has_magic
+from itertools import takewhile
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -45,6 +48,7 @@ _METADATA_SERVER: Final = "169.254.169.254"
 _REASON_LENGTH: Final = 300
 _MIN_PART_NBYTES: Final = 16 << 20
 _MAX_PARTS: Final = 9000  # S3 takes 10,000
+_MOST_LISTED: Final = 100_000  # objects that a pattern is held against: some seconds
 _ATOMIC_NBYTES: Final = 64 << 20  # up to here an upload is one request, which can refuse to overwrite
 
 
@@ -166,9 +170,36 @@ class RemoteObject:
         """The error that says so."""
         return FileExistsError(errno.EEXIST, _EXISTS, self.url)
 
+    def matches(self) -> list[str]:
+        """The URLs of all objects that this one stands for as a pattern, in no order.
+
+        `*` and `[...]` stand for anything but a slash. An object of this very name goes before the pattern.
+
+        Raises:
+            UrlError: there are more objects to look through than anybody means.
+            PermissionError, RemoteError: as the server says.
+        """
+        library, store = self._client()
+        parts = self._key.split("/")
+        folder = "/".join(takewhile(lambda part: not has_magic(part), parts))
+        keys: list[str] = []
+        try:
+            for chunk in library.list(store, folder or None, chunk_size=1000):
+                keys += [entry["path"] for entry in chunk]
+                if len(keys) > _MOST_LISTED:
+                    break
+        except BaseException as error:  # noqa: BLE001
+            raise self._translated(error, f"the list of objects in {self._root}/{folder}") from None
+        if len(keys) > _MOST_LISTED:
+            text = f"more than {_MOST_LISTED} objects in {self._root}/{folder}, where the pattern is looked for"
+            raise UrlError(f"{self.url}: {text}. Begin it with a folder of fewer, or give a list of URLs")
+        if self._key in keys:
+            return [self.url]
+        return [f"{self._root}/{key}" for key in keys if _fits(key.split("/"), parts)]
+
     @property
-    def writable(self) -> bool:
-        """Whether uploads are possible: to stores, not to web servers."""
+    def in_store(self) -> bool:
+        """Whether it is in a store, which takes uploads and lists what it has; not on a web server."""
         return self._kind != "HTTPStore"
 
     def _client(self) -> tuple[Any, Any]:
@@ -196,7 +227,7 @@ class RemoteObject:
             return self._replaced("the server says so")
         if isinstance(error, FileNotFoundError):
             text = "there is no such object"
-            text += "; patterns are for paths, give a list of URLs" if "*" in self.url else ""
+            text += "; a web server does not list what it has: give a list of URLs" if has_magic(self.url) else ""
             return FileNotFoundError(errno.ENOENT, text, self.url)
         if name == "AlreadyExistsError":
             return self.exists()
@@ -235,6 +266,10 @@ def _split_url(url: str) -> tuple[str, str, str]:
         raise UrlError(f"{bare}: URLs with a query or a fragment are not supported; give credentials as options")
     web = parts.scheme in ("http", "https")
     return _STORES[parts.scheme], f"{parts.scheme}://{parts.netloc}", unquote(key) if web else key
+
+
+def _fits(parts: list[str], patterns: list[str]) -> bool:
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
 def _version_of(meta: Any) -> Version:

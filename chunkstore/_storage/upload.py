@@ -34,7 +34,7 @@ def uploaded(path: str | os.PathLike[str], mode: str, remote: Remote | None) -> 
         yield os.fspath(path)
         return
     target = RemoteObject(os.fspath(path), (remote or Remote()).storage_options)
-    if not target.writable:
+    if not target.in_store:
         raise UrlError(f"{path}: nothing can be uploaded to a web server; write a file, or to s3://, gs://, az://")
     _check_free(target, mode)
     with tempfile.TemporaryDirectory(prefix="chunkstore-upload-") as folder:
