@@ -72,15 +72,12 @@ class _Threads:
             if self._pool is None:
                 threading.Thread(target=self._end_at_rest, name="chunkstore-remote-rest", daemon=True).start()
                 self._pool = ThreadPoolExecutor(self._most, "chunkstore-remote")
-            self._pool.submit(self._work_off, requests, count - 1)
+            for _ in range(count):
+                self._pool.submit(self._work_off, requests)
 
-    def _work_off(self, requests: deque[Request], others: int) -> None:
-        # Each starts the next: it takes as long as a small request, which whoever waits can make meanwhile.
+    def _work_off(self, requests: deque[Request]) -> None:
         with self._lock:
             self._busy += 1
-        if others and requests:
-            with suppress(RuntimeError):  # the interpreter ends: those that run do it all
-                self.start(requests, others)
         try:
             work_off(requests)
         finally:

@@ -86,6 +86,10 @@ def _batches(bench: Bench, name: str, rows: Rows, url: str, remote: chunkstore.R
 
 
 def _bare_client(url: str, remote: chunkstore.Remote) -> Callable[[list[int], int], list[Any]]:
+    """The same requests by one call of the client, ten at a time: rows that touch share one on either side.
+
+    It leaves each row where the client has put it, and takes any version of the object and a body of any length.
+    """
     import obstore
     from obstore.store import from_url
 
