@@ -33,6 +33,7 @@ from chunkstore._format.segment import OPENING_NBYTES
 from chunkstore._storage import platform
 from chunkstore._storage.blockcache import BLOCK_NBYTES, BlockCache
 from chunkstore._storage.buffers import Buffer, byte_view
+from chunkstore._storage.interrupts import signals_later
 from chunkstore._storage.objects import RemoteObject, Version
 from chunkstore._storage.pieces import Cover, Delivery, Kept, Piece, copy_bytes
 from chunkstore._storage.ranges import align, coalesce, cuts
@@ -255,7 +256,8 @@ class RemoteSource(PreadSource):
         far = starts + lengths > self._head.stop
         starts, lengths = starts[far], lengths[far]
         room = (np.cumsum(lengths) <= self._remote.buffer_nbytes) & (lengths > 0)
-        self._plan(_Call(), starts[room], (starts + lengths)[room], background=True)
+        with signals_later():
+            self._plan(_Call(), starts[room], (starts + lengths)[room], background=True)
 
     @contextmanager
     def staged(self, offsets: Offsets, nbytes: int | Offsets, into: Sequence[memoryview] = ()) -> Iterator[None]:
@@ -322,7 +324,8 @@ class RemoteSource(PreadSource):
         while True:
             call = _Call()
             try:
-                self._plan(call, starts, stops, into)
+                with signals_later():  # a pool that is interrupted while it starts threads starts none any more
+                    self._plan(call, starts, stops, into)
                 call.collect()
             except BaseException as error:
                 call.cancel()
