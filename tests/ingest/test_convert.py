@@ -86,7 +86,7 @@ def test_same_bytes_on_every_engine(tmp_path: Path, processes: Executor) -> None
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_same_bytes_with_workers(tmp_path: Path, workers: int) -> None:
-    """`workers=` starts that many processes, and changes no byte."""
+    """`workers=` works in that many processes, and changes no byte."""
     source, options = trees(tmp_path)["strung"]
     one = chunkstore.convert(source, tmp_path / "1.cks", workers=1, shard_nbytes=1000, **options)
     many = chunkstore.convert(source, tmp_path / "n.cks", workers=workers, shard_nbytes=1000, **options)

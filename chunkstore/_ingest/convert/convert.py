@@ -45,7 +45,7 @@ __all__ = ["ConvertReport", "convert"]  # the package exports both from here
 
 Layout = Literal["auto", "files", "rows", "columns", "paired", "classes"]
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-_POOL_SECONDS: Final = 1.5  # of work; two processes save half of it, and starting them takes 0.4 s
+_POOL_SECONDS: Final = 1.0  # of work; two processes save half of it, and starting the second takes 0.2 to 0.4 s
 _PIECE_SECONDS: Final = 40e-6  # measured: one file or member by the general way
 _INFLATE_RATE: Final = 250e6  # bytes a second
 _TURN_RATE: Final = 500e6  # Fortran order to C order
@@ -91,7 +91,7 @@ def convert(
         include, exclude: shell patterns for relative paths and base names.
         mode: `"x"` refuses a path that exists, `"w"` replaces a container, or an empty file, when this one is
             complete; no other file, and no source.
-        workers: processes; 1 works in this one. Default: as many as there are processors where that pays, which is for
+        workers: processes, this one among them. Default: as many as there are processors where that pays, which is for
             deflated or Fortran-ordered data and for very many files.
         executor: any `concurrent.futures.Executor` runs the work instead: threads, processes, an `MPIPoolExecutor`,
             Dask's `client.get_executor()`. Its workers must see the sources under the same absolute paths. Those that
@@ -339,23 +339,28 @@ def _blocks(
     plan: Plan, arrangement: Arrangement, work: _Work, new: NewFile, progress: Progress
 ) -> Generator[Written, None, None]:
     """Write all blocks, in whatever way; in no particular order."""
-    pooled = _num_workers(plan, arrangement, work)
-    tasks = cut_tasks(plan, arrangement, new.temporary, split=pooled > 1 or work.executor is not None)
-    if pooled == 1 and work.executor is None:
+    workers, ours = _num_workers(plan, arrangement, work), work.executor is None
+    alone = ours and workers == 1
+    tasks = cut_tasks(plan, arrangement, new.temporary, split=not alone)
+    if alone:
         for task in tasks:
             yield from write_blocks(task, new.sink, progress.advance)
         return
-    with WorkerPool(pooled) if work.executor is None else nullcontext(work.executor) as executor:
-        most = work.workers or 2 * platform.num_processors() if work.executor is not None else pooled + 1
-        with closing(run_on(executor, tasks, most, new)) as written:
-            for block in written:
-                progress.advance(int(arrangement.nbytes[block.number, block.shard]))
-                yield block
+    # This process is one of the workers, and at work while the others start.
+    with (
+        WorkerPool(workers - 1) if work.executor is None else nullcontext(work.executor) as executor,
+        closing(run_on(executor, tasks, workers, new, join_in=ours)) as written,
+    ):
+        for block in written:
+            progress.advance(int(arrangement.nbytes[block.number, block.shard]))
+            yield block
 
 
 def _num_workers(plan: Plan, arrangement: Arrangement, work: _Work) -> int:
-    """Processes to start; 1 for none."""
-    if (plan.uniform and not arrangement.codings) or work.executor is not None:
+    """Processes that work, this one among them; of an executor, tasks that are under way."""
+    if work.executor is not None:
+        return work.workers or 2 * platform.num_processors()
+    if plan.uniform and not arrangement.codings:
         return 1
     if work.workers is not None:
         return work.workers

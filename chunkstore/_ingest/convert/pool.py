@@ -16,7 +16,7 @@ from multiprocessing import connection, parent_process
 from typing import Any, Final
 
 from chunkstore._ingest.convert.engine import Outcome, carry_out, give_order, mark, take
-from chunkstore._ingest.convert.tasks import Task, Written
+from chunkstore._ingest.convert.tasks import Task, Written, write_blocks
 from chunkstore._storage.commit import NewFile
 from chunkstore._storage.interrupts import ENDING, signals_later
 from chunkstore.errors import WriteError
@@ -114,7 +114,9 @@ class WorkerPool(ProcessPoolExecutor):
         self.shutdown(wait=True, cancel_futures=True)
 
 
-def run_on(executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -> Generator[Written, None, None]:
+def run_on(
+    executor: Executor, tasks: Iterable[Task], most: int, new: NewFile, *, join_in: bool
+) -> Generator[Written, None, None]:
     """Run tasks, at most `most` of them under way; blocks come in the order in which they are done.
 
     Args:
@@ -122,39 +124,58 @@ def run_on(executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -
         tasks: taken one by one, as there is room.
         most: tasks under way.
         new: the unfinished container; discarded when this is left before the end.
+        join_in: whether this process does tasks, too, beside those that are under way.
     Raises:
         WriteError: a worker died, or the executor could not run a task.
     What a task raises is raised here. When this is left before the end, nothing new is started, and what runs is
     ended, or ends with its next piece.
     """
-    waiting: dict[Future[Outcome], Task] = {}
-    source = iter(tasks)
+    crew = _Crew(executor, iter(tasks), most, new)
     finished = False
     try:
-        token = mark(new.sink, shared=not isinstance(executor, WorkerPool))
-        while True:
-            while len(waiting) < most and (task := next(source, None)) is not None:
-                with _engine_errors(new.path):
-                    waiting[executor.submit(carry_out, give_order(task, token))] = task
-            if not waiting:
-                break
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            while done:
-                yield from _take(done.pop(), waiting, new)
+        while crew.hand_out():
+            own = next(crew.tasks, None) if join_in else None
+            for block in write_blocks(own, new.sink, lambda _: None) if own is not None else ():
+                yield block
+                yield from crew.collect(0)
+            yield from crew.collect(None if own is None else 0)
         finished = True
     finally:
         if not finished:
             new.discard()
-            _stop(executor, waiting)
+            _stop(executor, crew.waiting)
 
 
-def _take(future: Future[Outcome], waiting: dict[Future[Outcome], Task], new: NewFile) -> Iterator[Written]:
-    """What a future brought; nothing refers to it afterwards, for it may be large."""
-    task = waiting.pop(future)
-    with _engine_errors(new.path):
-        outcome = future.result()
-    del future
-    yield from take(outcome, task, new.sink)
+class _Crew:
+    """An executor and the tasks that are under way on it."""
+
+    def __init__(self, executor: Executor, tasks: Iterator[Task], most: int, new: NewFile) -> None:
+        self._executor, self._most, self._new = executor, most, new
+        self._token = mark(new.sink, shared=not isinstance(executor, WorkerPool))
+        self.tasks = tasks
+        self.waiting: dict[Future[Outcome], Task] = {}
+
+    def hand_out(self) -> bool:
+        """Have as many tasks under way as there may be; whether there are any."""
+        while len(self.waiting) < self._most and (task := next(self.tasks, None)) is not None:
+            with _engine_errors(self._new.path):
+                self.waiting[self._executor.submit(carry_out, give_order(task, self._token))] = task
+        return bool(self.waiting)
+
+    def collect(self, seconds: float | None) -> Iterator[Written]:
+        """Blocks of tasks that are done, waiting so long for the first; new tasks take their place."""
+        done, _ = wait(self.waiting, seconds, FIRST_COMPLETED)
+        while done:
+            yield from self._take(done.pop())
+            self.hand_out()
+
+    def _take(self, future: Future[Outcome]) -> Iterator[Written]:
+        """What a future brought; nothing refers to it afterwards, for it may be large."""
+        task = self.waiting.pop(future)
+        with _engine_errors(self._new.path):
+            outcome = future.result()
+        del future
+        yield from take(outcome, task, self._new.sink)
 
 
 @contextlib.contextmanager
