@@ -25,7 +25,8 @@ def find_place(path: Path, array: str | None = None) -> Place:
             if found is None:
                 raise IngestError(f"{where}: has no array {array!r}")
             where = f"{where}: array {found.name!r}"
-            header = read_member_header(fd, found, where)[1]
+            header = parse_header(read_member_header(fd, found, where), where)
+            check_nbytes(header, found.nbytes, where)
         else:
             header = parse_header(os.pread(fd, 1 << 16, 0), where)
             check_nbytes(header, status.st_size, where)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import chunkstore
 from chunkstore._ingest.convert import convert as module
-from chunkstore._ingest.convert.tasks import PIECE_NBYTES
+from chunkstore._ingest.plan.read import PIECE_NBYTES
 from chunkstore._storage import syscalls
 from chunkstore.errors import CorruptError, IngestError, WriteError
 

@@ -42,7 +42,8 @@ def rows(made: Plan, name: str, *, stream: int = 0) -> list[np.ndarray]:
     data = bytearray(made.nbytes(number))
     with PlanReader(made) as reader:
         if stream:
-            pieces = [bytes(piece) for _, _, piece in reader.stream(number, 0, made.num_samples, bytearray(stream))]
+            streamed = reader.stream(number, 0, made.num_samples, lambda n: memoryview(bytearray(n)), nbytes=stream)
+            pieces = [bytes(piece) for _, _, piece, _ in streamed]
             assert max(map(len, pieces), default=0) <= stream
             data = bytearray(b"".join(pieces))
         else:

@@ -19,8 +19,8 @@ from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.encode import CodecOptions, CodecSpec, Encoder, parse_codec, train_dictionary
 from chunkstore._format.schema import Field
 from chunkstore._ingest.convert.coded import Coding
-from chunkstore._ingest.convert.tasks import open_rows
-from chunkstore._ingest.plan.plan import Plan
+from chunkstore._ingest.plan.read import PlanReader
+from chunkstore._ingest.plan.samples import Plan
 from chunkstore._write.coding import choose_codecs, sample_places
 from chunkstore.errors import IngestError, MissingExtraError, SchemaError
 
@@ -126,7 +126,7 @@ def sample_rows(plan: Plan, number: int) -> list[bytes]:
         sizes = np.full(plan.num_samples, field.row_nbytes, np.int64)
     places = sample_places(sizes)
     found = []
-    with open_rows(plan) as rows:
+    with PlanReader(plan) as rows:
         if plan.forward_only(number):
             ends = np.cumsum(sizes[: len(places)]).tolist()
             whole = bytearray(ends[-1])

@@ -14,8 +14,9 @@ from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index, read_index
 from chunkstore._ingest.convert.arrangement import Arrangement
 from chunkstore._ingest.convert.coded import decoded
-from chunkstore._ingest.convert.tasks import PlannedBlock, Task, cut_tasks, open_rows
-from chunkstore._ingest.plan.plan import Plan
+from chunkstore._ingest.convert.tasks import PlannedBlock, Task, cut_tasks
+from chunkstore._ingest.plan.read import PlanReader
+from chunkstore._ingest.plan.samples import Plan
 from chunkstore._ingest.plan.scan import Skipped
 from chunkstore._storage.source import Source, open_source
 from chunkstore._verify.verify import verify
@@ -76,17 +77,17 @@ def _compare_task(task: Task, source: Source, index: Index, advance: Callable[[i
     first = int(index.shard_starts[task.first_shard]) - int(task.starts[0])
     fields = {number: FieldIndex(index, number) for number in task.numbers}
     scratch = _Scratch()
-    with open_rows(task.plan) as rows:
+    with PlanReader(task.plan) as rows:
         for place in range(len(task.starts) - 1):
             for number in task.numbers:
                 found = _Found(source, fields[number], first)
-                block = PlannedBlock(task, place, number)
+                block = PlannedBlock(task, place, number, rows)
                 coding = task.coding(number)
-                for start, stop, piece, part in block.pieces(rows, scratch.buffer):
+                for start, stop, piece, part in block.pieces(scratch.buffer):
                     if coding is None:
                         same = found.equals(start, stop, piece, part)
                     else:
-                        same = found.decodes_to(piece, start, block.row_ends(start, stop), coding.dictionary)
+                        same = found.decodes_to(piece, start, rows.row_ends(number, start, stop), coding.dictionary)
                     if not same:
                         task.plan.check_sources()  # a uniform one looked at each file while it read it
                         raise CorruptError(
@@ -175,8 +176,8 @@ def _read_error(plan: Plan, number: int) -> str | None:
     starts = np.array([0, plan.num_samples], np.int64)
     task = Task("", plan, (number,), 0, starts, nbytes, np.zeros_like(nbytes), False)
     try:
-        with open_rows(plan) as rows:
-            for _ in PlannedBlock(task, 0, number).pieces(rows, _Scratch().buffer):
+        with PlanReader(plan) as rows:
+            for _ in PlannedBlock(task, 0, number, rows).pieces(_Scratch().buffer):
                 pass
     except (IngestError, OSError) as error:
         return str(error)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -24,11 +25,13 @@ from chunkstore._ingest.convert.compare import compare, find_unreadable
 from chunkstore._ingest.convert.pool import WorkerPool, run_on
 from chunkstore._ingest.convert.progress import Progress, Tell
 from chunkstore._ingest.convert.report import ConvertReport, left_behind
-from chunkstore._ingest.convert.tasks import PIECE_NBYTES, Deviation, Written, cut_tasks, write_blocks
+from chunkstore._ingest.convert.tasks import Written, cut_tasks, write_blocks
 from chunkstore._ingest.plan.columns import count_items
 from chunkstore._ingest.plan.inventory import DEFLATED
 from chunkstore._ingest.plan.origin import order_notes
-from chunkstore._ingest.plan.plan import OnError, Plan, make_plan
+from chunkstore._ingest.plan.plan import OnError, make_plan
+from chunkstore._ingest.plan.read import Deviation
+from chunkstore._ingest.plan.samples import Plan
 from chunkstore._ingest.plan.scan import Scan, Skipped, scan_sources
 from chunkstore._ingest.plan.specs import DtypeArg, FieldArg
 from chunkstore._ingest.plan.uniform import plan_uniform
@@ -124,7 +127,8 @@ def convert(
     """
     started = time.perf_counter()
     _check_arguments(mode, workers, executor, on_error, shard_nbytes, attrs)
-    choices = _Choices(layout, fields, dtype, on_error, allow_pickle)
+    quick = partial(plan_uniform, layout=layout, fields=fields, dtype=dtype)
+    full = partial(make_plan, layout=layout, fields=fields, dtype=dtype, on_error=on_error, allow_pickle=allow_pickle)
     named = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     codecs = parse_codecs(codec, auto=True)
     if executor is not None:
@@ -138,36 +142,10 @@ def convert(
             NewFile.create(target, mode).discard()  # what is in the way is found before any work
         scan = scan_sources(named, include=_texts(include), exclude=_texts(exclude))
         work = _Work(target, mode, workers, executor, shard_nbytes, codecs, dict(attrs or {}), verify, progress)
-        report = _dry_run(scan, choices, work) if dry_run else _convert(scan, choices, work)
+        report = _dry_run(full(scan), work) if dry_run else _convert(scan, quick, full, work, skip=on_error == "skip")
         left = () if dry_run else left_behind(target)
     notes, seconds = (*report.notes, *left), time.perf_counter() - started
     return replace(report, path=os.fspath(path), notes=notes, seconds=seconds)
-
-
-@dataclass(frozen=True)
-class _Choices:
-    """What decides the plan."""
-
-    layout: str
-    fields: FieldArg
-    dtype: DtypeArg
-    on_error: OnError
-    allow_pickle: bool
-
-    def plan(self, scan: Scan) -> Plan:
-        return make_plan(
-            scan,
-            layout=self.layout,
-            fields=self.fields,
-            dtype=self.dtype,
-            on_error=self.on_error,
-            allow_pickle=self.allow_pickle,
-        )
-
-    def plan_uniform(self, scan: Scan) -> Plan | None:
-        plan = plan_uniform(scan, layout=self.layout, fields=self.fields, dtype=self.dtype)
-        # A longer row is read in parts, which the fast way cannot.
-        return plan if plan is not None and (plan.fields[0].row_nbytes or 0) <= PIECE_NBYTES else None
 
 
 @dataclass(frozen=True)
@@ -223,8 +201,7 @@ def _explained(path: str) -> Iterator[None]:
         raise KeyboardInterrupt(text) from None
 
 
-def _dry_run(scan: Scan, choices: _Choices, work: _Work) -> ConvertReport:
-    plan = choices.plan(scan)
+def _dry_run(plan: Plan, work: _Work) -> ConvertReport:
     attrs, notes = _all_attrs(plan, work.attrs)
     nbytes = arrange(plan, attrs, work.shard_nbytes).committed_end
     chosen = choose_codings(plan, work.codecs, estimate=True)
@@ -235,24 +212,26 @@ def _dry_run(scan: Scan, choices: _Choices, work: _Work) -> ConvertReport:
     return replace(_report(chosen, work, nbytes, None, notes), dry_run=True)
 
 
-def _convert(scan: Scan, choices: _Choices, work: _Work) -> ConvertReport:
-    plan = choices.plan_uniform(scan)
+def _convert(
+    scan: Scan, quick: Callable[[Scan], Plan | None], full: Callable[[Scan], Plan], work: _Work, *, skip: bool
+) -> ConvertReport:
+    plan = quick(scan)
     if plan is not None:
         try:
             return _write(plan, work)
         except Deviation:
             pass
-    plan = choices.plan(scan)
+    plan = full(scan)
     try:
         return _write(plan, work)
     except IngestError:
-        if choices.on_error != "skip":
+        if not skip:
             raise
         bad = find_unreadable(plan)
         if not bad:
             raise
     # The headers were good and the data are not: without these files, from the start.
-    report = _convert(_without(scan, bad), choices, work)
+    report = _convert(_without(scan, bad), quick, full, work, skip=skip)
     return replace(report, skipped=(*bad.values(), *report.skipped))
 
 

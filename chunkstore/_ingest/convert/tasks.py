@@ -7,35 +7,27 @@ row and the chunks of one block.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkstore._format import dtypes
 from chunkstore._format.checksum import BlockSums
 from chunkstore._format.layout import group_bounds, rows_per_group
 from chunkstore._ingest.convert.arrangement import Arrangement
 from chunkstore._ingest.convert.coded import BlockEncoder, Coding, most_nbytes
 from chunkstore._ingest.plan.inventory import STORED
-from chunkstore._ingest.plan.plan import Plan
-from chunkstore._ingest.plan.read import PlanReader, read_uniform
+from chunkstore._ingest.plan.read import PIECE_NBYTES, PlanReader
+from chunkstore._ingest.plan.samples import Plan
 from chunkstore._storage.buffers import Buffer
 
-PIECE_NBYTES: Final = 4 << 20
 _FORWARD_WASTE: Final = 0.25  # of a shard: what a task may read in vain to come to its first sample
 _FORWARD_RUNS: Final = 32  # about as many tasks of fields that are read in order: the fewer, the less is read in vain
 Ints = NDArray[np.int64]
-
-
-class Deviation(Exception):
-    """The files of a uniform plan are not all alike: the full plan must be made."""
 
 
 @dataclass(frozen=True)
@@ -185,19 +177,19 @@ def write_blocks(task: Task, sink: Receiver, advance: Callable[[int], None]) -> 
     Raises:
         Deviation: the plan is uniform and a file differs.
     """
-    with ExitStack() as stack:
-        rows = stack.enter_context(open_rows(task.plan))
-        pipe = stack.enter_context(_Pipe(sink, overlap=task.overlap and task.num_bytes > 2 * PIECE_NBYTES))
+    overlap = task.overlap and task.num_bytes > 2 * PIECE_NBYTES
+    with PlanReader(task.plan) as rows, _Pipe(sink, overlap=overlap) as pipe:
         for number in task.numbers if task.starts[0] else ():
-            rows.pass_over(number, int(task.starts[0]), pipe.buffer(PlannedBlock(task, 0, number).piece_nbytes))
+            for _ in rows.stream(number, 0, int(task.starts[0]), pipe.buffer):
+                pass  # for its checksum
         for place in range(len(task.starts) - 1):
             for number in task.numbers:
-                block = PlannedBlock(task, place, number)
+                block = PlannedBlock(task, place, number, rows)
                 coding = task.coding(number)
                 if coding is not None:
                     yield _encode_block(block, coding, rows, pipe, advance)
                     continue
-                for _, _, piece, shared in block.pieces(rows, pipe.buffer):
+                for _, _, piece, shared in block.pieces(pipe.buffer):
                     pipe.put(block, piece)
                     if shared:
                         pipe.settle()
@@ -207,12 +199,12 @@ def write_blocks(task: Task, sink: Receiver, advance: Callable[[int], None]) -> 
 
 
 def _encode_block(
-    block: PlannedBlock, coding: Coding, rows: Rows, pipe: _Pipe, advance: Callable[[int], None]
+    block: PlannedBlock, coding: Coding, rows: PlanReader, pipe: _Pipe, advance: Callable[[int], None]
 ) -> Written:
     """Read a block, encode it, and write its chunks."""
     encoder = BlockEncoder(coding.encoder(block.field))
-    for start, stop, piece, _ in block.pieces(rows, pipe.buffer):
-        encoder.add(piece, block.row_ends(start, stop))
+    for start, stop, piece, _ in block.pieces(pipe.buffer):
+        encoder.add(piece, rows.row_ends(block.number, start, stop))
         advance(len(piece))
     chunks, sizes, sums = encoder.finish()
     assert sizes.sum() <= most_nbytes(block.nbytes, len(sizes)), "a codec gave more than there is room for"
@@ -220,150 +212,29 @@ def _encode_block(
     return Written(block.shard, block.number, *sums, sizes)
 
 
-class Rows(Protocol):
-    """Where stored rows come from."""
-
-    def read(self, number: int, start: int, stop: int, out: memoryview) -> None:
-        """Rows `[start, stop)` of a field, back to back."""
-
-    def stream(self, number: int, row: int, buffer: memoryview) -> Iterator[memoryview]:
-        """One row that is longer than the buffer."""
-
-    def pass_over(self, number: int, stop: int, buffer: memoryview) -> None:
-        """Read rows `[0, stop)` for nothing but their checksum."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-def open_rows(plan: Plan) -> Rows:
-    """Rows of a plan of either kind."""
-    return _UniformRows(plan) if plan.uniform else _PlanRows(plan)
-
-
-class _PlanRows:
-    def __init__(self, plan: Plan) -> None:
-        self._reader = PlanReader(plan)
-
-    def read(self, number: int, start: int, stop: int, out: memoryview) -> None:
-        self._reader.read(number, start, stop, out)
-
-    def stream(self, number: int, row: int, buffer: memoryview) -> Iterator[memoryview]:
-        for _, _, piece in self._reader.stream(number, row, row + 1, buffer):
-            yield piece
-
-    def pass_over(self, number: int, stop: int, buffer: memoryview) -> None:
-        for _ in self._reader.stream(number, 0, stop, buffer):
-            pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._reader.close()
-
-
-class _UniformRows:
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-
-    def read(self, number: int, start: int, stop: int, out: memoryview) -> None:
-        if not read_uniform(self._plan, start, stop, out):
-            raise Deviation
-
-    def stream(self, number: int, row: int, buffer: memoryview) -> Iterator[memoryview]:
-        raise Deviation  # such rows are left to the full plan, which can read parts of them
-
-    def pass_over(self, number: int, stop: int, buffer: memoryview) -> None:
-        raise AssertionError("files of their own have no samples before")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-
 class PlannedBlock:
     """One block that is being written: its rows, its sums, and how far it is."""
 
-    def __init__(self, task: Task, place: int, number: int) -> None:
+    def __init__(self, task: Task, place: int, number: int, rows: PlanReader) -> None:
         self.shard, self.number = task.first_shard + place, number
         self.offset, self.nbytes = int(task.offsets[number, place]), int(task.nbytes[number, place])
         self.first, self.last = int(task.starts[place]), int(task.starts[place + 1])
         self.field = task.plan.fields[number]
-        self.row_nbytes = self.field.row_nbytes
+        self._rows = rows
         self._whole = task.coding(number) is not None
-        self._ends = self._row_ends(task.plan) if self.row_nbytes is None else None
-        self.piece_nbytes = self._piece_nbytes(task.plan)
         self.sums = BlockSums(self._bounds())
         self.put = 0  # bytes handed on
 
-    def _row_ends(self, plan: Plan) -> Ints:
-        ends: Ints = (
-            np.cumsum(plan.row_items(self.number)[self.first : self.last]) * plan.fields[self.number].item_nbytes
-        )
-        return ends
-
     def _bounds(self) -> list[int]:
-        if self._ends is not None:
-            return group_bounds(self._ends)
+        if self.field.row_nbytes is None:
+            return group_bounds(self._rows.row_ends(self.number, self.first, self.last))
         # The same without an array of all rows: there may be 4 million of 8 bytes.
-        step = rows_per_group(self.last - self.first, self.nbytes) * (self.row_nbytes or 0)
+        step = rows_per_group(self.last - self.first, self.nbytes) * self.field.row_nbytes
         return [*range(0, self.nbytes, step), self.nbytes] if self.nbytes else [0, 0]
 
-    def _piece_nbytes(self, plan: Plan) -> int:
-        """Bytes of a buffer: texts, rows of object arrays and for codecs come whole, all else by elements at least."""
-        field, column = plan.fields[self.number], plan.columns[self.number]
-        least = dtypes.element_nbytes(field.dtype) * math.prod(column.subshape)
-        if (field.is_string or column.shapes is not None or self._whole) and self._ends is not None:
-            least = int(np.diff(self._ends, prepend=0).max())
-        elif column.shapes is not None or self._whole:
-            least = self.row_nbytes or 0
-        return max(PIECE_NBYTES, least)
-
-    def pieces(self, rows: Rows, buffer: Callable[[int], memoryview]) -> Iterator[tuple[int, int, memoryview, bool]]:
-        """Read the block: as many rows at a time as fit a piece, and a longer row in parts.
-
-        Args:
-            rows: where from.
-            buffer: gives memory for so many bytes.
-        Yields:
-            (start, stop, bytes, shared): rows `[start, stop)` of the task; `shared` if the next piece comes in the same
-            memory, since it is of the same row.
-        """
-        row = self.first
-        while row < self.last:
-            stop = max(self._fit(row), row + 1)
-            nbytes = self._end(stop) - self._end(row)
-            if nbytes <= self.piece_nbytes:
-                piece = buffer(nbytes)
-                rows.read(self.number, row, stop, piece)
-                yield row, stop, piece, False
-            else:
-                for piece in rows.stream(self.number, row, buffer(self.piece_nbytes)):
-                    yield row, stop, piece, True
-            row = stop
-
-    def _fit(self, row: int) -> int:
-        """End of the rows from `row` on that fit a piece."""
-        if self._ends is not None:
-            return self.first + int(np.searchsorted(self._ends, self._end(row) + self.piece_nbytes, "right"))
-        return min(self.last, row + self.piece_nbytes // self.row_nbytes) if self.row_nbytes else self.last
-
-    def row_ends(self, start: int, stop: int) -> Ints:
-        """Where rows `[start, stop)` end, counted from the first of them."""
-        if self._ends is not None:
-            ends: Ints = self._ends[start - self.first : stop - self.first] - self._end(start)
-            return ends
-        return np.arange(1, stop - start + 1, dtype=np.int64) * (self.row_nbytes or 0)
-
-    def _end(self, row: int) -> int:
-        """Bytes of the block before a row."""
-        if self._ends is not None:
-            return int(self._ends[row - self.first - 1]) if row > self.first else 0
-        return (row - self.first) * (self.row_nbytes or 0)
+    def pieces(self, buffer: Callable[[int], memoryview]) -> Iterator[tuple[int, int, memoryview, bool]]:
+        """Read the block, as `PlanReader.stream` does."""
+        return self._rows.stream(self.number, self.first, self.last, buffer, whole=self._whole)
 
     def finish(self) -> Written:
         assert self.put == self.nbytes, f"{self.put} of {self.nbytes} bytes"

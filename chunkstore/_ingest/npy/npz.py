@@ -17,15 +17,13 @@ from chunkstore._ingest.npy.files import read_exactly
 from chunkstore._ingest.npy.npyheader import (
     MAX_HEADER_NBYTES,
     PREFIX_NBYTES,
-    NpyHeader,
-    check_nbytes,
     header_nbytes,
-    parse_header,
 )
 from chunkstore._ingest.npy.sniff import ZIP_MAGICS, describe
 from chunkstore.errors import IngestError
 
 _LOCAL: Final = struct.Struct("<4sHHHHHLLLHH")
+_PEEK_NBYTES: Final = 4096  # of a deflate stream: more than a header needs
 _MAX_RATIO: Final = 1040  # deflate cannot do better than 1032:1
 _JUNK: Final = ("__MACOSX/", ".DS_Store")
 METHODS: Final = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
@@ -177,33 +175,26 @@ def _check_overlap(members: list[Member], where: str) -> None:
         end, last = member.offset + member.stored_nbytes, member.name
 
 
-def read_member_header(fd: int, member: Member, where: str) -> tuple[bytes, NpyHeader]:
-    """Header bytes of a member and what they say, its length held against the member's.
+def read_member_header(fd: int, member: Member, where: str) -> bytes:
+    """Header bytes of a member.
 
     Raises:
-        IngestError: not an `.npy`, damaged, or of another length.
+        IngestError: not an `.npy`, or shorter than its header.
     """
-    data = member_prefix(fd, member, PREFIX_NBYTES, where)
+    data = _member_prefix(fd, member, PREFIX_NBYTES, where)
     total = header_nbytes(data, where)
     if total > member.nbytes:
         raise IngestError(f"{where}: truncated: the header has {total:,} bytes, the member {member.nbytes:,}.")
-    if total > len(data):
-        data = member_prefix(fd, member, total, where)
-    header = parse_header(data, where)
-    check_nbytes(header, member.nbytes, where)
-    return data[:total], header
+    return data[:total] if total <= len(data) else _member_prefix(fd, member, total, where)
 
 
-def member_prefix(fd: int, member: Member, nbytes: int, where: str) -> bytes:
+def _member_prefix(fd: int, member: Member, nbytes: int, where: str) -> bytes:
     """First `nbytes` (at most about 1 MiB) of a member, or all of it where it is shorter."""
-    nbytes = min(nbytes, member.nbytes, MAX_HEADER_NBYTES + 16)
-    if not member.deflated:
-        buffer = bytearray(nbytes)
+    buffer = bytearray(min(nbytes, member.nbytes, MAX_HEADER_NBYTES + 16))
+    if member.deflated:
+        InflateStream(fd, member, where, fetch_nbytes=_PEEK_NBYTES).read_into(memoryview(buffer))
+    else:
         read_exactly(fd, member.offset, memoryview(buffer), where)
-        return bytes(buffer)
-    stream = InflateStream(fd, member, where)
-    buffer = bytearray(nbytes)
-    stream.read_into(memoryview(buffer))
     return bytes(buffer)
 
 
@@ -216,8 +207,8 @@ class InflateStream:
 
     PIECE: Final = 256 << 10
 
-    def __init__(self, fd: int, member: Member, where: str) -> None:
-        self._fd, self._member, self._where = fd, member, where
+    def __init__(self, fd: int, member: Member, where: str, fetch_nbytes: int = PIECE) -> None:
+        self._fd, self._member, self._where, self._fetch_nbytes = fd, member, where, fetch_nbytes
         self._inflate = zlib.decompressobj(-15)
         self._fed = 0
         self._crc = 0
@@ -261,7 +252,7 @@ class InflateStream:
         return piece
 
     def _fetch(self) -> bytes:
-        nbytes = min(self.PIECE, self._member.stored_nbytes - self._fed)
+        nbytes = min(self._fetch_nbytes, self._member.stored_nbytes - self._fed)
         if nbytes == 0:
             return b""
         buffer = bytearray(nbytes)

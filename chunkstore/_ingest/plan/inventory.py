@@ -119,8 +119,9 @@ class Inventory:
     def _add_npz(self, place: int, fd: int, size: int, path: str) -> int:
         found = []
         for member in read_members(fd, size, path):
-            data, header = read_member_header(fd, member, f"{path}: array {member.name!r}")
-            header, kind = self._header(data, path, header)
+            where = f"{path}: array {member.name!r}"
+            header, kind = self._header(read_member_header(fd, member, where), where)
+            check_nbytes(header, member.nbytes, where)
             found.append((member, header, kind))
         for member, header, kind in found:
             method = DEFLATED if member.deflated else STORED
@@ -133,10 +134,10 @@ class Inventory:
             )
         return self._signature([(member.name, kind, len(header.shape)) for member, header, kind in found])
 
-    def _header(self, data: bytes, path: str, parsed: NpyHeader | None = None) -> tuple[NpyHeader, int]:
+    def _header(self, data: bytes, where: str) -> tuple[NpyHeader, int]:
         known = self._headers.get(data)
         if known is None:
-            header = parsed or parse_header(data, path)
+            header = parse_header(data, where)
             known = header, self._kind(header)
             if len(self._headers) >= _MAX_CACHED:
                 self._headers.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
 import numpy as np
@@ -23,6 +23,7 @@ from chunkstore.errors import IngestError
 
 Bytes = npt.NDArray[np.uint8]
 _FLAGS: Final = os.O_RDONLY | OPEN_FLAGS | OPEN_NONBLOCK
+PIECE_NBYTES: Final = 4 << 20
 _CLOCK_TICK_NS: Final = 20_000_000  # file systems stamp with a clock that moves every 1 to 10 ms
 
 
@@ -33,16 +34,18 @@ def _as_bytes(buffer: Any) -> Bytes:
     return np.frombuffer(view, np.uint8)
 
 
+class Deviation(Exception):
+    """The files of a uniform plan are not all alike: the full plan must be made."""
+
+
 class PlanReader:
     """Reads rows of a plan. One per thread: it keeps one open source per field, so that reading on is cheap.
 
     Args:
-        plan: made by `make_plan`, or a slice of one.
+        plan: of either kind, or a slice of one.
     """
 
     def __init__(self, plan: Plan) -> None:
-        if plan.uniform:
-            raise ValueError("a uniform plan is read by read_uniform")
         self._plan = plan
         self._sources: dict[int, tuple[int, ArraySource]] = {}
         self._rows: dict[int, tuple[int, list[npt.NDArray[Any]]]] = {}
@@ -56,10 +59,15 @@ class PlanReader:
         Raises:
             IngestError: damage, a file that changed since the plan, a value that the field's dtype does not hold.
             OSError: a file cannot be read.
+            Deviation: the plan is uniform and a file differs.
         """
+        if self._plan.uniform:
+            if not read_uniform(self._plan, start, stop, out):
+                raise Deviation
+            return
         view = _as_bytes(out) if memoryview(out).nbytes else np.zeros(0, np.uint8)
         column = self._plan.columns[number]
-        wanted = int(self._row_ends(number, start, stop)[-1]) if stop > start else 0
+        wanted = int(self.row_ends(number, start, stop)[-1]) if stop > start else 0
         if len(view) != wanted:
             raise ValueError(f"out has {len(view)} bytes, rows [{start}, {stop}) need {wanted}")
         if column.values is not None:
@@ -71,31 +79,48 @@ class PlanReader:
         else:
             self._read_runs(number, start, stop, view)
 
-    def stream(self, number: int, start: int, stop: int, buffer: Any) -> Iterator[tuple[int, int, memoryview]]:
-        """The same bytes in pieces that fit `buffer`: (first row, last row + 1, bytes), each valid until the next step.
+    def stream(
+        self,
+        number: int,
+        start: int,
+        stop: int,
+        buffer: Callable[[int], memoryview],
+        *,
+        nbytes: int = PIECE_NBYTES,
+        whole: bool = False,
+    ) -> Iterator[tuple[int, int, memoryview, bool]]:
+        """The same bytes in pieces of about `nbytes`, each in memory that `buffer` gives for so many bytes.
 
-        As many whole rows as fit; a row that does not fit alone comes in several pieces, each with that row's number.
-        Text rows and rows of object arrays are in memory anyway and need a buffer that holds the longest.
+        As many whole rows as fit; a longer row in parts, but whole where that is asked for, and where it is in memory
+        anyway (texts, rows of object arrays).
+
+        Yields:
+            (first row, last row + 1, bytes, part): with `part` the next piece comes in the same memory, since it is of
+            the same row.
         """
-        view = _as_bytes(buffer)
-        row = start
-        ends = self._row_ends(number, start, stop)
-        done = 0
+        column, row_nbytes = self._plan.columns[number], self._plan.fields[number].row_nbytes
+        # No array of the ends of all rows where they are alike: there may be 4 million of 8 bytes.
+        ends = self.row_ends(number, start, stop) if row_nbytes is None else None
+        whole = whole or column.shapes is not None or column.values is not None
+        row, done = start, 0
         while row < stop:
-            fit = start + int(np.searchsorted(ends, done + len(view), "right"))
-            if fit > row:
-                nbytes = int(ends[fit - 1 - start]) - done
-                self.read(number, row, fit, view[:nbytes])
-                yield row, fit, view[:nbytes].data
-                done += nbytes
-                row = fit
-                continue
-            for piece in self._stream_row(number, row, view):
-                yield row, row + 1, piece
-            done = int(ends[row - start])
-            row += 1
+            if ends is not None:
+                last = start + int(np.searchsorted(ends, done + nbytes, "right"))
+            else:
+                last = min(stop, row + nbytes // row_nbytes) if row_nbytes else stop
+            part = last == row and not whole
+            last = max(last, row + 1)
+            size = int(ends[last - 1 - start]) - done if ends is not None else (last - row) * (row_nbytes or 0)
+            if part:
+                pieces = self._stream_row(number, row, nbytes, buffer)
+            else:
+                self.read(number, row, last, piece := buffer(size))
+                pieces = iter((piece,))
+            for piece in pieces:
+                yield row, last, piece, part
+            row, done = last, done + size
 
-    def _row_ends(self, number: int, start: int, stop: int) -> npt.NDArray[np.int64]:
+    def row_ends(self, number: int, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Where each of the rows ends, in bytes from the start of the first: int64 [stop - start]."""
         field = self._plan.fields[number]
         if field.row_nbytes is not None:
@@ -105,11 +130,13 @@ class PlanReader:
         ends: npt.NDArray[np.int64] = np.cumsum(self._items[number][start:stop]) * field.item_nbytes
         return ends
 
-    def _stream_row(self, number: int, row: int, view: Bytes) -> Iterator[memoryview]:
-        """One long row, as many elements at a time as fit."""
+    def _stream_row(
+        self, number: int, row: int, nbytes: int, buffer: Callable[[int], memoryview]
+    ) -> Iterator[memoryview]:
+        """One long row, as many elements at a time as fit, one at least."""
         column = self._plan.columns[number]
-        if column.values is not None or column.shapes is not None:
-            raise ValueError("the buffer is smaller than a text or a row of an object array")
+        if self._plan.uniform:
+            raise Deviation  # such rows are left to the full plan, which can read parts of them
         piece = row if column.start is None else int(np.searchsorted(column.start, row, "right")) - 1
         source = self._source(number, piece)
         num = source.num_elements
@@ -117,9 +144,8 @@ class PlanReader:
         if column.start is not None:
             num = source.num_elements // source.shape[0]
             first = (row - int(column.start[piece])) * num
-        step = len(view) // source.element_nbytes
-        if step == 0:
-            raise ValueError(f"the buffer has {len(view)} bytes, one element {source.element_nbytes}")
+        step = max(1, nbytes // source.element_nbytes)
+        view = _as_bytes(buffer(step * source.element_nbytes))
         for low in range(first, first + num, step):
             high = min(first + num, low + step)
             part = view[: (high - low) * source.element_nbytes]
@@ -147,7 +173,7 @@ class PlanReader:
 
     def _read_whole(self, number: int, start: int, stop: int, view: Bytes) -> None:
         """Rows that are whole arrays."""
-        ends = self._row_ends(number, start, stop).tolist()
+        ends = self.row_ends(number, start, stop).tolist()
         column = self._plan.columns[number]
         plain = self._plain_kinds(number)
         begin = 0
@@ -199,7 +225,7 @@ class PlanReader:
         """Pieces that `[start, stop)` touches: (piece, first index in it, last + 1, its part of `view`)."""
         column = self._plan.columns[number]
         assert column.start is not None
-        ends = self._row_ends(number, start, stop)
+        ends = self.row_ends(number, start, stop)
         piece = int(np.searchsorted(column.start, start, "right")) - 1
         row, begin = start, 0
         while row < stop:
@@ -218,7 +244,7 @@ class PlanReader:
             for piece, first, last, part in self._runs(number, start, stop, view):
                 self._read_piece(number, piece, first, last, part)
             return
-        ends = [0, *self._row_ends(number, start, stop).tolist()]
+        ends = [0, *self.row_ends(number, start, stop).tolist()]
         for row in range(start, stop):
             self._read_piece(number, row, 0, 1, view[ends[row - start] : ends[row - start + 1]])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
-from typing import Final
 
 import numpy as np
 
@@ -16,13 +15,12 @@ from chunkstore._ingest.npy.files import open_regular
 from chunkstore._ingest.npy.npyheader import PREFIX_NBYTES, NpyHeader, check_nbytes, header_nbytes, parse_header
 from chunkstore._ingest.plan.columns import Column
 from chunkstore._ingest.plan.layouts import check_layout, class_hint, may_be_roles
+from chunkstore._ingest.plan.read import PIECE_NBYTES
 from chunkstore._ingest.plan.samples import Plan
 from chunkstore._ingest.plan.scan import Scan
 from chunkstore._ingest.plan.specs import DATA, DtypeArg, FieldArg, parse_dtypes, parse_fields
 from chunkstore._ingest.plan.texts import Texts
 from chunkstore.errors import IngestError, SchemaError
-
-MAX_ROW_NBYTES: Final = 16 << 20  # larger files gain nothing from one system call less
 
 
 def plan_uniform(scan: Scan, *, layout: str = "auto", fields: FieldArg = (), dtype: DtypeArg = ()) -> Plan | None:
@@ -80,7 +78,8 @@ def _first(scan: Scan) -> tuple[bytes, NpyHeader] | None:
         os.close(fd)
     header = parse_header(head, path)
     check_nbytes(header, status.st_size, path)
-    if header.dtype.names is not None or not header.dtype.isnative or not 0 < header.data_nbytes <= MAX_ROW_NBYTES:
+    # A longer row is read in parts, which the fast way cannot.
+    if header.dtype.names is not None or not header.dtype.isnative or not 0 < header.data_nbytes <= PIECE_NBYTES:
         return None
     if header.fortran_order and sum(dim > 1 for dim in header.shape) > 1:
         return None
