@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,9 @@ from chunkstore._format.schema import Field
 from chunkstore._format.segment import pad
 from chunkstore._storage.sink import Sink
 from chunkstore._storage.source import open_source
-from chunkstore._write.index_writer import IndexWriter
+
+if TYPE_CHECKING:
+    from chunkstore._write.index_writer import IndexWriter  # of the converter: workers start without it
 
 # A row that a codec cannot make smaller: zlib adds 5 bytes for each 16 KiB and 11, zstd 3 for each 128 KiB and 18 (less
 # than 64 in all for short ones), Blosc2 32.

@@ -26,8 +26,7 @@ from chunkstore._ingest.convert.pool import WorkerPool, run_on
 from chunkstore._ingest.convert.progress import Progress, Tell
 from chunkstore._ingest.convert.report import ConvertReport, left_behind
 from chunkstore._ingest.convert.tasks import Written, cut_tasks, write_blocks
-from chunkstore._ingest.plan.columns import count_items
-from chunkstore._ingest.plan.inventory import DEFLATED
+from chunkstore._ingest.plan.columns import DEFLATED, count_items
 from chunkstore._ingest.plan.origin import order_notes
 from chunkstore._ingest.plan.plan import OnError, make_plan
 from chunkstore._ingest.plan.read import Deviation

@@ -11,19 +11,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format.checksum import BlockSums
 from chunkstore._format.layout import group_bounds, rows_per_group
-from chunkstore._ingest.convert.arrangement import Arrangement
 from chunkstore._ingest.convert.coded import BlockEncoder, Coding, most_nbytes
-from chunkstore._ingest.plan.inventory import STORED
+from chunkstore._ingest.plan.columns import STORED
 from chunkstore._ingest.plan.read import PIECE_NBYTES, PlanReader
 from chunkstore._ingest.plan.samples import Plan
 from chunkstore._storage.buffers import Buffer
+
+if TYPE_CHECKING:
+    from chunkstore._ingest.convert.arrangement import Arrangement  # of the converter: workers start without it
 
 _FORWARD_WASTE: Final = 0.25  # of a shard: what a task may read in vain to come to its first sample
 _FORWARD_RUNS: Final = 32  # about as many tasks of fields that are read in order: the fewer, the less is read in vain

@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from chunkstore._ingest.npy.casts import native, resolve_cast
+from chunkstore._ingest.plan.columns import OBJECT, PER_PIECE, Column
 from chunkstore._ingest.plan.inventory import Inventory
 from chunkstore._ingest.plan.specs import DtypeSpec, Leaf, check_distinct, find_leaf
 from chunkstore.errors import IngestError
-
-OBJECT = "object"
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Pick:
     Attributes:
         field: its name.
         leaf: array or member.
-        target: the format's dtype, or `object` until the pickles were read.
+        target: the format's dtype, or OBJECT until the pickles were read.
     """
 
     field: str
@@ -210,3 +209,22 @@ def _common(dtypes: Sequence[np.dtype[Any]]) -> str | None:
         if all(np.can_cast(dtype, both, "same_kind") for dtype in dtypes) and both.itemsize <= 16:
             return str(both.name)
     return None
+
+
+def take_column(inventory: Inventory, pick: Pick, files: npt.NDArray[np.int64], *, rows: bool) -> Column:
+    """Column of a field over the files, in their order."""
+    table = inventory.tables[pick.leaf.array, pick.leaf.ndim - len(pick.leaf.subshape)]
+    place = np.searchsorted(table.column("file"), files)
+    parts = {name: _shrink(table.column(name)[place]) for name in PER_PIECE}
+    start = None
+    if rows:
+        start = np.zeros(len(files) + 1, np.int64)
+        np.cumsum(parts["dims"][:, 0], out=start[1:])
+    return Column(pick.leaf.array, pick.leaf.member, pick.target, start, **parts, subshape=pick.leaf.subshape)
+
+
+def _shrink(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A column that is constant takes no memory."""
+    if len(values) > 1 and (values == values[0]).all():
+        return np.broadcast_to(values[:1], values.shape)
+    return values

@@ -15,11 +15,12 @@ import numpy.typing as npt
 from chunkstore._format.schema import Field
 from chunkstore._ingest.npy.arrays import Kind
 from chunkstore._ingest.npy.casts import Cast, resolve_cast
-from chunkstore._ingest.plan.agree import OBJECT, Pick
-from chunkstore._ingest.plan.inventory import DEFLATED, Inventory
 from chunkstore._ingest.plan.specs import leaf_of
 
 Ints = npt.NDArray[Any]
+NPY, STORED, DEFLATED = 0, 1, 2
+"""How an array is stored: in a file of its own, or in an `.npz`."""
+OBJECT = "object"
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,11 @@ class Column:
     Attributes:
         array: name in the `.npz`, None in an `.npy`.
         member: names down to the member of a structured array.
-        target: the format's dtype.
+        target: the format's dtype, or OBJECT until the pickles were read.
         start: int64 [P + 1], first sample of each piece; None where piece p is sample p.
         file, kind: per piece the number of its file and of its kind.
-        method, offset, stored, nbytes, crc: per piece how it is stored, see `inventory`.
+        method: per piece NPY, STORED or DEFLATED.
+        offset, stored, nbytes, crc: per piece as in `npz.Member`.
         dims: int64 [P, ndim], shape of the stored array.
         subshape: dimensions that a structured member adds.
         shapes: int64 [N, v] per sample where they are not those of the array (texts, rows of object arrays), else None.
@@ -91,36 +93,17 @@ class Column:
             low = int(np.searchsorted(self.start, start, "right")) - 1
             high = int(np.searchsorted(self.start, stop, "left"))
             begin = self.start[low : high + 1] - start
-        cut = {f.name: getattr(self, f.name)[low:high] for f in fields(self) if f.name in _PER_PIECE}
+        cut = {f.name: getattr(self, f.name)[low:high] for f in fields(self) if f.name in PER_PIECE}
         return replace(self, **cut, start=begin, shapes=shapes)
 
 
-_PER_PIECE = ("file", "kind", "method", "offset", "stored", "nbytes", "crc", "dims")
-
-
-def shrink(values: Ints) -> Ints:
-    """A column that is constant takes no memory."""
-    if len(values) > 1 and (values == values[0]).all():
-        return np.broadcast_to(values[:1], values.shape)
-    return values
-
-
-def take_column(inventory: Inventory, pick: Pick, files: npt.NDArray[np.int64], *, rows: bool) -> Column:
-    """Column of a field over the files, in their order."""
-    table = inventory.tables[pick.leaf.array, pick.leaf.ndim - len(pick.leaf.subshape)]
-    place = np.searchsorted(table.column("file"), files)
-    parts = {name: shrink(table.column(name)[place]) for name in _PER_PIECE}
-    start = None
-    if rows:
-        start = np.zeros(len(files) + 1, np.int64)
-        np.cumsum(parts["dims"][:, 0], out=start[1:])
-    return Column(pick.leaf.array, pick.leaf.member, pick.target, start, **parts, subshape=pick.leaf.subshape)
+PER_PIECE = ("file", "kind", "method", "offset", "stored", "nbytes", "crc", "dims")
 
 
 def label_column(values: Ints) -> Column:
     """Column of class numbers."""
     empty = np.zeros(0, np.int64)
-    parts = dict.fromkeys(_PER_PIECE, empty) | {"dims": np.zeros((0, 0), np.int64)}
+    parts = dict.fromkeys(PER_PIECE, empty) | {"dims": np.zeros((0, 0), np.int64)}
     return Column(array=None, member=(), target="int64", start=None, **parts, subshape=(), values=values)
 
 
@@ -151,11 +134,6 @@ def cast_of(column: Column, kind: Kind, name: str) -> Cast | None:
     leaf = leaf_of(column.array, kind.dtype, column.dims.shape[1], column.member)
     assert leaf is not None  # the files agreed on it
     return None if leaf.dtype.kind == "O" else resolve_cast(leaf.dtype, column.target, name)
-
-
-def is_object(column: Column) -> bool:
-    """Whether the dtype is still to be found in the pickles."""
-    return column.target == OBJECT
 
 
 def count_items(shapes: Ints) -> Ints:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chunkstore._ingest.plan.agree import Wanted, make_pick
-from chunkstore._ingest.plan.columns import Column, take_column
+from chunkstore._ingest.plan.agree import Wanted, make_pick, take_column
+from chunkstore._ingest.plan.columns import Column
 from chunkstore._ingest.plan.inventory import Inventory
 from chunkstore._ingest.plan.pairing import stem
 from chunkstore._ingest.plan.specs import Leaf

@@ -19,13 +19,13 @@ from chunkstore._ingest.npy.files import open_regular
 from chunkstore._ingest.npy.npyheader import PREFIX_NBYTES, NpyHeader, check_nbytes, header_nbytes, parse_header
 from chunkstore._ingest.npy.npz import read_member_header, read_members
 from chunkstore._ingest.npy.sniff import ZIP_MAGICS
+from chunkstore._ingest.plan.columns import DEFLATED, NPY, STORED
 from chunkstore._ingest.plan.scan import Scan, Skipped
 from chunkstore._ingest.plan.specs import Leaf, leaves
 from chunkstore.errors import IngestError
 
 _MAX_CACHED: Final = 50_000
 _MAX_CACHED_NBYTES: Final = 4096  # of one header: 200 MiB at the very most, and usual ones have 128 bytes
-NPY, STORED, DEFLATED = 0, 1, 2
 Signature = tuple[tuple[str | None, int, int], ...]
 """Of one file: per array its name, the number of its dtype, and its dimensions."""
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from chunkstore._format.schema import check_fields
 from chunkstore._ingest.npy.casts import is_inexact
 from chunkstore._ingest.plan import layouts
-from chunkstore._ingest.plan.agree import Pick, Wanted, agree
-from chunkstore._ingest.plan.columns import Column, cast_of, label_column, make_field, take_column
+from chunkstore._ingest.plan.agree import Pick, Wanted, agree, take_column
+from chunkstore._ingest.plan.columns import OBJECT, Column, cast_of, label_column, make_field
 from chunkstore._ingest.plan.columns_layout import whole_columns
 from chunkstore._ingest.plan.inventory import Inventory
 from chunkstore._ingest.plan.origin import describe_origin
@@ -146,7 +146,7 @@ class _Builder:
 
     def no_objects(self, picks: list[Pick], files: npt.NDArray[np.int64]) -> None:
         for pick in picks:
-            if pick.target == "object":
+            if pick.target == OBJECT:
                 raise IngestError(
                     f"{self.scan.file_path(int(files[0]))}: array {pick.leaf.label!r} is an object array, one "
                     "row per element: "

@@ -14,8 +14,7 @@ from chunkstore._ingest.npy.arrays import ArraySource, Place
 from chunkstore._ingest.npy.casts import convert, resolve_cast
 from chunkstore._ingest.npy.files import check_unchanged, read_exactly
 from chunkstore._ingest.npy.pickled import load_rows
-from chunkstore._ingest.plan.columns import Column, cast_of
-from chunkstore._ingest.plan.inventory import NPY
+from chunkstore._ingest.plan.columns import NPY, Column, cast_of
 from chunkstore._ingest.plan.row_shapes import iter_texts
 from chunkstore._ingest.plan.samples import Plan
 from chunkstore._storage.platform import OPEN_FLAGS, OPEN_NONBLOCK

@@ -15,7 +15,7 @@ from chunkstore._format import dtypes
 from chunkstore._ingest.npy.arrays import TILE_NBYTES, ArraySource, Place
 from chunkstore._ingest.npy.casts import Cast, encode_texts, resolve_cast
 from chunkstore._ingest.npy.pickled import load_rows
-from chunkstore._ingest.plan.columns import Column, cast_of, is_object
+from chunkstore._ingest.plan.columns import OBJECT, Column, cast_of
 from chunkstore._ingest.plan.samples import Plan
 from chunkstore._ingest.plan.specs import DtypeSpec
 from chunkstore.errors import IngestError
@@ -29,7 +29,7 @@ def fill_shapes(plan: Plan, names: list[str], wanted: DtypeSpec) -> Plan:
     """
     columns = []
     for number, (name, column) in enumerate(zip(names, plan.columns, strict=True)):
-        if is_object(column):
+        if column.target == OBJECT:
             column = _fill_objects(plan, number, name, wanted.target(name))
         elif column.target == dtypes.STRING:
             column = _fill_texts(plan, number, name)

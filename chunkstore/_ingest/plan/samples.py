@@ -13,8 +13,7 @@ from chunkstore._format.schema import Field
 from chunkstore._ingest.npy.arrays import Kind, Place
 from chunkstore._ingest.npy.files import check_unchanged
 from chunkstore._ingest.npy.npz import Member
-from chunkstore._ingest.plan.columns import Column, count_items, row_shapes
-from chunkstore._ingest.plan.inventory import DEFLATED, NPY
+from chunkstore._ingest.plan.columns import DEFLATED, NPY, Column, count_items, row_shapes
 from chunkstore._ingest.plan.scan import Skipped
 from chunkstore._ingest.plan.texts import Texts
 
