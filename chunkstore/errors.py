@@ -69,7 +69,11 @@ class SampleNotFoundError(ChunkstoreError, KeyError):
 
 
 class IngestError(ChunkstoreError, ValueError):
-    """A source file cannot be converted as asked."""
+    """A source file cannot be converted as asked. The text is cut in its middle where names in it are very long."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= 2000 else f"{text[:500]} ... {text[-1200:]}"
 
 
 class SchemaError(ChunkstoreError, ValueError):

@@ -649,8 +649,34 @@ def test_reasons_have_no_advice_to_leave_out(tmp_path: Path) -> None:
     with pytest.raises(IngestError, match=r"To leave it out: --exclude '2.npy'"):
         plan(tmp_path)
     (tmp_path / "3.npy").symlink_to("gone")
-    with pytest.raises(IngestError, match=r"'gone', which is not there\. Remove it"):
+    with pytest.raises(IngestError, match=r"'gone', which is not there\. Remove it") as refused:
         plan(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path}/3.npy: a link"), "named as one would open it"
+
+
+def test_hint_for_splits_in_each_file(tmp_path: Path) -> None:
+    """Several `.npz` of `train_images`, `train_labels`, `val_images`, ...: the options for one split are named."""
+    for number, num in enumerate((10, 20)):
+        arrays = {"train_images": f4(num, 4, 4), "train_labels": f4(num, 1), "val_images": f4(3, 4, 4)}
+        tree(tmp_path, {f"{number}.npz": {**arrays, "val_labels": f4(3, 1)}})
+    taken = "--layout rows --field train_images=train_images --field train_labels=train_labels"
+    assert f"The arrays of one first axis become 30 samples with {taken}." in plan(tmp_path).explanation
+    with pytest.raises(IngestError, match=r"SOURCE \(--field train_images=train_images --field train_labels=train_l"):
+        plan(tmp_path, layout="rows")
+    assert plan(tmp_path, layout="rows", fields=["train_images", "train_labels"]).num_samples == 30
+
+
+def test_very_long_names_are_cut(tmp_path: Path) -> None:
+    """A message about a file with a path of 2,000 characters is no longer than that, and keeps its end."""
+    folder = tmp_path
+    for _ in range(10):
+        folder = folder / ("d" * 200)
+    folder.mkdir(parents=True)
+    (folder / "x.npy").write_bytes(b"junk")
+    with pytest.raises(IngestError) as refused:
+        plan(tmp_path)
+    assert len(str(refused.value)) < 2000
+    assert str(refused.value).endswith("x.npy: not an .npy file: it begins with b'junk'.")
 
 
 def test_long_headers_are_not_kept(tmp_path: Path) -> None:

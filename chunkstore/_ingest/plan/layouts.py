@@ -129,13 +129,30 @@ def _choose_one(inventory: Inventory, place: int, wanted: Wanted) -> Choice:
 
 def _shared_hint(picks: Sequence[Pick], axes: npt.NDArray[np.int64] | None) -> str:
     """Which arrays could be rows together: `train_images` and `train_labels` where there is `test_images` too."""
-    if axes is None or axes.max(initial=0) < 2:
+    shared = [] if axes is None else shared_picks(picks, axes)
+    if axes is None or not shared or (len(axes) > 1 and len(shared) < 2):
         return ""
-    lengths, counts = np.unique(axes[0], return_counts=True)
-    best = max((int(count), int(length)) for length, count in zip(lengths, counts, strict=True) if length > 1)[1]
-    names = [pick.field for place, pick in enumerate(picks) if int(axes[0, place]) == best][:6]
-    options = " ".join(f"--field {name}={name}" for name in names)
-    return f" The arrays with a first axis of {best:,} become samples with --layout rows {options}."
+    total = int(axes[:, picks.index(shared[0])].sum())
+    which = f"with a first axis of {total:,} become" if len(axes) == 1 else f"of one first axis become {total:,}"
+    return f" The arrays {which} samples with --layout rows {field_options(shared)}."
+
+
+def shared_picks(picks: Sequence[Pick], axes: npt.NDArray[np.int64]) -> list[Pick]:
+    """Most arrays, and the longest of them, that have one first axis of 2 and more in each file.
+
+    Args:
+        picks, axes: as of `first_axes`.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for place in np.flatnonzero((axes > 1).all(axis=0)).tolist():
+        groups.setdefault(axes[:, place].tobytes(), []).append(place)
+    best = max(groups.values(), key=lambda group: (len(group), int(axes[:, group[0]].sum())), default=[])
+    return [picks[place] for place in best]
+
+
+def field_options(picks: Sequence[Pick]) -> str:
+    """`--field` options that take these arrays; the first six, for a message."""
+    return " ".join(f"--field {pick.field}={pick.leaf.label}" for pick in picks[:6])
 
 
 def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice | None:
@@ -239,8 +256,9 @@ def _choose_many(inventory: Inventory, files: npt.NDArray[np.int64], wanted: Wan
         return Choice("files", f"{len(files):,} files, one sample each.{class_hint(inventory.scan, files)}")
     picks = _picks(inventory, int(signature_of[0]), wanted)
     axes = first_axes(inventory, picks, files) if picks else None
+    hints = f"{class_hint(inventory.scan, files)}{_shared_hint(picks, axes)}"
     if axes is None or axes.min() < 1 or axes.max() < 2 or (axes != axes[:, :1]).any():
-        return Choice("files", f"{len(files):,} files, one sample each.{class_hint(inventory.scan, files)}")
+        return Choice("files", f"{len(files):,} files, one sample each.{hints}")
     shapes = [dims_of(inventory, pick, files) for pick in picks]
     rows_alike = all((dims[:, 1:] == dims[0, 1:]).all() for dims in shapes)
     one_shape = rows_alike and (axes == axes[0]).all()

@@ -64,7 +64,7 @@ def make_plan(
     if scan.problems and on_error == "fail":
         problem = scan.problems[0]
         raise IngestError(
-            f"{problem.path}: {problem.reason.rstrip('.')}. Remove it, or leave it out with --exclude "
+            f"{scan.problem_paths[0]}: {problem.reason.rstrip('.')}. Remove it, or leave it out with --exclude "
             f"{problem.path!r} or --on-error skip."
         )
     inventory = Inventory(scan, skip=on_error == "skip")
@@ -131,13 +131,15 @@ class _Builder:
                 "--layout files."
             )
         bad = (axes != axes[:, :1]).any(axis=1)
+        shared = layouts.shared_picks(picks, axes) if bad.any() else []
+        options = f" ({layouts.field_options(shared)})" if len(shared) > 1 else ""
         for row in np.flatnonzero(bad).tolist():
             other = int(np.flatnonzero(axes[row] != axes[row, 0])[0])
             self.inventory.skip_or_raise(
                 int(files[row]),
                 f"--layout rows: array {picks[0].leaf.label!r} has {axes[row, 0]:,} rows, "
                 f"{picks[other].leaf.label!r} has {axes[row, other]:,}. "
-                "Take those that belong together with --field NAME=SOURCE, or say --layout files.",
+                f"Take those that belong together with --field NAME=SOURCE{options}, or say --layout files.",
             )
         if bad.all():
             raise IngestError(f"{path}: no file is left to convert: in none do all arrays have one first axis.")

@@ -57,6 +57,7 @@ class Scan:
         source_of: per file the number of its source, or None when there is one source.
         prefixes: per source what is put before its keys so that they stay unique; empty when that is not needed.
         problems: files that cannot be read as files.
+        problem_paths: of those, as one would open them.
     """
 
     sources: tuple[str, ...]
@@ -65,6 +66,7 @@ class Scan:
     source_of: list[int] | None = None
     prefixes: tuple[str, ...] = ()
     problems: list[Skipped] = field(default_factory=list)
+    problem_paths: list[str] = field(default_factory=list)
     num_hidden: int = 0
     num_other: int = 0
     num_excluded: int = 0
@@ -285,11 +287,11 @@ class _Walker:
         if _is_file(entry):
             files.append(entry.name)
             return
-        shown = relative + entry.name
         if entry.is_symlink() and not os.path.exists(entry.path):
             target = os.readlink(entry.path)
             hint = " `git annex get` (or `datalad get`) brings the data." if "annex/objects" in target else ""
-            self.scan.problems.append(Skipped(shown, f"a link to {target!r}, which is not there.{hint}"))
+            reason = f"a link to {target!r}, which is not there.{hint}"
         else:
-            kind = kind_of(entry.stat().st_mode) or "no regular file"
-            self.scan.problems.append(Skipped(shown, f"expected a regular file, found {kind}"))
+            reason = f"expected a regular file, found {kind_of(entry.stat().st_mode) or 'no regular file'}"
+        self.scan.problems.append(Skipped(relative + entry.name, reason))
+        self.scan.problem_paths.append(entry.path)
