@@ -128,8 +128,9 @@ class CodecSpec:
 
     def check_names(self, names: Sequence[str]) -> None:
         """Raise SchemaError if a field is named that does not exist."""
+        present = set(names)
         for name in self.by_field:
-            if name not in names:
+            if name not in present:
                 known = ", ".join(map(repr, names[:20]))
                 raise SchemaError(f"codec: there is no field {name!r}; the fields are {known}")
 

@@ -679,6 +679,21 @@ def test_very_long_names_are_cut(tmp_path: Path) -> None:
     assert str(refused.value).endswith("x.npy: not an .npy file: it begins with b'junk'.")
 
 
+def test_many_arrays_need_few_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader of many fields keeps some files open, not one for each field; those that it closed it opens again."""
+    monkeypatch.setattr("chunkstore._ingest.plan.read._MAX_OPEN", 3)
+    arrays = {f"a{number}": f4(4, number + 1) for number in range(8)}
+    np.savez_compressed(tmp_path / "x.npz", **arrays)
+    made = plan(tmp_path, layout="rows")
+    with PlanReader(made) as reader:
+        for half in (0, 2):
+            for number, field in enumerate(made.fields):
+                data = bytearray(made.nbytes(number) // 2)
+                reader.read(number, half, half + 2, data)
+                assert data == arrays[field.name][half : half + 2].tobytes()
+                assert len(reader._sources) <= 3
+
+
 def test_long_headers_are_not_kept(tmp_path: Path) -> None:
     """A header of a megabyte is parsed and forgotten."""
     for number in range(3):

@@ -92,7 +92,7 @@ def cut_tasks(plan: Plan, arrangement: Arrangement, temporary: str, *, split: bo
             all fields of a run of shards, and writes them shard by shard.
     """
     forward = tuple(number for number in range(len(plan.fields)) if in_order(plan, number))
-    others = tuple(number for number in range(len(plan.fields)) if number not in forward)
+    others = tuple(sorted(set(range(len(plan.fields))).difference(forward)))
     if forward and not split:
         yield _cut(plan, arrangement, temporary, (*forward, *others), 0, arrangement.num_shards, True)
         return

@@ -23,6 +23,7 @@ from chunkstore.errors import IngestError
 Bytes = npt.NDArray[np.uint8]
 _FLAGS: Final = os.O_RDONLY | OPEN_FLAGS | OPEN_NONBLOCK
 PIECE_NBYTES: Final = 4 << 20
+_MAX_OPEN: Final = 100  # sources: each has a descriptor, and 40 KiB if it inflates
 _CLOCK_TICK_NS: Final = 20_000_000  # file systems stamp with a clock that moves every 1 to 10 ms
 
 
@@ -38,7 +39,8 @@ class Deviation(Exception):
 
 
 class PlanReader:
-    """Reads rows of a plan. One per thread: it keeps one open source per field, so that reading on is cheap.
+    """Reads rows of a plan. One per thread: it keeps one open source per field, of 100 fields at most, so
+    that reading on is cheap.
 
     Args:
         plan: of either kind, or a slice of one.
@@ -152,12 +154,12 @@ class PlanReader:
             yield part.data
 
     def _source(self, number: int, piece: int) -> ArraySource:
-        """Open source of a piece; the one before is closed."""
+        """Open source of a piece; the one before is closed, and the oldest where there are many fields."""
         kept = self._sources.get(number)
         if kept is not None and kept[0] == piece:
             return kept[1]
-        if kept is not None:
-            self._sources.pop(number)[1].close()
+        if kept is not None or len(self._sources) >= _MAX_OPEN:
+            self._sources.pop(number if kept is not None else next(iter(self._sources)))[1].close()
         place = self._plan.place(number, piece)
         source = ArraySource(place, self._plan.columns[number].member, self._cast(number, piece, place))
         self._sources[number] = piece, source

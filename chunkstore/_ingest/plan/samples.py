@@ -105,6 +105,9 @@ class Plan:
 
     def slice(self, start: int, stop: int) -> Plan:
         """Samples `[start, stop)`, numbered from 0, with nothing but what they need."""
+        bare = replace(self, explanation="", notes=(), skipped=(), attrs={}, origin={})
+        if (start, stop) == (0, self.num_samples):
+            return bare
         columns = [column.slice(start, stop) for column in self.columns]
         used = np.unique(np.concatenate([column.file for column in columns])) if columns else np.zeros(0, np.int64)
         columns = [
@@ -113,12 +116,7 @@ class Plan:
         ]
         paths = _take_texts(self.paths, used)
         return replace(
-            self,
-            explanation="",
-            notes=(),
-            skipped=(),
-            attrs={},
-            origin={},
+            bare,
             num_samples=stop - start,
             keys=None if self.keys is None else self.keys.slice(start, stop),
             columns=tuple(columns),
