@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -203,22 +204,18 @@ def _describe(field: Field) -> str:
 
 
 def _add_all(writer: Writer, plan: Plan, progress: Tell | bool | None) -> None:
-    columns = [_Rows(plan, number, writer.fields[field.name]) for number, field in enumerate(plan.fields)]
     labels = _label_numbers(writer.attrs, plan)
-    ends = np.cumsum(sum(column.sizes() for column in columns))
-    reader = PlanReader(plan)
-    try:
-        with Progress(progress, "append", plan.num_samples, plan.total_nbytes) as bar:
-            for start, stop in _pieces(ends):
-                batch = {column.field.name: column.read(reader, start, stop) for column in columns}
-                if labels is not None:
-                    batch[LABEL] = labels[batch[LABEL]]
-                keys = None if plan.keys is None else list(plan.keys.slice(start, stop))
-                writer.add_batch(batch, keys)
-                bar.advance(int(ends[stop - 1]) - (int(ends[start - 1]) if start else 0))
-            bar.finish()
-    finally:
-        reader.close()
+    ends = np.cumsum(sum(map(plan.row_sizes, range(len(plan.fields)))))
+    with PlanReader(plan) as reader, Progress(progress, "append", plan.num_samples, plan.total_nbytes) as bar:
+        rows = [_Rows(reader, plan, number, writer.fields[field.name]) for number, field in enumerate(plan.fields)]
+        for start, stop in _pieces(ends):
+            batch = {field.name: rows[number].read(start, stop) for number, field in enumerate(plan.fields)}
+            if labels is not None:
+                batch[LABEL] = labels[batch[LABEL]]
+            keys = None if plan.keys is None else list(plan.keys.slice(start, stop))
+            writer.add_batch(batch, keys)
+            bar.advance(int(ends[stop - 1]) - (int(ends[start - 1]) if start else 0))
+        bar.finish()
 
 
 def _pieces(ends: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -235,35 +232,19 @@ def _pieces(ends: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 class _Rows:
     """Rows of one field of the plan, as the writer takes them for the field of the container."""
 
-    def __init__(self, plan: Plan, number: int, field: Field) -> None:
-        self.field = field
-        self._number = number
-        self._planned = plan.fields[number]
-        self._shapes = plan.row_shapes(number)
-        self._num_samples = plan.num_samples
+    def __init__(self, reader: PlanReader, plan: Plan, number: int, field: Field) -> None:
+        self._reader, self._number, self._field = reader, number, field
+        self._planned, self._shapes = plan.fields[number], plan.row_shapes(number)
 
-    def sizes(self) -> NDArray[np.int64]:
-        """Stored bytes of each row, int64 [N]."""
-        if self._planned.row_nbytes is not None:
-            return np.full(self._num_samples, self._planned.row_nbytes, np.int64)
-        nbytes: NDArray[np.int64] = np.prod(self._shapes, axis=1, dtype=np.int64) * self._planned.item_nbytes
-        return nbytes
-
-    def read(self, reader: PlanReader, start: int, stop: int) -> Any:
+    def read(self, start: int, stop: int) -> Any:
         """Rows `[start, stop)`: an array of shape (stop - start, *shape), or a list where they may differ."""
-        planned = self._planned
-        if planned.row_nbytes is None:
-            counts = np.prod(self._shapes[start:stop], axis=1, dtype=np.int64)
-        else:
-            counts = np.ones(stop - start, np.int64)
-        ends = np.cumsum(counts * planned.item_nbytes)
-        data = bytearray(int(ends[-1]))
-        reader.read(self._number, start, stop, data)
-        if not self.field.ragged:
+        planned, ends = self._planned, self._reader.row_ends(self._number, start, stop).tolist()
+        data = bytearray(ends[-1])
+        self._reader.read(self._number, start, stop, data)
+        if not self._field.ragged:
             return _array(data, planned, (stop - start, *planned.item_shape))
-        begins = np.append(0, ends[:-1]).tolist()
-        parts = [memoryview(data)[a:b] for a, b in zip(begins, ends.tolist(), strict=True)]
-        if self.field.is_string:
+        parts = [memoryview(data)[a:b] for a, b in pairwise([0, *ends])]
+        if self._field.is_string:
             return [str(part, "utf-8") for part in parts]
         dims = self._shapes[start:stop].tolist()
         return [_array(part, planned, (*dim, *planned.item_shape)) for part, dim in zip(parts, dims, strict=True)]

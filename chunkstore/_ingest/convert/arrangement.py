@@ -126,9 +126,9 @@ def _cut(plan: Plan, shard_nbytes: int) -> tuple[Ints, Ints]:
     per_sample: int | Ints = fixed
     for number, field in enumerate(plan.fields):
         if field.ragged:
-            row_nbytes = plan.row_items(number) * field.item_nbytes
-            per_sample = row_nbytes + per_sample
-            ends[number] = np.cumsum(row_nbytes)
+            sizes = plan.row_sizes(number)
+            per_sample = sizes + per_sample
+            ends[number] = np.cumsum(sizes)
     starts = shard_starts(per_sample, plan.num_samples, shard_nbytes)
     nbytes = np.zeros((len(plan.fields), len(starts) - 1), np.int64)
     for number, field in enumerate(plan.fields):

@@ -119,11 +119,7 @@ def _estimate(plan: Plan, number: int, coding: Coding | None) -> float:
 
 def sample_rows(plan: Plan, number: int) -> list[bytes]:
     """Rows of a field, about 4 MiB, evenly spaced; the first ones where a source can only be read forward."""
-    field = plan.fields[number]
-    if field.row_nbytes is None:
-        sizes = plan.row_items(number) * field.item_nbytes
-    else:
-        sizes = np.full(plan.num_samples, field.row_nbytes, np.int64)
+    sizes = plan.row_sizes(number)
     places = sample_places(sizes)
     found = []
     with PlanReader(plan) as rows:

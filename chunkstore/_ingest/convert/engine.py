@@ -44,7 +44,7 @@ class Order:
 
     task: Task
     token: bytes
-    host: str
+    host: str = field(default_factory=platform.node)
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,6 @@ def mark(sink: Sink, *, shared: bool) -> bytes:
     if shared:
         _sync(sink)
     return token
-
-
-def give_order(task: Task, token: bytes) -> Order:
-    """The order that has a worker do a task."""
-    return Order(task, token, platform.node())
 
 
 def carry_out(order: Order) -> Outcome:

@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from multiprocessing import connection, parent_process
 from typing import Any, Final
 
-from chunkstore._ingest.convert.engine import Outcome, carry_out, give_order, mark, take
+from chunkstore._ingest.convert.engine import Order, Outcome, carry_out, mark, take
 from chunkstore._ingest.convert.tasks import Task, Written, write_blocks
 from chunkstore._storage.commit import NewFile
 from chunkstore._storage.interrupts import ENDING, signals_later
@@ -159,7 +159,7 @@ class _Crew:
         """Have as many tasks under way as there may be; whether there are any."""
         while len(self.waiting) < self._most and (task := next(self.tasks, None)) is not None:
             with _engine_errors(self._new.path):
-                self.waiting[self._executor.submit(carry_out, give_order(task, self._token))] = task
+                self.waiting[self._executor.submit(carry_out, Order(task, self._token))] = task
         return bool(self.waiting)
 
     def collect(self, seconds: float | None) -> Iterator[Written]:

@@ -102,7 +102,7 @@ class _StoredC:
         read_exactly(self._fd, place.member.offset, memoryview(header), self._where)
         crc = zlib.crc32(header)
         if self._end == 0 and crc != place.member.crc:
-            raise _crc_error(place, crc)
+            raise _crc_error(self._where, place.member.crc, crc)
         return crc
 
     def read(self, start: int, stop: int, view: memoryview) -> None:
@@ -112,19 +112,16 @@ class _StoredC:
             self._crc = zlib.crc32(view, self._crc)
             self._position += len(view)
             if self._position == self._end and self._crc != self._member.crc:
-                raise IngestError(_crc_text(self._where, self._member.crc, self._crc))
+                raise _crc_error(self._where, self._member.crc, self._crc)
 
     def close(self) -> None:
         pass
 
 
-def _crc_text(where: str, stored: int, computed: int) -> str:
-    return f"{where}: CRC-32 stored {stored:08x}, computed {computed:08x}. The archive is damaged: get it again."
-
-
-def _crc_error(place: Place, computed: int) -> IngestError:
-    assert place.member is not None
-    return IngestError(_crc_text(place.where, place.member.crc, computed))
+def _crc_error(where: str, stored: int, computed: int) -> IngestError:
+    return IngestError(
+        f"{where}: CRC-32 stored {stored:08x}, computed {computed:08x}. The archive is damaged: get it again."
+    )
 
 
 class _DeflatedC:

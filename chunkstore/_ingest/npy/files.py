@@ -6,10 +6,11 @@ import os
 import stat
 from typing import Final
 
+from chunkstore._storage.platform import OPEN_FLAGS, OPEN_NONBLOCK
 from chunkstore.errors import IngestError
 
 # O_NONBLOCK: the open of a FIFO without a writer must return, not wait for ever. It does nothing for regular files.
-_FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+FLAGS: Final = os.O_RDONLY | OPEN_FLAGS | OPEN_NONBLOCK
 _KINDS: Final = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -37,7 +38,7 @@ def open_regular(path: str, where: str) -> tuple[int, os.stat_result]:
         OSError: cannot be opened.
     """
     _refuse(os.stat(path).st_mode, where)
-    fd = os.open(path, _FLAGS)
+    fd = os.open(path, FLAGS)
     try:
         status = os.fstat(fd)
         _refuse(status.st_mode, where)

@@ -47,7 +47,7 @@ class _Parser:
         self.position = 0
 
     def rest(self) -> str:
-        return repr(self.text[self.position : self.position + 24])
+        return repr(self.text[self.position : self.position + 24]) if self.position < len(self.text) else "the end"
 
     def skip_space(self) -> None:
         match = _SPACE.match(self.text, self.position)
@@ -57,8 +57,7 @@ class _Parser:
         self.skip_space()
         match = _TOKEN.match(self.text, self.position)
         if match is None:
-            found = self.rest() if self.position < len(self.text) else "the end"
-            raise ValueError(f"expected a value at character {self.position}, found {found}")
+            raise ValueError(f"expected a value at character {self.position}, found {self.rest()}")
         self.position = match.end()
         return match
 
@@ -72,8 +71,7 @@ class _Parser:
 
     def expect(self, mark: str) -> None:
         if not self.take(mark):
-            found = self.rest() if self.position < len(self.text) else "the end"
-            raise ValueError(f"expected {mark!r} at character {self.position}, found {found}")
+            raise ValueError(f"expected {mark!r} at character {self.position}, found {self.rest()}")
 
     def value(self, depth: int) -> Literal:
         if depth > MAX_DEPTH:

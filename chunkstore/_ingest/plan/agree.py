@@ -214,8 +214,7 @@ def _common(dtypes: Sequence[np.dtype[Any]]) -> str | None:
 def take_column(inventory: Inventory, pick: Pick, files: npt.NDArray[np.int64], *, rows: bool) -> Column:
     """Column of a field over the files, in their order."""
     table = inventory.tables[pick.leaf.array, pick.leaf.ndim - len(pick.leaf.subshape)]
-    place = np.searchsorted(table.column("file"), files)
-    parts = {name: _shrink(table.column(name)[place]) for name in PER_PIECE}
+    parts = {name: _shrink(table.column(name, files)) for name in PER_PIECE}
     start = None
     if rows:
         start = np.zeros(len(files) + 1, np.int64)

@@ -44,10 +44,12 @@ class ArrayTable:
     crc: array[int] = field(default_factory=lambda: array("q"))
     dims: array[int] = field(default_factory=lambda: array("q"))
 
-    def column(self, name: str) -> npt.NDArray[Any]:
-        """One of the columns as an array; `dims` has the shape (rows, ndim)."""
+    def column(self, name: str, files: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """One of the columns for these files; `dims` has the shape (files, ndim)."""
         values = np.array(getattr(self, name))
-        return values.reshape(len(self.file), self.ndim) if name == "dims" else values
+        rows = values.reshape(len(self.file), self.ndim) if name == "dims" else values
+        found: npt.NDArray[Any] = rows[np.searchsorted(np.array(self.file), files)]
+        return found
 
 
 class Inventory:
@@ -61,7 +63,9 @@ class Inventory:
         signatures: distinct contents of a file.
         signature_of: per file its signature, -1 where the file was skipped.
         tables: per array name (None in an `.npy`) and number of dimensions.
+        dtype_of_kind: number of the dtype of each kind.
         skipped: files that could not be read, by number, with their reasons.
+        skips: whether a file that does not fit is left out instead of refused.
     """
 
     def __init__(self, scan: Scan, *, skip: bool) -> None:
@@ -72,8 +76,8 @@ class Inventory:
         self.signatures: list[Signature] = []
         self.tables: dict[tuple[str | None, int], ArrayTable] = {}
         self.skipped: dict[int, str] = {}
-        self._skip = skip
-        self._dtype_of_kind: list[int] = []
+        self.skips = skip
+        self.dtype_of_kind: list[int] = []
         self._kind_ids: dict[tuple[int, bool, int], int] = {}
         self._dtype_ids: dict[str, int] = {}
         self._signature_ids: dict[Signature, int] = {}
@@ -89,7 +93,7 @@ class Inventory:
             try:
                 self.signature_of[place] = self._read(place)
             except (IngestError, PermissionError, FileNotFoundError) as error:
-                if not self._skip:
+                if not self.skips:
                     raise
                 self.skipped[place] = _reason(error, self.scan.file_path(place))
 
@@ -155,12 +159,8 @@ class Inventory:
         kind = self._kind_ids.setdefault(key, len(self.kinds))
         if kind == len(self.kinds):
             self.kinds.append(Kind(header.dtype, header.fortran_order, header.data_offset))
-            self._dtype_of_kind.append(dtype)
+            self.dtype_of_kind.append(dtype)
         return kind
-
-    def dtype_of_kind(self, kind: int) -> int:
-        """Number of the dtype of a kind."""
-        return self._dtype_of_kind[kind]
 
     def _add(
         self, name: str | None, place: int, kind: int, header: NpyHeader, numbers: tuple[int, int, int, int, int]
@@ -179,8 +179,7 @@ class Inventory:
         table.dims.extend(header.shape)
 
     def _signature(self, arrays: list[tuple[str | None, int, int]]) -> int:
-        by_kind = self._dtype_of_kind
-        signature = tuple((name, by_kind[kind], ndim) for name, kind, ndim in arrays)
+        signature = tuple((name, self.dtype_of_kind[kind], ndim) for name, kind, ndim in arrays)
         number = self._signature_ids.setdefault(signature, len(self.signatures))
         if number == len(self.signatures):
             self.signatures.append(signature)
@@ -195,15 +194,10 @@ class Inventory:
     def skip_or_raise(self, place: int, reason: str, advice: str = "") -> None:
         """Leave a file out, or refuse, as was asked for; `advice` is for the refusal."""
         path = self.scan.file_path(place)
-        if not self._skip:
+        if not self.skips:
             raise IngestError(f"{path}: {reason}{advice}")
         self.skipped[place] = reason
         self.signature_of[place] = -1
-
-    @property
-    def skips(self) -> bool:
-        """Whether a file that does not fit is left out instead of refused."""
-        return self._skip
 
     def skip_list(self) -> list[Skipped]:
         """Everything that is left out, problems of the scan first."""

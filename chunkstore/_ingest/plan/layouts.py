@@ -103,8 +103,7 @@ def first_axes(
 def dims_of(inventory: Inventory, pick: Pick, files: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Shapes of the pick's array in those files, shape (files, ndim); subarray dimensions left out."""
     table = inventory.tables[pick.leaf.array, pick.leaf.ndim - len(pick.leaf.subshape)]
-    chosen: npt.NDArray[np.int64] = table.column("dims")[np.searchsorted(table.column("file"), files)]
-    return chosen
+    return table.column("dims", files)
 
 
 def _choose_one(inventory: Inventory, place: int, wanted: Wanted) -> Choice:
@@ -240,8 +239,7 @@ def _one_shape(inventory: Inventory, files: list[int]) -> tuple[bytes, ...] | No
     places = np.array([place for place in files if place >= 0])
     places.sort()
     for name, _, ndim in inventory.signatures[inventory.signature_of[int(places[0])]]:
-        table = inventory.tables[name, ndim]
-        dims = table.column("dims")[np.searchsorted(table.column("file"), places)]
+        dims = inventory.tables[name, ndim].column("dims", places)
         if (dims != dims[0]).any():
             return None
         found.append(dims[0].tobytes())
@@ -292,8 +290,7 @@ def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
         return  # most are alike: the others are the odd ones
     by_axis: dict[int, list[str]] = {}
     for place, ((name, _, ndim),) in zip(files.tolist(), arrays, strict=True):
-        table = inventory.tables[name, ndim]
-        axis = int(table.column("dims")[np.searchsorted(table.column("file"), place), 0])
+        axis = int(inventory.tables[name, ndim].column("dims", np.array([place]))[0, 0])
         by_axis.setdefault(axis, []).append(inventory.scan.names()[place])
     length, paths = max(by_axis.items(), key=lambda item: (len(item[1]), item[0]))
     if length > 1 and len(paths) > 1:

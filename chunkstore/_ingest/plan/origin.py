@@ -48,7 +48,7 @@ def describe_origin(
             home = origin["fields"][field.name]["file"] = paths[int(column.file[0])]
         if column.member and home not in origin["structs"]:
             kind = int(column.kind[0])
-            origin["structs"][home] = _json(inventory.descrs[inventory.dtype_of_kind(kind)])
+            origin["structs"][home] = _json(inventory.descrs[inventory.dtype_of_kind[kind]])
     if pairing is not None:
         origin.update(pattern=pairing.pattern, position=pairing.position)
         origin.update(_pair_names(plan, paths, roles))

@@ -12,16 +12,14 @@ import numpy.typing as npt
 from chunkstore._format import dtypes
 from chunkstore._ingest.npy.arrays import ArraySource, Place
 from chunkstore._ingest.npy.casts import convert, resolve_cast
-from chunkstore._ingest.npy.files import check_unchanged, read_exactly
+from chunkstore._ingest.npy.files import FLAGS, check_unchanged, read_exactly
 from chunkstore._ingest.npy.pickled import load_rows
 from chunkstore._ingest.plan.columns import NPY, Column, cast_of
 from chunkstore._ingest.plan.row_shapes import iter_texts
 from chunkstore._ingest.plan.samples import Plan
-from chunkstore._storage.platform import OPEN_FLAGS, OPEN_NONBLOCK
 from chunkstore.errors import IngestError
 
 Bytes = npt.NDArray[np.uint8]
-_FLAGS: Final = os.O_RDONLY | OPEN_FLAGS | OPEN_NONBLOCK
 PIECE_NBYTES: Final = 4 << 20
 _MAX_OPEN: Final = 100  # sources: each has a descriptor, and 40 KiB if it inflates
 _CLOCK_TICK_NS: Final = 20_000_000  # file systems stamp with a clock that moves every 1 to 10 ms
@@ -50,7 +48,7 @@ class PlanReader:
         self._plan = plan
         self._sources: dict[int, tuple[int, ArraySource]] = {}
         self._rows: dict[int, tuple[int, list[npt.NDArray[Any]]]] = {}
-        self._items: dict[int, npt.NDArray[np.int64]] = {}
+        self._sizes: dict[int, npt.NDArray[np.int64]] = {}
         self._casts: dict[tuple[int, int], Any] = {}
 
     def read(self, number: int, start: int, stop: int, out: Any) -> None:
@@ -126,10 +124,9 @@ class PlanReader:
         field = self._plan.fields[number]
         if field.row_nbytes is not None:
             return np.arange(1, stop - start + 1, dtype=np.int64) * field.row_nbytes
-        if number not in self._items:
-            self._items[number] = self._plan.row_items(number)
-        ends: npt.NDArray[np.int64] = np.cumsum(self._items[number][start:stop]) * field.item_nbytes
-        return ends
+        if number not in self._sizes:
+            self._sizes[number] = self._plan.row_sizes(number)
+        return np.cumsum(self._sizes[number][start:stop])
 
     def _stream_row(
         self, number: int, row: int, nbytes: int, buffer: Callable[[int], memoryview]
@@ -207,7 +204,7 @@ class PlanReader:
         file = int(column.file[row])
         path = plan.file_path(file)
         size, mtime_ns = int(plan.size[file]), int(plan.mtime_ns[file])
-        fd = os.open(path, _FLAGS)
+        fd = os.open(path, FLAGS)
         try:
             check_unchanged(os.fstat(fd), size, mtime_ns, path)
             read_exactly(fd, plan.kinds[int(column.kind[row])].data_offset, part.data, path)
@@ -333,7 +330,7 @@ def read_uniform(plan: Plan, start: int, stop: int, out: Any) -> bool:
             root = roots[number]
         end = begin + nbytes
         try:
-            fd = os.open(root + name, _FLAGS)
+            fd = os.open(root + name, FLAGS)
             try:
                 got = os.readv(fd, (head, view[begin:end], probe))
                 status = os.fstat(fd)

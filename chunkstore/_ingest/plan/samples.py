@@ -87,6 +87,13 @@ class Plan:
         """Items of each row, int64 [N]; 1 where all rows are alike."""
         return count_items(self.row_shapes(number))
 
+    def row_sizes(self, number: int) -> npt.NDArray[np.int64]:
+        """Stored bytes of each row, int64 [N]."""
+        field = self.fields[number]
+        if field.row_nbytes is not None:
+            return np.full(self.num_samples, field.row_nbytes, np.int64)
+        return self.row_items(number) * field.item_nbytes
+
     def nbytes(self, number: int) -> int:
         """Stored bytes of a field."""
         row = self.fields[number].row_nbytes

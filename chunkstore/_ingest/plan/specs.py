@@ -42,21 +42,21 @@ class Leaf:
         return ".".join((self.array, *self.member))
 
 
-def leaves(array: str | None, dtype: np.dtype[Any], ndim: int) -> Iterator[Leaf]:
-    """The array itself, or every member of a structured array, nested ones too."""
-    yield from _leaves(array, (), dtype, (), ndim)
-
-
-def _leaves(
-    array: str | None, member: tuple[str, ...], dtype: np.dtype[Any], subshape: tuple[int, ...], ndim: int
+def leaves(
+    array: str | None,
+    dtype: np.dtype[Any],
+    ndim: int,
+    member: tuple[str, ...] = (),
+    subshape: tuple[int, ...] = (),
 ) -> Iterator[Leaf]:
-    base, dims = (dtype.subdtype[0], dtype.subdtype[1]) if dtype.subdtype is not None else (dtype, ())
+    """The array itself, or every member of a structured array, nested ones too: below `member`, of `subshape`."""
+    base, dims = dtype.subdtype or (dtype, ())
     if base.names is None:
         yield Leaf(array, member, base, subshape + dims, ndim + len(subshape) + len(dims))
         return
     assert base.fields is not None
     for name in base.names:
-        yield from _leaves(array, (*member, name), base.fields[name][0], subshape + dims, ndim)
+        yield from leaves(array, base.fields[name][0], ndim, (*member, name), subshape + dims)
 
 
 def leaf_of(array: str | None, dtype: np.dtype[Any], ndim: int, member: tuple[str, ...]) -> Leaf | None:
