@@ -1,8 +1,9 @@
-"""A process of its own that converts, for `workloads/scaling.py`: seconds, and the most memory of each process.
+"""Processes of their own for `workloads/scaling.py`: seconds of a conversion, or of bare inflating, and memory.
 
-python -m tools.bench.probe_convert SOURCE TARGET WORKERS
+python -m tools.bench.probe_convert convert SOURCE TARGET WORKERS
+python -m tools.bench.probe_convert inflate FILE...
 
-WORKERS is a number of worker processes, or 0 for this process alone.
+`convert` prints one line of JSON. `inflate` prints `ready`, waits for a line, inflates, prints `done`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import multiprocessing
 import re
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import chunkstore
-from chunkstore._ingest.convert.pool import WorkerPool
+
+_PIECE_NBYTES = 1 << 20
 
 
 def peak_nbytes(pid: int) -> int:
@@ -28,8 +31,8 @@ def peak_nbytes(pid: int) -> int:
     return int(found[1]) << 10 if found else 0
 
 
-def main(source: str, target: str, workers: str) -> None:
-    """Convert and print one line of JSON."""
+def convert(source: str, target: str, workers: str) -> None:
+    """Convert and print one line of JSON; the peaks are those of all workers, this process first."""
     peaks: dict[int, int] = {}
 
     def look(*_: int) -> None:
@@ -38,16 +41,27 @@ def main(source: str, target: str, workers: str) -> None:
                 peaks[child.pid] = max(peaks.get(child.pid, 0), peak_nbytes(child.pid))
 
     start = time.perf_counter()
-    if int(workers):
-        # `--workers 1` starts no process, and writes in a second thread: with one it would be no worker like two are.
-        with WorkerPool(int(workers)) as pool:
-            chunkstore.convert(source, target, layout="rows", executor=pool, progress=look)
-    else:
-        chunkstore.convert(source, target, layout="rows", workers=1, progress=look)
+    chunkstore.convert(source, target, layout="rows", workers=int(workers), progress=look)
     seconds = time.perf_counter() - start
     own = peak_nbytes(multiprocessing.current_process().pid or 0)
-    print(json.dumps({"seconds": seconds, "workers": sorted(peaks.values()), "own": own}))
+    print(json.dumps({"seconds": seconds, "peaks": [own, *peaks.values()]}))
+
+
+def inflate(paths: list[str]) -> None:
+    """Read all members of zip files, CRC included, and do nothing with them."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for path in paths:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    while member.read(_PIECE_NBYTES):
+                        pass
+    print("done", flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "convert":
+        convert(*sys.argv[2:])
+    else:
+        inflate(sys.argv[2:])
