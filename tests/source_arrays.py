@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from chunkstore._ingest.npy.arrays import ArraySource, Kind, Place
+from chunkstore._ingest.npy.arrays import ArrayKind, ArraySource, Place
 from chunkstore._ingest.npy.files import open_regular
 from chunkstore._ingest.npy.npyheader import check_nbytes, parse_header
 from chunkstore._ingest.npy.npz import read_member_header, read_members
@@ -32,7 +32,7 @@ def find_place(path: Path, array: str | None = None) -> Place:
             check_nbytes(header, status.st_size, where)
     finally:
         os.close(fd)
-    kind = Kind(header.dtype, header.fortran_order, header.data_offset)
+    kind = ArrayKind(header.dtype, header.fortran_order, header.data_offset)
     return Place(str(path), where, status.st_size, status.st_mtime_ns, found, kind, header.shape)
 
 

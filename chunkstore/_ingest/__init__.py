@@ -2,11 +2,12 @@
 
     sources                     directories and files that the user names
       |  plan/scan              the files in them, in natural order
+      |  plan/planner           the steps that follow, one after another:
       |  plan/inventory         the header of each; npy/ is the one gate for the bytes of sources
       |  plan/uniform           or only the first header, where the others seem to be the same; checked at the copy
       |  plan/layouts           which arrays make one sample (pairing, columns_layout), what `auto` chooses
       |  plan/agree             do they fit each other; specs: `--field`, `--dtype`; row_shapes: what headers do not say
-    plan/samples                every sample, its fields, where each row is now (columns); nothing is written
+    plan/plan                   every sample, its fields, where each row is now (columns); nothing is written
       |  convert/arrangement    where each block goes, by arithmetic (coded: where chunks tell)
       |  convert/tasks          one worker: rows of some shards read (plan/read), cast (npy/casts), summed, written
       |  convert/engine, pool   the same work in this process, in processes of ours, or on any executor

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from chunkstore._ingest.plan.inventory import Inventory
-from chunkstore._ingest.plan.plan import Plan, make_plan
+from chunkstore._ingest.plan.plan import Plan
+from chunkstore._ingest.plan.planner import make_plan
 from chunkstore._ingest.plan.read import PlanReader, read_uniform
 from chunkstore._ingest.plan.scan import scan_sources
 from chunkstore._ingest.plan.uniform import plan_uniform

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chunkstore._ingest.plan.plan import Plan, make_plan
+from chunkstore._ingest.plan.plan import Plan
+from chunkstore._ingest.plan.planner import make_plan
 from chunkstore._ingest.plan.read import PlanReader
 from chunkstore._ingest.plan.scan import scan_sources
 from chunkstore.errors import IngestError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -15,58 +14,18 @@ from numpy.typing import NDArray
 from chunkstore._format.constants import ATTRS_RESERVED
 from chunkstore._format.schema import Field
 from chunkstore._ingest.convert.progress import Progress, Tell
+from chunkstore._ingest.convert.report import AppendReport
 from chunkstore._ingest.plan.pairing import stem
-from chunkstore._ingest.plan.plan import LABEL, OnError, Plan, make_plan
+from chunkstore._ingest.plan.plan import Plan
+from chunkstore._ingest.plan.planner import LABEL, OnError, make_plan
 from chunkstore._ingest.plan.read import PlanReader
-from chunkstore._ingest.plan.scan import Skipped, count_text, scan_sources
+from chunkstore._ingest.plan.scan import scan_sources
 from chunkstore._ingest.plan.specs import DATA, DtypeArg, FieldArg
 from chunkstore._rewrite.attrs import is_known, join_records
 from chunkstore._write.writer import Writer
 from chunkstore.errors import IngestError
 
 _PIECE_NBYTES: Final = 16 << 20  # of samples that are read and added at once, if one sample is not more
-
-
-@dataclass(frozen=True)
-class AppendReport:
-    """The result of `append`.
-
-    Attributes:
-        path: of the container.
-        num_added: samples that are new.
-        num_samples: of the container now.
-        num_files: that the new samples come from.
-        explanation: what was found, chosen, and why.
-        notes: what the user should look at.
-        skipped: files that were left out (`on_error="skip"`), and why.
-        seconds: that it took.
-    """
-
-    path: str
-    num_added: int
-    num_samples: int
-    num_files: int
-    explanation: str
-    notes: tuple[str, ...]
-    skipped: tuple[Skipped, ...]
-    seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        return asdict(self)
-
-    def summary(self) -> str:
-        """Text for people, several lines."""
-        lines = [self.explanation, *(f"note: {note}" for note in self.notes)]
-        lines.append(
-            f"{self.path}: {count_text(self.num_added, 'sample')} of {count_text(self.num_files, 'file')} added in "
-            f"{self.seconds:.2f} s; "
-            f"it has {self.num_samples:,} now"
-        )
-        if self.skipped:
-            lines.append(f"{count_text(len(self.skipped), 'file was', 'files were')} SKIPPED:")
-            lines += [f"  {item.shown}: {item.reason}" for item in self.skipped]
-        return "\n".join(lines)
 
 
 def append(

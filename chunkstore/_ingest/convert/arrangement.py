@@ -18,7 +18,7 @@ from chunkstore._format.constants import HEAD_NBYTES, MAX_FILE_NBYTES, PART_ALIG
 from chunkstore._format.layout import num_groups, shard_starts
 from chunkstore._format.segment import pad
 from chunkstore._ingest.convert.coded import Coding, most_nbytes
-from chunkstore._ingest.plan.samples import Plan
+from chunkstore._ingest.plan.plan import Plan
 from chunkstore._write.index_writer import planned_segment_nbytes
 from chunkstore.errors import IngestError
 

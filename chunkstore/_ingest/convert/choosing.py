@@ -19,8 +19,8 @@ from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.encode import CodecOptions, CodecSpec, Encoder, parse_codec, train_dictionary
 from chunkstore._format.schema import Field
 from chunkstore._ingest.convert.coded import Coding
+from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.read import PlanReader
-from chunkstore._ingest.plan.samples import Plan
 from chunkstore._write.coding import choose_codecs, sample_places
 from chunkstore.errors import IngestError, MissingExtraError, SchemaError
 

@@ -15,8 +15,8 @@ from chunkstore._format.index import Index, read_index
 from chunkstore._ingest.convert.arrangement import Arrangement
 from chunkstore._ingest.convert.coded import decoded
 from chunkstore._ingest.convert.tasks import PlannedBlock, Task, cut_tasks
+from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.read import PlanReader
-from chunkstore._ingest.plan.samples import Plan
 from chunkstore._ingest.plan.scan import Skipped
 from chunkstore._storage.source import Source, open_source
 from chunkstore._verify.verify import verify

@@ -28,9 +28,9 @@ from chunkstore._ingest.convert.report import ConvertReport, left_behind
 from chunkstore._ingest.convert.tasks import Written, cut_tasks, write_blocks
 from chunkstore._ingest.plan.columns import DEFLATED, count_items
 from chunkstore._ingest.plan.origin import order_notes
-from chunkstore._ingest.plan.plan import OnError, make_plan
+from chunkstore._ingest.plan.plan import Plan
+from chunkstore._ingest.plan.planner import OnError, make_plan
 from chunkstore._ingest.plan.read import Deviation
-from chunkstore._ingest.plan.samples import Plan
 from chunkstore._ingest.plan.scan import Scan, Skipped, scan_sources
 from chunkstore._ingest.plan.specs import DtypeArg, FieldArg
 from chunkstore._ingest.plan.uniform import plan_uniform

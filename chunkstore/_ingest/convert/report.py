@@ -1,9 +1,10 @@
-"""What `convert` and `export` say when they are done."""
+"""What `convert`, `append` and `export` say when they are done."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from chunkstore._format.codec import RAW
@@ -82,10 +83,12 @@ class ConvertReport:
         if self.verified:
             how = "equal after --dtype" if self.rounded else "equal"
             lines.append(f"read back and compared with the sources: every value is {how}")
-        if self.skipped:
-            lines.append(f"{count_text(len(self.skipped), 'file was', 'files were')} SKIPPED:")
-            lines += [f"  {item.shown}: {item.reason}" for item in self.skipped]
-        return "\n".join(lines)
+        return "\n".join([*lines, *_skipped_lines(self.skipped)])
+
+
+def _skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
+    title = f"{count_text(len(skipped), 'file was', 'files were')} SKIPPED:"
+    return [title, *(f"  {item.shown}: {item.reason}" for item in skipped)] if skipped else []
 
 
 def _field_text(field: Field) -> str:
@@ -103,6 +106,44 @@ def left_behind(path: str | os.PathLike[str]) -> tuple[str, ...]:
         f"a run that was killed left the unfinished file {found}: remove it, unless another machine is at work on it"
         for found in stale_temporaries(os.path.realpath(path))
     )
+
+
+@dataclass(frozen=True)
+class AppendReport:
+    """The result of `append`.
+
+    Attributes:
+        path: of the container.
+        num_added: samples that are new.
+        num_samples: of the container now.
+        num_files: that the new samples come from.
+        explanation: what was found, chosen, and why.
+        notes: what the user should look at.
+        skipped: files that were left out (`on_error="skip"`), and why.
+        seconds: that it took.
+    """
+
+    path: str
+    num_added: int
+    num_samples: int
+    num_files: int
+    explanation: str
+    notes: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """Text for people, several lines."""
+        lines = [self.explanation, *(f"note: {note}" for note in self.notes)]
+        lines.append(
+            f"{self.path}: {count_text(self.num_added, 'sample')} of {count_text(self.num_files, 'file')} added in "
+            f"{self.seconds:.2f} s; it has {self.num_samples:,} now"
+        )
+        return "\n".join([*lines, *_skipped_lines(self.skipped)])
 
 
 @dataclass(frozen=True)

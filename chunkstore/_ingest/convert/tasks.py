@@ -20,8 +20,8 @@ from chunkstore._format.checksum import BlockSums
 from chunkstore._format.layout import group_bounds, rows_per_group
 from chunkstore._ingest.convert.coded import BlockEncoder, Coding, most_nbytes
 from chunkstore._ingest.plan.columns import STORED
+from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.read import PIECE_NBYTES, PlanReader
-from chunkstore._ingest.plan.samples import Plan
 from chunkstore._storage.buffers import Buffer
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ _MAX_WASTE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ArrayKind:
     """What many arrays have in common.
 
     Attributes:
@@ -73,7 +73,7 @@ class Place:
     size: int
     mtime_ns: int
     member: Member | None
-    kind: Kind
+    kind: ArrayKind
     shape: tuple[int, ...]
 
 
@@ -242,7 +242,7 @@ class _Fortran:
             self._owned.close()
 
 
-def _is_c_order(kind: Kind, shape: tuple[int, ...]) -> bool:
+def _is_c_order(kind: ArrayKind, shape: tuple[int, ...]) -> bool:
     """Whether C and Fortran order are the same here."""
     return not kind.fortran or sum(dim > 1 for dim in shape) < 2 or 0 in shape
 

@@ -6,6 +6,7 @@ run of samples, and `start` says which.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chunkstore._format.schema import Field
-from chunkstore._ingest.npy.arrays import Kind
+from chunkstore._ingest.npy.arrays import ArrayKind
 from chunkstore._ingest.npy.casts import Cast, resolve_cast
 from chunkstore._ingest.plan.specs import leaf_of
 
@@ -100,6 +101,18 @@ class Column:
 PER_PIECE = ("file", "kind", "method", "offset", "stored", "nbytes", "crc", "dims")
 
 
+def renumber(columns: Iterable[Column]) -> tuple[npt.NDArray[np.int64], tuple[Column, ...]]:
+    """The files that are used, ascending, and the columns with their numbers among those."""
+    found = list(columns)
+    used = np.unique(np.concatenate([column.file for column in found])).astype(np.int64)
+    return used, tuple(
+        column
+        if column.values is not None
+        else replace(column, file=np.searchsorted(used, column.file).astype(np.int32))
+        for column in found
+    )
+
+
 def label_column(values: Ints) -> Column:
     """Column of class numbers."""
     empty = np.zeros(0, np.int64)
@@ -129,7 +142,7 @@ def row_shapes(column: Column, field: Field, num_samples: int) -> Ints:
     return np.repeat(dims, np.diff(bounds), axis=0)
 
 
-def cast_of(column: Column, kind: Kind, name: str) -> Cast | None:
+def cast_of(column: Column, kind: ArrayKind, name: str) -> Cast | None:
     """Cast for pieces of a kind; None for object arrays."""
     leaf = leaf_of(column.array, kind.dtype, column.dims.shape[1], column.member)
     assert leaf is not None  # the files agreed on it

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from chunkstore._ingest.npy.arrays import Kind
+from chunkstore._ingest.npy.arrays import ArrayKind
 from chunkstore._ingest.npy.files import open_regular
 from chunkstore._ingest.npy.npyheader import PREFIX_NBYTES, NpyHeader, check_nbytes, header_nbytes, parse_header
 from chunkstore._ingest.npy.npz import read_member_header, read_members
@@ -70,7 +70,7 @@ class Inventory:
 
     def __init__(self, scan: Scan, *, skip: bool) -> None:
         self.scan = scan
-        self.kinds: list[Kind] = []
+        self.kinds: list[ArrayKind] = []
         self.dtypes: list[np.dtype[Any]] = []
         self.descrs: list[Any] = []
         self.signatures: list[Signature] = []
@@ -158,7 +158,7 @@ class Inventory:
         key = dtype, header.fortran_order, header.data_offset
         kind = self._kind_ids.setdefault(key, len(self.kinds))
         if kind == len(self.kinds):
-            self.kinds.append(Kind(header.dtype, header.fortran_order, header.data_offset))
+            self.kinds.append(ArrayKind(header.dtype, header.fortran_order, header.data_offset))
             self.dtype_of_kind.append(dtype)
         return kind
 

@@ -25,7 +25,7 @@ from chunkstore._ingest.npy.casts import native
 from chunkstore._ingest.plan.columns import Column
 from chunkstore._ingest.plan.inventory import Inventory
 from chunkstore._ingest.plan.pairing import Pairing, stem
-from chunkstore._ingest.plan.samples import Plan
+from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.scan import Scan
 from chunkstore._ingest.plan.specs import leaf_of
 
@@ -51,7 +51,7 @@ def describe_origin(
             origin["structs"][home] = _json(inventory.descrs[inventory.dtype_of_kind[kind]])
     if pairing is not None:
         origin.update(pattern=pairing.pattern, position=pairing.position)
-        origin.update(_pair_names(plan, paths, roles))
+        origin.update(_names(plan, paths, roles))
     elif plan.keys is None:
         origin.update({"files": _row_files(plan, paths)} if plan.layout == "rows" else {})
         objects = [
@@ -61,7 +61,7 @@ def describe_origin(
         ]
         origin.update({"objects": objects} if objects else {})
     else:
-        origin.update(_names(plan, paths))
+        origin.update(_names(plan, paths, {}))
     reordered = _reordered(plan, origin)
     origin.update({"reordered": len(reordered)} if reordered else {})
     return origin
@@ -127,29 +127,16 @@ def _file_names(plan: Plan, scan: Scan) -> list[str]:
     return [scan.prefixes[source] + path for source, path in zip(plan.source_of.tolist(), plan.paths, strict=True)]
 
 
-def _suffix(paths: list[str]) -> str:
-    """The most frequent suffix."""
+def _names(plan: Plan, paths: list[str], roles: dict[str, str]) -> dict[str, Any]:
+    """The most frequent suffix, and the paths that are not key + suffix: by key, or by `role key` for pairs."""
+    assert plan.keys is not None
     counts = Counter(path[len(stem(path)) :] for path in paths)
-    return counts.most_common(1)[0][0]
-
-
-def _names(plan: Plan, paths: list[str]) -> dict[str, Any]:
-    """The most frequent suffix, and the paths that are not key + suffix."""
-    assert plan.keys is not None
-    suffix = _suffix(paths)
-    files = plan.columns[0].file.tolist()
-    names = {key: paths[file] for key, file in zip(plan.keys, files, strict=True) if not paths[file].endswith(suffix)}
-    return {"suffix": suffix, "names": names}
-
-
-def _pair_names(plan: Plan, paths: list[str], roles: dict[str, str]) -> dict[str, Any]:
-    """The same for pairs: exceptions as `role key` -> path."""
-    assert plan.keys is not None
-    suffix, names = _suffix(paths), {}
-    for field, column in zip(plan.fields, plan.columns, strict=True):
+    suffix, names = counts.most_common(1)[0][0], {}
+    fields = zip(plan.fields, plan.columns, strict=True) if roles else [(plan.fields[0], plan.columns[0])]
+    for field, column in fields:
         for key, file in zip(plan.keys, column.file.tolist(), strict=True):
             if not paths[file].endswith(suffix):
-                names[f"{roles[field.name]} {key}"] = paths[file]
+                names[f"{roles[field.name]} {key}" if roles else key] = paths[file]
     return {"suffix": suffix, "names": names}
 
 

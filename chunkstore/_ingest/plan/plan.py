@@ -1,364 +1,178 @@
-"""The plan: every sample, its sources, its fields; found from headers alone, before a byte is written.
-
-`make_plan` opens every file once and reads its header. `plan_uniform` is the optimistic way for a directory of `.npy`
-files with one and the same header: it opens the first file only; `read.read_uniform` then checks each file while it
-reads it, and says when the guess was wrong.
-"""
+"""The plan as a value: every sample, its fields, and where each of its rows is now."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, Final, Literal
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from chunkstore._format.schema import check_fields
-from chunkstore._ingest.npy.casts import is_inexact
-from chunkstore._ingest.plan import layouts
-from chunkstore._ingest.plan.agree import Pick, Wanted, agree, take_column
-from chunkstore._ingest.plan.columns import OBJECT, Column, cast_of, label_column, make_field
-from chunkstore._ingest.plan.columns_layout import whole_columns
-from chunkstore._ingest.plan.inventory import Inventory
-from chunkstore._ingest.plan.origin import describe_origin
-from chunkstore._ingest.plan.pairing import Pairing, find_pairings, stem
-from chunkstore._ingest.plan.row_shapes import fill_shapes
-from chunkstore._ingest.plan.samples import Plan
-from chunkstore._ingest.plan.scan import Scan, count_text
-from chunkstore._ingest.plan.specs import DtypeArg, DtypeSpec, FieldArg, parse_dtypes, parse_fields
+from chunkstore._format.schema import Field
+from chunkstore._ingest.npy.arrays import ArrayKind, Place
+from chunkstore._ingest.npy.files import check_unchanged
+from chunkstore._ingest.npy.npz import Member
+from chunkstore._ingest.plan.columns import DEFLATED, NPY, Column, count_items, renumber, row_shapes
+from chunkstore._ingest.plan.scan import Skipped
 from chunkstore._ingest.plan.texts import Texts
-from chunkstore._storage.names import natural_sort
-from chunkstore.errors import IngestError, SchemaError
-
-__all__ = ["OnError", "Plan", "make_plan"]
-
-OnError = Literal["fail", "skip"]
-LABEL: Final = "label"
 
 
-def make_plan(
-    scan: Scan,
-    *,
-    layout: str = "auto",
-    fields: FieldArg = (),
-    dtype: DtypeArg = (),
-    on_error: OnError = "fail",
-    allow_pickle: bool = False,
-) -> Plan:
-    """Plan from the headers of all files.
+@dataclass(frozen=True)
+class Plan:
+    """Samples of a container to be, and where each of their rows is now. Read-only; pickles as plain columns.
 
-    Args:
-        scan: which files.
-        layout: one of `layouts.LAYOUTS`.
-        fields: `NAME=SOURCE` texts or a mapping; all arrays under their own names if empty.
-        dtype: `NAME=TYPE` texts, `TYPE` for all fields, or a mapping.
-        on_error: `skip` leaves out files that cannot be read or do not fit, and lists them.
-        allow_pickle: read object arrays, one row per element; for trusted files.
-
-    Raises:
-        IngestError: a file is damaged or does not fit the others, two readings fit, keys collide, nothing is left.
-        OSError: a file cannot be read.
+    Attributes:
+        layout: `files`, `rows`, `columns`, `paired` or `classes`.
+        num_samples: N.
+        keys: N texts, or None (`rows`, `columns`).
+        columns: per field.
+        kinds: see `Column.kind`.
+        paths, roots, source_of: relative paths of the files, and what stands before them.
+        size, mtime_ns: int64 per file, as planned; empty in a uniform plan.
+        explanation: what was found and chosen, and why; for the user.
+        notes: what the user should look at.
+        fields: schema.
+        skipped: files left out (`on_error="skip"`).
+        attrs: for the user's attrs: class names.
+        origin: JSON from which `export` writes the files again.
+        began_ns: wall clock before the first file was opened, in a uniform plan: a file that was written, replaced or
+            moved since is not read by it; 0 in others.
+        rounded: names of fields whose values `--dtype` may round.
+        header: the header that every file must have; empty but in a uniform plan.
     """
-    layouts.check_layout(layout)
-    wanted = Wanted(parse_fields(fields), parse_dtypes(dtype), allow_pickle)
-    if scan.problems and on_error == "fail":
-        problem = scan.problems[0]
-        raise IngestError(
-            f"{scan.problem_paths[0]}: {problem.reason.rstrip('.')}. Remove it, or leave it out with --exclude "
-            f"{problem.path!r} or --on-error skip."
-        )
-    inventory = Inventory(scan, skip=on_error == "skip")
-    return _Builder(scan, inventory, wanted).build(layout)
 
+    layout: str
+    num_samples: int
+    keys: Texts | None
+    columns: tuple[Column, ...] = field(repr=False)
+    kinds: tuple[ArrayKind, ...] = field(repr=False)
+    paths: Texts = field(repr=False)
+    roots: tuple[str, ...] = field(repr=False)
+    source_of: npt.NDArray[np.int32] | None = field(repr=False)
+    size: npt.NDArray[np.int64] = field(repr=False)
+    mtime_ns: npt.NDArray[np.int64] = field(repr=False)
+    explanation: str = ""
+    notes: tuple[str, ...] = ()
+    fields: tuple[Field, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    attrs: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+    header: bytes = field(default=b"", repr=False)
+    began_ns: int = 0
+    rounded: tuple[str, ...] = ()
 
-class _Builder:
-    """Carries one layout out."""
+    @property
+    def uniform(self) -> bool:
+        """Whether only the first file was looked at."""
+        return bool(self.header)
 
-    def __init__(self, scan: Scan, inventory: Inventory, wanted: Wanted) -> None:
-        self.scan, self.inventory, self.wanted = scan, inventory, wanted
-        self.attrs: dict[str, Any] = {}
-        self.roles: dict[str, str] = {}
+    @property
+    def num_files(self) -> int:
+        """Files that samples come from."""
+        return len(self.paths)
 
-    def build(self, layout: str) -> Plan:
-        files = self.readable()
-        choice = layouts.Choice(layout, "as asked for with --layout.")
-        by_role = dict(self.wanted.fields)
-        if layout == "auto":
-            choice = layouts.choose(self.inventory, files, self.wanted)
-        pairing = choice.pairing
-        keys: Texts | None
-        if choice.layout == "paired":
-            pairing = pairing or self.best_pairing(files)
-            named, keys = self.paired(pairing, by_role)
-        elif choice.layout == "columns":
-            named, keys = whole_columns(self.inventory, files, self.wanted), None
-        else:
-            named, keys, files = self.by_file(choice.layout, files)
-        self.wanted.dtypes.check_names(list(named))
-        return self.finish(choice, pairing, named, keys)
+    @property
+    def source_nbytes(self) -> int:
+        """Bytes of those files, -1 where they were not asked."""
+        return -1 if self.uniform else int(self.size.sum())
 
-    def readable(self) -> npt.NDArray[np.int64]:
-        files = np.flatnonzero(np.array(self.inventory.signature_of) >= 0)
-        if not len(files):
-            skipped = self.inventory.skip_list()
-            first = f" The first: {skipped[0].path}: {skipped[0].reason}" if skipped else ""
-            number = count_text(len(skipped), "file was", "files were")
-            raise IngestError(f"no file is left to convert: {number} skipped.{first}")
-        return files
+    def row_shapes(self, number: int) -> npt.NDArray[np.int64]:
+        """Leading dimensions of each row of a field up to the last that varies: int64 [N, v]; [N, 0] where all rows are
+        alike.
+        """
+        return row_shapes(self.columns[number], self.fields[number], self.num_samples)
 
-    def by_file(
-        self, layout: str, files: npt.NDArray[np.int64]
-    ) -> tuple[dict[str, Column], Texts | None, npt.NDArray[np.int64]]:
-        picks, files = agree(self.inventory, files, self.wanted)
-        if layout == "rows":
-            files = self.rows_fit(picks, files)
-            return {pick.field: take_column(self.inventory, pick, files, rows=True) for pick in picks}, None, files
-        self.no_objects(picks, files)
-        keys = self.file_keys(files)
-        named = {pick.field: take_column(self.inventory, pick, files, rows=False) for pick in picks}
-        if layout == "classes":
-            self.add_label(named, files)
-        return named, keys, files
+    def row_items(self, number: int) -> npt.NDArray[np.int64]:
+        """Items of each row, int64 [N]; 1 where all rows are alike."""
+        return count_items(self.row_shapes(number))
 
-    def rows_fit(self, picks: list[Pick], files: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Files in which all arrays have the same first axis."""
-        axes = layouts.first_axes(self.inventory, picks, files)
-        path = self.scan.file_path(int(files[0]))
-        if axes is None:
-            flat = next(pick.leaf.label for pick in picks if pick.leaf.ndim - len(pick.leaf.subshape) < 1)
-            raise IngestError(
-                f"{path}: array {flat!r} has no dimension, so it has no rows. Take others with --field, or say "
-                "--layout files."
-            )
-        bad = (axes != axes[:, :1]).any(axis=1)
-        shared = layouts.shared_picks(picks, axes) if bad.any() else []
-        options = f" ({layouts.field_options(shared)})" if len(shared) > 1 else ""
-        for row in np.flatnonzero(bad).tolist():
-            other = int(np.flatnonzero(axes[row] != axes[row, 0])[0])
-            self.inventory.skip_or_raise(
-                int(files[row]),
-                f"--layout rows: array {picks[0].leaf.label!r} has {axes[row, 0]:,} rows, "
-                f"{picks[other].leaf.label!r} has {axes[row, other]:,}. "
-                f"Take those that belong together with --field NAME=SOURCE{options}, or say --layout files.",
-            )
-        if bad.all():
-            raise IngestError(f"{path}: no file is left to convert: in none do all arrays have one first axis.")
-        kept: npt.NDArray[np.int64] = files[~bad]
-        return kept
+    def row_sizes(self, number: int) -> npt.NDArray[np.int64]:
+        """Stored bytes of each row, int64 [N]."""
+        field = self.fields[number]
+        if field.row_nbytes is not None:
+            return np.full(self.num_samples, field.row_nbytes, np.int64)
+        return self.row_items(number) * field.item_nbytes
 
-    def no_objects(self, picks: list[Pick], files: npt.NDArray[np.int64]) -> None:
-        for pick in picks:
-            if pick.target == OBJECT:
-                raise IngestError(
-                    f"{self.scan.file_path(int(files[0]))}: array {pick.leaf.label!r} is an object array, one "
-                    "row per element: "
-                    f"say --layout rows --field {pick.field}={pick.leaf.label}."
-                )
+    def nbytes(self, number: int) -> int:
+        """Stored bytes of a field."""
+        row = self.fields[number].row_nbytes
+        if row is not None:
+            return row * self.num_samples
+        return int(self.row_items(number).sum()) * self.fields[number].item_nbytes
 
-    def file_keys(self, files: npt.NDArray[np.int64]) -> Texts:
-        """Keys, packed at once: a list of as many texts is the largest thing that planning would hold."""
-        names = self.scan.names()
-        keys = [stem(names[place]) for place in files]
-        self.check_unique(keys, files)
-        return Texts.pack(keys)
+    @property
+    def total_nbytes(self) -> int:
+        """Stored bytes of all fields."""
+        return sum(map(self.nbytes, range(len(self.fields))))
 
-    def check_unique(self, keys: list[str], files: npt.NDArray[np.int64]) -> None:
-        if len(set(keys)) == len(keys):
-            return
-        seen: dict[str, int] = {}
-        for key, place in zip(keys, files.tolist(), strict=True):
-            if key in seen:
-                first, second = self.scan.file_path(seen[key]), self.scan.file_path(place)
-                raise IngestError(
-                    f"{first} and {second} would both have the key {key!r}. Rename one, leave one out with "
-                    f"--exclude, or take one suffix with --include '*{second[-4:]}'."
-                )
-            seen[key] = place
+    def forward_only(self, number: int) -> bool:
+        """Whether one worker should read the whole field in order: going back in a deflated member starts over."""
+        return self.columns[number].forward_only()
 
-    def add_label(self, named: dict[str, Column], files: npt.NDArray[np.int64]) -> None:
-        """Field of class numbers; classes in natural order of their names."""
-        if LABEL in named:
-            raise IngestError(
-                f"--layout classes adds a field {LABEL!r}, and the files have an array of that name. Rename it: "
-                f"--field NAME={LABEL}."
-            )
-        names = [layouts.class_of(self.scan, place) for place in files.tolist()]
-        classes = natural_sort(list(set(names)))
-        number = {name: place for place, name in enumerate(classes)}
-        named[LABEL] = label_column(np.fromiter((number[name] for name in names), np.int64, len(names)))
-        self.attrs["class_names"] = {LABEL: classes}
-
-    def best_pairing(self, files: npt.NDArray[np.int64]) -> Pairing:
-        numbers, paths = files.tolist(), self.scan.names()
-        found = find_pairings(paths, numbers, complete=True)
-        if found:
-            return found[0]
-        partial = [
-            p
-            for p in find_pairings(paths, numbers, complete=False)
-            if any(-1 not in row for row in zip(*p.files, strict=True))
-        ]
-        if not partial:
-            raise IngestError(
-                "--layout paired: the names do not pair. Expected equal stems in folders that name the role "
-                "(images/0001.npy, labels/0001.npy), "
-                f"or roles at the end of the name (0001_image.npy, 0001_label.npy); found {paths[numbers[0]]!r}, "
-                f"{paths[numbers[-1]]!r}."
-            )
-        best = max(partial, key=lambda p: (p.spoken, sum(-1 not in row for row in zip(*p.files, strict=True))))
-        if not self.inventory.skips:
-            raise IngestError(
-                f"--layout paired: {layouts.missing_partner(best, paths)}. Add it, leave the file out with "
-                "--exclude, or say --on-error skip."
-            )
-        return best
-
-    def paired(self, pairing: Pairing, sources: dict[str, str]) -> tuple[dict[str, Column], Texts]:
-        """Columns of all roles, over the keys that have every role."""
-        table = np.array(pairing.files, np.int64)
-        chosen: list[tuple[int, Pick]] = []
-        for role, picks in self.role_picks(pairing, sources, table):
-            chosen += [(role, pick) for pick in picks]
-        used = sorted({role for role, _ in chosen})
-        signature_of = np.array(self.inventory.signature_of)
-        good = np.all([(table[role] >= 0) & (signature_of[table[role]] >= 0) for role in used], axis=0)
-        for place in table[used][:, ~good].ravel().tolist():
-            if place >= 0 and place not in self.inventory.skipped:
-                self.inventory.skip_or_raise(place, "its partner is missing or was skipped.")
-        if not good.any():
-            raise IngestError("no sample is left to convert: each pair has a file that was skipped.")
-        named: dict[str, Column] = {}
-        for role, pick in chosen:
-            if pick.field in named:
-                raise IngestError(
-                    f"two arrays would both be the field {pick.field!r}. Name them with --field NAME=SOURCE."
-                )
-            named[pick.field] = take_column(self.inventory, pick, table[role][good], rows=False)
-            self.roles[pick.field] = pairing.roles[role]
-        keys = [key for key, keep in zip(pairing.keys, good.tolist(), strict=True) if keep]
-        self.check_unique(keys, table[used[0]][good])
-        return named, Texts.pack(keys)
-
-    def role_picks(
-        self, pairing: Pairing, sources: dict[str, str], table: npt.NDArray[np.int64]
-    ) -> list[tuple[int, list[Pick]]]:
-        """Per role its picks, named after the role; `--field` sources are a role, or `role.array`."""
-        result = []
-        left = dict(sources)
-        for role, name in enumerate(pairing.names):
-            mine = {new: old for new, old in sources.items() if old == name or old.startswith(name + ".")}
-            if sources and not mine:
-                continue
-            for new in mine:
-                left.pop(new, None)
-            files = np.sort(table[role][table[role] >= 0])
-            files = files[np.array(self.inventory.signature_of)[files] >= 0]
-            if not len(files):
-                raise IngestError(f"--layout paired: no file of role {name!r} can be read.")
-            inner = {new: old[len(name) + 1 :] for new, old in mine.items() if old != name}
-            picks, _ = agree(self.inventory, files, self.role_wanted(name, inner, mine))
-            self.no_objects(picks, files)
-            if not inner:
-                outer = next(iter(mine), name)
-                picks = [replace(pick, field=outer if len(picks) == 1 else f"{name}.{pick.field}") for pick in picks]
-            result.append((role, picks))
-        if left:
-            new, old = next(iter(left.items()))
-            raise IngestError(f"--field {new}={old}: the roles are {', '.join(map(repr, pairing.names))}.")
-        return result
-
-    def role_wanted(self, name: str, inner: dict[str, str], mine: dict[str, str]) -> Wanted:
-        """What is asked of one role: its arrays do not have the names of their fields yet."""
-        if inner:
-            return replace(self.wanted, fields=inner)
-        by_field = self.wanted.dtypes.by_field
-        inside = {
-            field.removeprefix(name + "."): target for field, target in by_field.items() if field.startswith(name + ".")
-        }
-        default = by_field.get(next(iter(mine), name), self.wanted.dtypes.default)
-        return replace(self.wanted, fields={}, dtypes=DtypeSpec(inside, default))
-
-    def finish(
-        self, choice: layouts.Choice, pairing: Pairing | None, named: dict[str, Column], keys: Texts | None
-    ) -> Plan:
-        """Everything into one plan."""
-        plan = self.bare(choice.layout, named, keys)
-        plan = fill_shapes(plan, list(named), self.wanted.dtypes)
-        try:
-            fields = tuple(make_field(name, column) for name, column in zip(named, plan.columns, strict=True))
-            check_fields(fields)
-        except SchemaError as error:
-            raise IngestError(
-                f"{self.scan.sources[0]}: {error}. --field NAME=SOURCE renames and picks fields."
-            ) from None
-        plan = replace(plan, fields=fields)
-        rounded = _rounded(plan, self.wanted.dtypes)
-        origin = describe_origin(plan, self.inventory, self.roles, pairing, self.scan)
-        text = f"{self.scan.summary()}. Layout {choice.layout}: {choice.reason}"
+    def slice(self, start: int, stop: int) -> Plan:
+        """Samples `[start, stop)`, numbered from 0, with nothing but what they need."""
+        bare = replace(self, explanation="", notes=(), skipped=(), attrs={}, origin={})
+        if (start, stop) == (0, self.num_samples):
+            return bare
+        used, columns = renumber(column.slice(start, stop) for column in self.columns)
+        paths = _take_texts(self.paths, used)
         return replace(
-            plan,
-            origin=origin,
-            explanation=text,
-            notes=(*rounded.values(), *_ragged_notes(plan)),
-            rounded=tuple(rounded),
-            skipped=tuple(self.inventory.skip_list()),
-            attrs=self.attrs,
+            bare,
+            num_samples=stop - start,
+            keys=None if self.keys is None else self.keys.slice(start, stop),
+            columns=columns,
+            paths=paths,
+            source_of=None if self.source_of is None else self.source_of[used],
+            size=self.size if self.uniform else self.size[used],
+            mtime_ns=self.mtime_ns if self.uniform else self.mtime_ns[used],
         )
 
-    def bare(self, layout: str, named: dict[str, Column], keys: Texts | None) -> Plan:
-        """Plan with its files renumbered to those that are used; fields come later."""
-        used = np.unique(np.concatenate([column.file for column in named.values()]))
-        columns = [
-            c if c.values is not None else replace(c, file=np.searchsorted(used, c.file).astype(np.int32))
-            for c in named.values()
-        ]
-        first = columns[0]
-        num_samples = int(first.start[-1]) if first.start is not None else first.num_pieces
-        if num_samples == 0:
-            raise IngestError(f"{self.scan.sources[0]}: there are no samples: the first axis of every array is 0.")
-        source_of = self.scan.source_of
-        return Plan(
-            layout=layout,
-            num_samples=num_samples,
-            keys=keys,
-            columns=tuple(columns),
-            kinds=tuple(self.inventory.kinds),
-            paths=Texts.pack(map(self.scan.paths.__getitem__, used.tolist())),
-            roots=self.scan.roots,
-            source_of=None if source_of is None else np.array(source_of, np.int32)[used],
-            size=np.array(self.inventory.size)[used],
-            mtime_ns=np.array(self.inventory.mtime_ns)[used],
-        )
+    def file_path(self, number: int) -> str:
+        """Path to open a file by."""
+        return self.roots[0 if self.source_of is None else int(self.source_of[number])] + self.paths[number]
 
-
-def _rounded(plan: Plan, wanted: DtypeSpec) -> dict[str, str]:
-    """Fields whose values `--dtype` may round, and the note that says so."""
-    found = {}
-    for item, column in zip(plan.fields, plan.columns, strict=True):
-        casts = [cast_of(column, plan.kinds[kind], item.name) for kind in np.unique(column.kind).tolist()]
-        sources = sorted({str(cast.source) for cast in casts if cast is not None and cast.rounds})
-        if None in casts and wanted.target(item.name) is not None and is_inexact(column.target):
-            sources.append("elements of object arrays, where they are wider,")
-        if sources:
-            found[item.name] = f"field {item.name!r}: --dtype rounds {' and '.join(sources)} to {column.target}"
-    return found
-
-
-def _ragged_notes(plan: Plan) -> list[str]:
-    """Fields that are ragged because of very few samples: perhaps a broken file, not ragged data."""
-    notes = []
-    for number, (item, column) in enumerate(zip(plan.fields, plan.columns, strict=True)):
-        if column.is_rows or column.shapes is not None or not item.ragged or plan.num_samples < 10:
-            continue
-        dims = column.row_dims()
-        common = np.median(dims, axis=0)
-        odd = np.flatnonzero((dims != common).any(axis=1))
-        if len(odd) <= max(1, plan.num_samples // 100):
-            shape = tuple(dims[odd[0]].tolist())
-            usual = tuple(common.astype(np.int64).tolist())
-            notes.append(
-                f"field {item.name!r} is ragged only because of {len(odd):,} of {plan.num_samples:,} files: "
-                f"{plan.where(number, int(odd[0]))} has shape {shape}, "
-                f"the others {usual}. Leave it out with --exclude if that is a mistake."
+    def place(self, number: int, piece: int) -> Place:
+        """Where one piece of a field lies."""
+        column = self.columns[number]
+        file = int(column.file[piece])
+        path = self.file_path(file)
+        member = None
+        where = path
+        if column.method[piece] != NPY:
+            where = f"{path}: array {column.array!r}"
+            offset, stored, nbytes, crc = (
+                int(part[piece]) for part in (column.offset, column.stored, column.nbytes, column.crc)
             )
-    return notes
+            member = Member(column.array or "", offset, stored, nbytes, crc, bool(column.method[piece] == DEFLATED))
+        shape = tuple(column.dims[piece].tolist())
+        return Place(
+            path,
+            where,
+            int(self.size[file]),
+            int(self.mtime_ns[file]),
+            member,
+            self.kinds[int(column.kind[piece])],
+            shape,
+        )
+
+    def where(self, number: int, sample: int) -> str:
+        """File and array of a row, for messages."""
+        column = self.columns[number]
+        if column.values is not None:
+            return f"class number of sample {sample}"
+        piece = sample if column.start is None else int(np.searchsorted(column.start, sample, "right")) - 1
+        path = self.file_path(int(column.file[piece]))
+        return path if column.array is None else f"{path}: array {column.array!r}"
+
+    def check_sources(self) -> None:
+        """Raise IngestError if a file no longer is as it was planned, where it is known. One `stat` per file."""
+        for number in range(0 if self.uniform else self.num_files):
+            path = self.file_path(number)
+            check_unchanged(os.stat(path), int(self.size[number]), int(self.mtime_ns[number]), path)
+
+
+def _take_texts(texts: Texts, places: npt.NDArray[Any]) -> Texts:
+    if len(places) and int(places[-1]) - int(places[0]) == len(places) - 1:
+        return texts.slice(int(places[0]), int(places[-1]) + 1)
+    return Texts.pack(texts[place] for place in places.tolist())

@@ -15,8 +15,8 @@ from chunkstore._ingest.npy.casts import convert, resolve_cast
 from chunkstore._ingest.npy.files import FLAGS, check_unchanged, read_exactly
 from chunkstore._ingest.npy.pickled import load_rows
 from chunkstore._ingest.plan.columns import NPY, Column, cast_of
+from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.row_shapes import iter_texts
-from chunkstore._ingest.plan.samples import Plan
 from chunkstore.errors import IngestError
 
 Bytes = npt.NDArray[np.uint8]

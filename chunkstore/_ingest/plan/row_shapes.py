@@ -16,7 +16,7 @@ from chunkstore._ingest.npy.arrays import TILE_NBYTES, ArraySource, Place
 from chunkstore._ingest.npy.casts import Cast, encode_texts, resolve_cast
 from chunkstore._ingest.npy.pickled import load_rows
 from chunkstore._ingest.plan.columns import OBJECT, Column, cast_of
-from chunkstore._ingest.plan.samples import Plan
+from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.specs import DtypeSpec
 from chunkstore.errors import IngestError
 

@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 
 from chunkstore._format.schema import Field
-from chunkstore._ingest.npy.arrays import Kind
+from chunkstore._ingest.npy.arrays import ArrayKind
 from chunkstore._ingest.npy.casts import resolve_cast
 from chunkstore._ingest.npy.files import open_regular
 from chunkstore._ingest.npy.npyheader import PREFIX_NBYTES, NpyHeader, check_nbytes, header_nbytes, parse_header
 from chunkstore._ingest.plan.columns import Column
 from chunkstore._ingest.plan.layouts import check_layout, class_hint, may_be_roles
+from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.read import PIECE_NBYTES
-from chunkstore._ingest.plan.samples import Plan
 from chunkstore._ingest.plan.scan import Scan
 from chunkstore._ingest.plan.specs import DATA, DtypeArg, FieldArg, parse_dtypes, parse_fields
 from chunkstore._ingest.plan.texts import Texts
@@ -114,7 +114,7 @@ def _plan(scan: Scan, name: str, keys: Texts, head: bytes, header: NpyHeader) ->
         keys=keys,
         origin=origin,
         columns=(column,),
-        kinds=(Kind(header.dtype, header.fortran_order, header.data_offset),),
+        kinds=(ArrayKind(header.dtype, header.fortran_order, header.data_offset),),
         paths=Texts.pack(scan.paths),
         roots=scan.roots,
         source_of=None if scan.source_of is None else np.array(scan.source_of, np.int32),
