@@ -79,10 +79,7 @@ def arrange(
     tail = HEAD_NBYTES + segment
     offsets = np.zeros_like(nbytes)
     for number in range(len(plan.fields)):
-        begin = pad(tail, PART_ALIGNMENT)
-        tail = begin + sum(nbytes[number].tolist())  # Python's integers do not wrap
-        _check_end(tail)
-        offsets[number] = begin + np.append(0, np.cumsum(nbytes[number])[:-1])
+        offsets[number], tail = _side_by_side(tail, nbytes[number].tolist())
     return Arrangement(starts, nbytes, offsets, tail, pad(tail, PART_ALIGNMENT))
 
 
@@ -92,10 +89,7 @@ def _arrange_coded(starts: Ints, nbytes: Ints, codings: tuple[Coding | None, ...
     tail = HEAD_NBYTES
     for number, coding in enumerate(codings):
         if coding is None:
-            begin = pad(tail, PART_ALIGNMENT)
-            tail = begin + sum(nbytes[number].tolist())
-            _check_end(tail)
-            offsets[number] = begin + np.append(0, np.cumsum(nbytes[number])[:-1])
+            offsets[number], tail = _side_by_side(tail, nbytes[number].tolist())
     data_end = tail
     samples = np.diff(starts).tolist()
     rooms = {
@@ -105,18 +99,19 @@ def _arrange_coded(starts: Ints, nbytes: Ints, codings: tuple[Coding | None, ...
     }
     tail += sum(sum(room) + PART_ALIGNMENT for room in rooms.values()) + PART_ALIGNMENT
     for number, room in rooms.items():
-        begin = pad(tail, PART_ALIGNMENT)
-        tail = begin + sum(room)
-        _check_end(tail)
-        offsets[number] = begin + np.cumsum([0, *room[:-1]])[: len(room)]
+        offsets[number], tail = _side_by_side(tail, room)
     return Arrangement(starts, nbytes, offsets, data_end, pad(data_end, PART_ALIGNMENT), codings)
 
 
-def _check_end(tail: int) -> None:
-    if tail > MAX_FILE_NBYTES:
+def _side_by_side(tail: int, sizes: list[int]) -> tuple[Ints, int]:
+    """Offsets of blocks from the next page on, and where the last of them ends."""
+    begin = pad(tail, PART_ALIGNMENT)
+    end = begin + sum(sizes)  # Python's integers do not wrap
+    if end > MAX_FILE_NBYTES:
         raise IngestError(
             f"the container would have more than {MAX_FILE_NBYTES:,} bytes, the most that the format allows."
         )
+    return begin + np.cumsum([0, *sizes[:-1]], dtype=np.int64), end
 
 
 def _cut(plan: Plan, shard_nbytes: int) -> tuple[Ints, Ints]:

@@ -96,6 +96,15 @@ def make_pick(name: str, leaf: Leaf, wanted: Wanted) -> Pick:
         raise IngestError(f"array {leaf.label!r}: {error}") from None
 
 
+def picks_of(inventory: Inventory, signature: int, wanted: Wanted) -> list[Pick]:
+    """Fields of the files with this signature.
+
+    Raises:
+        IngestError: as `pick_leaves` and `make_pick`.
+    """
+    return [make_pick(name, leaf, wanted) for name, leaf in pick_leaves(inventory.leaves(signature), wanted)]
+
+
 def agree(
     inventory: Inventory, files: npt.NDArray[np.int64], wanted: Wanted
 ) -> tuple[list[Pick], npt.NDArray[np.int64]]:
@@ -110,9 +119,7 @@ def agree(
     errors: dict[int, str] = {}
     for number in numbers.tolist():
         try:
-            picks[number] = [
-                make_pick(name, leaf, wanted) for name, leaf in pick_leaves(inventory.leaves(number), wanted)
-            ]
+            picks[number] = picks_of(inventory, number, wanted)
         except IngestError as error:
             errors[number] = str(error)
     keys = {number: tuple(sorted(pick.key for pick in chosen)) for number, chosen in picks.items()}

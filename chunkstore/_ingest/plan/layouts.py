@@ -39,7 +39,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from chunkstore._ingest.plan.agree import Pick, Wanted, make_pick, pick_leaves
+from chunkstore._ingest.plan.agree import Pick, Wanted, picks_of
 from chunkstore._ingest.plan.inventory import Inventory
 from chunkstore._ingest.plan.pairing import ROLE_WORDS, Pairing, find_pairings, stem
 from chunkstore._ingest.plan.scan import Scan, count_text
@@ -82,7 +82,7 @@ def choose(inventory: Inventory, files: npt.NDArray[np.int64], wanted: Wanted) -
 def _picks(inventory: Inventory, signature: int, wanted: Wanted) -> list[Pick]:
     """Picks, or none where something does not fit: the message comes when the layout is carried out."""
     try:
-        return [make_pick(name, leaf, wanted) for name, leaf in pick_leaves(inventory.leaves(signature), wanted)]
+        return picks_of(inventory, signature, wanted)
     except IngestError:
         return []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any, Final, Self
 
 import numpy as np
@@ -72,11 +73,10 @@ class PlanReader:
         if column.values is not None:
             view[:] = column.values[start:stop].astype("<i8").view(np.uint8)
         elif column.target == dtypes.STRING or column.shapes is not None:
-            self._read_listed(number, start, stop, view)
-        elif column.start is None:
-            self._read_whole(number, start, stop, view)
+            for piece, first, last, part in self._runs(number, start, stop, view):
+                self._read_listed(number, piece, first, last, part)
         else:
-            self._read_runs(number, start, stop, view)
+            self._read_arrays(number, start, stop, view)
 
     def stream(
         self,
@@ -169,20 +169,17 @@ class PlanReader:
             self._casts[key] = cast_of(column, place.kind, self._plan.fields[number].name)
         return self._casts[key]
 
-    def _read_whole(self, number: int, start: int, stop: int, view: Bytes) -> None:
-        """Rows that are whole arrays."""
-        ends = self.row_ends(number, start, stop).tolist()
+    def _read_arrays(self, number: int, start: int, stop: int, view: Bytes) -> None:
+        """Rows that are whole arrays, or indices of their first axis."""
         column = self._plan.columns[number]
-        plain = self._plain_kinds(number)
-        begin = 0
-        for row, end in zip(range(start, stop), ends, strict=True):
-            part = view[begin:end]
-            begin = end
-            if column.method[row] == NPY and plain[int(column.kind[row])]:
-                self._read_plain(number, row, part)
-            else:
-                source = self._source(number, row)
-                source.read_elements(0, source.num_elements, part)
+        plain = {} if column.is_rows else self._plain_kinds(number)
+        for piece, first, last, part in self._runs(number, start, stop, view):
+            if plain and column.method[piece] == NPY and plain[int(column.kind[piece])]:
+                self._read_plain(number, piece, part)
+                continue
+            source = self._source(number, piece)
+            per_row = source.num_elements // source.shape[0] if column.is_rows else source.num_elements
+            source.read_elements(first * per_row, last * per_row, part)
 
     def _plain_kinds(self, number: int) -> dict[int, bool]:
         """Per kind whether the bytes in the file are those in the container (Fortran order of one dimension is left to
@@ -212,18 +209,14 @@ class PlanReader:
         finally:
             os.close(fd)
 
-    def _read_runs(self, number: int, start: int, stop: int, view: Bytes) -> None:
-        """Rows that are indices of the first axis."""
-        for piece, first, last, part in self._runs(number, start, stop, view):
-            source = self._source(number, piece)
-            per_row = source.num_elements // source.shape[0]
-            source.read_elements(first * per_row, last * per_row, part)
-
     def _runs(self, number: int, start: int, stop: int, view: Bytes) -> Iterator[tuple[int, int, int, Bytes]]:
         """Pieces that `[start, stop)` touches: (piece, first index in it, last + 1, its part of `view`)."""
         column = self._plan.columns[number]
-        assert column.start is not None
         ends = self.row_ends(number, start, stop)
+        if column.start is None:  # a piece is a row
+            for row, (low, high) in enumerate(pairwise([0, *ends.tolist()]), start):
+                yield row, 0, 1, view[low:high]
+            return
         piece = int(np.searchsorted(column.start, start, "right")) - 1
         row, begin = start, 0
         while row < stop:
@@ -235,27 +228,21 @@ class PlanReader:
                 row, begin = last, end
             piece += 1
 
-    def _read_listed(self, number: int, start: int, stop: int, view: Bytes) -> None:
-        """Texts, and rows of object arrays."""
-        column = self._plan.columns[number]
-        if column.start is not None:
-            for piece, first, last, part in self._runs(number, start, stop, view):
-                self._read_piece(number, piece, first, last, part)
-            return
-        ends = [0, *self.row_ends(number, start, stop).tolist()]
-        for row in range(start, stop):
-            self._read_piece(number, row, 0, 1, view[ends[row - start] : ends[row - start + 1]])
-
-    def _read_piece(self, number: int, piece: int, first: int, last: int, part: Bytes) -> None:
+    def _read_listed(self, number: int, piece: int, first: int, last: int, part: Bytes) -> None:
+        """Texts, or rows of an object array."""
         column, place = self._plan.columns[number], self._plan.place(number, piece)
-        if column.target == dtypes.STRING:
-            cast = self._cast(number, piece, place)
-            texts = b"".join(
-                text for group in iter_texts(self._source(number, piece), cast, place, first, last) for text in group
-            )
-            _fill(part, texts, place.where)
+        if column.target != dtypes.STRING:
+            self._read_objects(number, column, place, piece, first, last, part)
             return
-        self._read_objects(number, column, place, piece, first, last, part)
+        cast = self._cast(number, piece, place)
+        groups = iter_texts(self._source(number, piece), cast, place, first, last)
+        texts = b"".join(text for group in groups for text in group)
+        if len(part) != len(texts):
+            raise IngestError(
+                f"{place.where}: its texts are not those that were planned. Convert again when nothing writes to the "
+                "file."
+            )
+        part[:] = np.frombuffer(texts, np.uint8)
 
     def _read_objects(
         self, number: int, column: Column, place: Place, piece: int, first: int, last: int, part: Bytes
@@ -290,14 +277,6 @@ class PlanReader:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _fill(part: Bytes, data: bytes, where: str) -> None:
-    if len(part) != len(data):
-        raise IngestError(
-            f"{where}: its texts are not those that were planned. Convert again when nothing writes to the file."
-        )
-    part[:] = np.frombuffer(data, np.uint8)
 
 
 def read_uniform(plan: Plan, start: int, stop: int, out: Any) -> bool:

@@ -83,14 +83,10 @@ def _fill_objects(plan: Plan, number: int, name: str, target: str | None) -> Col
     if target is None:
         target = _common_target(found, name)
     for dtype, where in found.items():
-        _refuse_text(resolve_cast(dtype, target, name), where)
+        if resolve_cast(dtype, target, name).mode == "string":
+            raise IngestError(f"{where}: elements of object arrays cannot become dtype string.")
     table: npt.NDArray[np.int64] = np.array(shapes, np.int64).reshape(len(shapes), len(shapes[0]))
     return replace(column, target=target, shapes=table)
-
-
-def _refuse_text(cast: Cast, where: str) -> None:
-    if cast.mode == "string":
-        raise IngestError(f"{where}: elements of object arrays cannot become dtype string.")
 
 
 def _common_target(found: dict[np.dtype[Any], str], name: str) -> str:
