@@ -72,7 +72,7 @@ def codec_option(*, auto: bool) -> Callable[[_F], _F]:
 
     text = (
         "Store the chunks of FIELD, or of all fields with rows that are not short, by CODEC: raw, zlib[:LEVEL], "
-        "zstd[:LEVEL][,dict], blosc2[:CODEC][,LEVEL][,FILTER]"
+        "zstd[:LEVEL,dict], blosc2[:CODEC,LEVEL,FILTER]; each option behind the colon can be left out"
     )
     more = "; auto tries a sample and says what it chose. Repeat it for more fields." if auto else "."
     return click.option("--codec", multiple=True, metavar="[FIELD=]CODEC", callback=callback, help=text + more)

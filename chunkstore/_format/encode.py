@@ -22,8 +22,8 @@ CodecArg: TypeAlias = "str | Sequence[str] | Mapping[str, str]"
 
 AUTO: Final = "auto"
 _ALLOWED: Final = (
-    "raw, zlib[:LEVEL], zstd[:LEVEL][,dict], blosc2[:CODEC][,LEVEL][,FILTER] with the codecs blosclz, lz4, lz4hc, "
-    "zlib, zstd and the filters shuffle, bitshuffle, nofilter"
+    "raw, zlib[:LEVEL], zstd[:LEVEL,dict], blosc2[:CODEC,LEVEL,FILTER] with the codecs blosclz, lz4, lz4hc, "
+    "zlib, zstd and the filters shuffle, bitshuffle, nofilter; each option behind the colon can be left out"
 )
 _LEVELS: Final = {"zlib": (0, 9), "zstd": (-7, 22), "blosc2": (0, 9)}
 _DEFAULT_LEVELS: Final = {"zlib": 6, "zstd": 3, "blosc2": 5}

@@ -74,9 +74,10 @@ class Writer:
         shard_nbytes: bytes of a shard, before codecs. Memory use is about two of them and one sample: while one is
             summed and written by two threads, the next one is filled. With codecs it is three.
         codec: how chunks are stored: `{"image": "zstd:5", "pose": "blosc2:lz4,9,bitshuffle"}`, or `"zstd"` for every
-            field but those with rows of a fixed size below 64 bytes. `raw`, `zlib[:LEVEL]`, `zstd[:LEVEL][,dict]`,
-            `blosc2[:CODEC][,LEVEL][,FILTER]`; `dict` trains a dictionary on the first shard, for small rows that are
-            alike. Default: what the fields say, at the usual level. With mode `"a"` only options can change.
+            field but those with rows of a fixed size below 64 bytes. `raw`, `zlib[:LEVEL]`, `zstd[:LEVEL,dict]`,
+            `blosc2[:CODEC,LEVEL,FILTER]`, of whose options each can be left out; `dict` trains a dictionary
+            on the first shard, for small rows that are alike. Default: what the fields say, at the usual level. With
+            mode `"a"` only options can change.
     Raises:
         FileExistsError, FileNotFoundError, PermissionError, IsADirectoryError: now, before any work.
         SchemaError: the fields cannot be those of a container, or are not those of the one to append to.
