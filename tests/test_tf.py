@@ -420,6 +420,56 @@ def test_damaged_samples_fail_alone(tmp_path: Path, options: dict[str, Any]) -> 
     assert sorted(np.array(list(shuffled)).tolist()) == [i for i in range(60) if i not in bad]
 
 
+@pytest.mark.parametrize("options", [{"engine": "gather"}, {"engine": "numpy"}, {"backend": "pread"}])
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_any_error_is_that_of_its_sample_or_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], batch_size: int | None
+) -> None:
+    """Not only damage: where a disk fails at one row, all others come, in their places."""
+    path = build_rows(tmp_path / "x.cks", np.arange(60).repeat(1024).reshape(60, 1024))
+    made = dataset(path, batch_size, **options)
+
+    def failing(method: Any, place: int) -> Any:
+        def read(*args: Any, **options: Any) -> Any:
+            if 33 in args[place]:
+                raise OSError(5, "the disk is gone")
+            return method(*args, **options)
+
+        return read
+
+    monkeypatch.setattr(chunkstore.Reader, "_prove", failing(chunkstore.Reader._prove, 2))
+    monkeypatch.setattr(chunkstore.Reader, "batch", failing(chunkstore.Reader.batch, 1))
+    good, failures, batches = [], [], iter(made)
+    for _ in range(60 // (batch_size or 1)):
+        try:
+            good += next(batches)["x"].numpy().reshape(-1, 1024)[:, 0].tolist()
+        except tf.errors.OpError as error:
+            failures.append(str(error))
+    assert ["OSError" in text and "the disk is gone" in text for text in failures] == [True]
+    assert good == [i for i in range(60) if i // (batch_size or 1) != 33 // (batch_size or 1)]
+    with pytest.raises(tf.errors.OutOfRangeError):
+        batches.get_next()
+
+
+@pytest.mark.parametrize("engine", ["gather", "numpy"])
+def test_a_reader_closed_half_way(path: str, engine: str) -> None:
+    """Each sample that was not read yet says so; after as many samples as ever the iterator ends."""
+    reader = chunkstore.open(path, verify="always")
+    samples = iter(dataset(reader, fields=FIXED, engine=engine, repeat=8, prefetch=0))
+    assert next(samples)["label"] == 0
+    reader.close()
+    failures = []
+    for _ in range(8 * N - 1):
+        try:
+            next(samples)
+        except tf.errors.InvalidArgumentError as error:
+            failures.append(str(error))
+    assert len(failures) >= N
+    assert all("ClosedError" in text for text in failures)
+    with pytest.raises(tf.errors.OutOfRangeError):
+        samples.get_next()
+
+
 @pytest.mark.parametrize("options", [{}, {"backend": "pread"}])
 def test_single_samples_of_a_truncated_file(tmp_path: Path, options: dict[str, Any]) -> None:
     """What was cut off is an error for each sample, and not a crash."""

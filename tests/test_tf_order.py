@@ -161,9 +161,13 @@ def test_checkpoint_of_a_later_epoch(path: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["gather", "numpy", "fixed_length"])
 def test_checkpoint_of_another_data_set_is_refused(path: str, tmp_path: Path, engine: str) -> None:
-    """Of other rows, another selection, order or shard: restoring says what was saved and what is here."""
+    """Of other rows, another selection, order or shard: restoring says what was saved and what is here.
+
+    A state from before the first batch is refused where the first batch is asked for.
+    """
     options: dict[str, Any] = {"batch_size": 50, "engine": engine, "shuffle": engine != "fixed_length"}
     batches = iter(dataset(path, **options))
+    early = tf.train.Checkpoint(batches=batches).save(str(tmp_path / "early"))
     next(batches)
     saved = tf.train.Checkpoint(batches=batches).save(str(tmp_path / "state"))
     left = [batch["x"].numpy().tolist() for batch in batches]
@@ -190,6 +194,15 @@ def test_checkpoint_of_another_data_set_is_refused(path: str, tmp_path: Path, en
         assert "StateError: the iterator was saved of another data set or order" in saved_text
         assert f"fingerprint='{reader.fingerprint}'" in saved_text
         assert found in own_text
+        fresh = iter(dataset(source, **(options | other)))
+        tf.train.Checkpoint(batches=fresh).restore(early)
+        with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+            next(fresh)
+        _, _, own_text = str(caught.value).replace("\\'", "'").partition("[before its first batch] [This one:]")
+        assert found in own_text
+    fresh = iter(dataset(path, **options))
+    tf.train.Checkpoint(batches=fresh).restore(early).assert_consumed()
+    assert len(list(fresh)) == len(left) + 1
     fresh = iter(dataset(path, **(options | {"batch_size": None})))  # its iterators have other parts
     refused = (tf.errors.NotFoundError, tf.errors.InvalidArgumentError)
     with pytest.raises(refused, match="the dataset definition has not changed"):

@@ -15,7 +15,6 @@ from chunkstore._read.ragged import Ragged
 from chunkstore._tf.columns import Column, joined
 from chunkstore._tf.graph import Host
 from chunkstore._tf.samples import Samples
-from chunkstore.errors import ChunkstoreError, CorruptError
 
 Engine = Literal["auto", "gather", "numpy", "fixed_length"]
 
@@ -82,19 +81,15 @@ class Batches:
 
     def admit(self, host: Host, ids: Any) -> Any:
         """In the graph: whether the rows at ids are proven; a bool. Asks the system to read them, too."""
-        return host.call(self._admit if self._arrays else self._hint, [ids], tf.bool)
-
-    def _hint(self, ids: NDArray[np.int64]) -> np.bool_:
-        reader = self._rows.reader
-        reader.prefetch(self._rows.read_positions(ids), fields=[column.name for column in self._columns])
-        return np.True_
+        return host.call(self._admit, [ids], tf.bool)
 
     def _admit(self, ids: NDArray[np.int64]) -> np.bool_:
+        names = [column.name for column in self._columns]
         try:
-            self._hint(ids)
+            self._rows.reader.prefetch(self._rows.read_positions(ids), fields=names)
             self._prove(ids)
-        except ChunkstoreError:
-            return np.False_  # some batch of this group is damaged: each one says so for itself
+        except Exception:  # noqa: BLE001 - some batch of this group cannot be read: each one says so for itself
+            return np.False_
         return np.True_
 
     def _prove(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -158,7 +153,7 @@ class Batches:
     def finish_each(self, host: Host, ids: Any, gathered: dict[str, Any], proven: Any) -> tuple[dict[str, Any], Any]:
         """In the graph: the samples of ids as a batch, and what is wrong with each: tf.string of shape (n,), mostly "".
 
-        A damaged one has a row without values, and no error comes before `single` raises it.
+        One that cannot be read has a row without values, and no error comes before `single` raises it.
         """
         whole, outputs = proven, []
         if self._read:
@@ -179,7 +174,7 @@ class Batches:
 
     def _read_if_whole(self, ids: NDArray[np.int64], proven: np.bool_) -> list[Any]:
         if proven:
-            with contextlib.suppress(CorruptError):
+            with contextlib.suppress(Exception):  # each sample says so for itself
                 return [np.True_, *self._read_arrays(ids)]
         return [np.False_, *_arrays_of(self._read, {column.name: column.without_values(0) for column in self._read})]
 
@@ -189,7 +184,7 @@ class Batches:
             try:
                 parts.append(self._rows.batch(ids[start : start + 1], names, {}))
                 problems.append(b"")
-            except CorruptError as error:
+            except Exception as error:  # noqa: BLE001 - it goes on to the user, in its place
                 parts.append({column.name: column.without_values(1) for column in self._columns})
                 problems.append(f"{type(error).__name__}: {error}".encode())
         rows = {name: joined([part[name] for part in parts]) for name in names}

@@ -165,7 +165,7 @@ class Column:
     # --- single samples ---
 
     def without_values(self, num_rows: int) -> NDArray[Any] | Ragged:
-        """Rows as a reader gives them, in place of damaged ones: zeros, or empty where rows differ in size."""
+        """Rows as a reader gives them, in place of what cannot be read: zeros, or empty where rows differ in size."""
         field = self.field
         if not field.ragged and not field.is_string:
             return np.zeros((num_rows, *field.item_shape), field.numpy_dtype)

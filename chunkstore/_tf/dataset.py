@@ -61,9 +61,9 @@ def dataset(
 
     Its `element_spec` and cardinality are static. An iterator can be saved by `tf.train.Checkpoint(iterator=it)` at any
     batch, and goes on with exactly the batches that were left: in another process, too, if its dataset is made with the
-    same arguments (`epoch` may differ). The state of another data set or order is refused. (Saved before
-    its first batch, it has no epoch and no identity yet.) Works with `.map`, `.cache`, `.padded_batch`,
-    `tf.distribute`, Keras `fit`.
+    same arguments (`epoch` may differ). The state of another data set or order is refused. One that was saved before
+    the first batch has no epoch yet, and begins with that of the dataset it is restored into. Works with `.map`,
+    `.cache`, `.padded_batch`, `tf.distribute`, Keras `fit`.
 
     Args:
         source: path of a container, or several, as of `chunkstore.open`; or a `Reader` or `Selection`.
@@ -72,7 +72,8 @@ def dataset(
         shuffle: False, True (all samples) or "block" (whole blocks, mixed `window` at a time: for slow storage). The
             order is that of `chunkstore.torch` for the same seed, epoch and shard (`spec/order-1.md`).
         seed: 0 to 2^64 - 1; equal on all shards.
-        epoch: the first one, 0 to 2^31.
+        epoch: the first one, 0 to 2^31. Keras' `BackupAndRestore` goes on with weights at the begin of an epoch: give
+            its number here (`"epoch"` in its `training_metadata.json`), and the order goes on, too.
         repeat: True: epochs follow each other without end, each in an order of its own; or how many of them.
         reshuffle_each_iteration: each new iterator of this dataset begins with the next epoch, so that each epoch of
             Keras `fit` differs. False: all begin with `epoch`.
@@ -101,9 +102,10 @@ def dataset(
         TypeError: TensorFlow cannot carry a dtype; the message names the fields to choose.
         ValueError: an unknown field, or an argument that does not fit.
         All that `chunkstore.open` raises.
-        From an iterator: tf.errors.InvalidArgumentError with the text of the `CorruptError`, for the batches that have
-        a damaged sample, or for this sample alone where single ones are read; the others can still be read. From
-        `Checkpoint.restore`: the same with "StateError"; NotFoundError where batches are made in another way.
+        From an iterator: tf.errors.InvalidArgumentError with the text of the `CorruptError` (or what else went wrong),
+        for the batches that have such a sample, or for this sample alone where single ones are read; the others can
+        still be read. From `Checkpoint.restore` (or the first batch, where none was taken before the state was saved):
+        the same with "StateError"; NotFoundError where batches are made in another way.
     """
     if ragged not in RAGGED_MODES:
         raise ValueError(f"ragged: expected one of {', '.join(map(repr, RAGGED_MODES))}, found {ragged!r}")

@@ -11,6 +11,8 @@ from typing import Any, Final, TypeVar, cast
 import numpy as np
 import tensorflow as tf
 
+from chunkstore._format.checksum import sum64
+
 ALIGNMENT: Final = 64  # bytes; Eigen's kernels abort the process on a buffer that is less aligned
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -40,25 +42,30 @@ def begun(identity: str, make: Callable[[Any], Any]) -> Any:
     """The dataset that `make` gives in the graph, whose iterators refuse the state of one with another identity.
 
     A `flat_map` saves the element that it is at, and calls its function with it again to be restored. So the state of
-    an iterator, once it has begun, holds the identity, and this function compares it.
+    an iterator, once it has begun, holds the identity, and this function compares it. Before that, it holds the number
+    that a range comes to next: a sum of the identity, compared when the first batch is asked for.
 
     Args:
-        make: called with a zero where an iterator begins or is restored.
+        make: called in the graph with a number, of no meaning, where an iterator begins or is restored.
     """
+    number = sum64(identity.encode()) >> 1
+    advice = "Restore it into the dataset of the same source and arguments, or begin anew."
+
+    def checked(same: Any, value: Any, saved: Any) -> Any:
+        found = "StateError: the iterator was saved of another data set or order than this one. Saved:"
+        said = tf.debugging.Assert(same, [found, saved, "This one:", identity, advice])
+        with tf.control_dependencies([said]):
+            return tf.identity(value)
 
     @as_written
-    def known(zero: Any) -> tuple[Any, Any]:
-        return zero, tf.constant(identity)
+    def known(value: Any) -> tuple[Any, Any]:
+        return checked(tf.equal(value, number), value, "before its first batch"), tf.constant(identity)
 
     @as_written
-    def begin(zero: Any, saved: Any) -> Any:
-        found = ["StateError: the iterator was saved of another data set or order than this one. Saved:", saved]
-        advice = "Restore it into the dataset of the same source and arguments, or begin anew."
-        same = tf.debugging.Assert(tf.equal(saved, identity), [*found, "This one:", identity, advice])
-        with tf.control_dependencies([same]):
-            return make(tf.identity(zero))
+    def begin(value: Any, saved: Any) -> Any:
+        return make(checked(tf.equal(saved, identity), value, saved))
 
-    return tf.data.Dataset.range(1).map(known).flat_map(begin)
+    return tf.data.Dataset.range(number, tf.int64.max).take(1).map(known).flat_map(begin)
 
 
 def counted(made: Any, per_epoch: int, num_epochs: int) -> Any:

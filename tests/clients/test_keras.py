@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,48 @@ def test_digits(tmp_path: Path) -> None:
     assert len(history.history["loss"]) == 8
     _, accuracy = model.evaluate(dataset(held_back, 100).map(pair), verbose=0)
     assert accuracy >= ACCURACY
+
+
+class StopAt(tf.keras.callbacks.Callback):  # type: ignore[misc]
+    """Ends the training behind a step, as a machine that is taken away would."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self.num_left = num_steps
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        """See the class."""
+        self.num_left -= 1
+        if not self.num_left:
+            raise InterruptedError
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of Keras itself
+def test_backup_and_restore(tmp_path: Path) -> None:
+    """Ended inside the third epoch and begun again with the epoch of the backup, `fit` ends with the very weights that
+    it has without an interruption: also the order of the batches went on.
+    """
+    rng = np.random.default_rng(0)
+    with chunkstore.Writer(tmp_path / "x.cks") as writer:
+        writer.add_batch({"x": rng.normal(size=(200, 8)).astype(np.float32), "y": rng.normal(size=200)})
+
+    def fit(epoch: int, callbacks: list[object]) -> list[np.ndarray]:  # type: ignore[type-arg]
+        tf.keras.utils.set_random_seed(1)
+        model = tf.keras.Sequential([tf.keras.Input((8,)), tf.keras.layers.Dense(1)])
+        model.compile("adam", "mse")
+        train = dataset(tmp_path / "x.cks", 16, shuffle=True, epoch=epoch).map(lambda batch: (batch["x"], batch["y"]))
+        model.fit(train, epochs=4, shuffle=False, verbose=0, callbacks=callbacks)
+        return model.get_weights()
+
+    def backup() -> object:
+        return tf.keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    with pytest.raises(InterruptedError):
+        fit(0, [backup(), StopAt(2 * 13 + 5)])
+    epoch = json.loads((tmp_path / "backup" / "training_metadata.json").read_text())["epoch"]
+    assert epoch == 2
+    for mine, other in zip(fit(epoch, [backup()]), fit(0, []), strict=True):
+        assert np.array_equal(mine, other)
 
 
 def test_languages_of_voices(tmp_path: Path, shared_data: Path) -> None:
