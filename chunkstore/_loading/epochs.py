@@ -20,9 +20,9 @@ class Epochs:
 
     def __init__(self, order: Order) -> None:
         self.order = order
-        self._epoch = 0
-        self._start = 0  # samples of the epoch that were seen before the current iteration
+        self._running = Cursor(0, 0)  # where the current iteration began
         self._num_delivered = 0  # batches of the current iteration
+        self._next: Cursor | None = self._running  # where `begin` begins, if that is not the epoch after this one
 
     @property
     def epoch(self) -> int:
@@ -31,13 +31,18 @@ class Epochs:
 
     def begin(self) -> Iterator[IntArray]:
         """Start the next iteration and return its batches of sample ids."""
-        if self._num_delivered:
-            done = self._num_delivered >= self.order.num_batches(self._start)
-            self._move(Cursor(self._cursor().epoch if done else self._epoch + 1, 0))
-        return self.order.batches(self._epoch, self._start)
+        epoch, start = self._running = self._upcoming()
+        self._num_delivered = 0
+        # Of the rest of an epoch there may be no batch for this rank: without one to deliver, it would never go on.
+        none_left = start and not self.order.num_batches(start)
+        self._next = Cursor(epoch + 1, 0) if none_left else self._running
+        return self.order.batches(epoch, start)
 
     def deliver(self) -> None:
         """Count one batch."""
+        # Some training loops call `set_epoch` for the running epoch when its first batches are taken already.
+        if self._next in (self._running, Cursor(self._running.epoch, 0)):
+            self._next = None
         self._num_delivered += 1
 
     def set_epoch(self, epoch: int) -> None:
@@ -50,8 +55,8 @@ class Epochs:
             TypeError, ValueError: not an integer from 0 to 2^64 - 1.
         """
         epoch = checked_int("epoch", epoch, 0, MASK64)
-        if self._num_delivered or epoch != self._epoch:
-            self._move(Cursor(epoch, 0))
+        upcoming = self._upcoming()
+        self._next = upcoming if upcoming.epoch == epoch else Cursor(epoch, 0)
 
     def state(self, num_batches: int | None = None) -> dict[str, Any]:
         """A JSON-able dict of under 1 kB: the next batch to deliver.
@@ -67,14 +72,15 @@ class Epochs:
         Raises:
             StateError: it belongs to another dataset or order; nothing was changed.
         """
-        self._move(self.order.load_state(state))
+        self._next = self.order.load_state(state)
+
+    def _upcoming(self) -> Cursor:
+        return Cursor(self._running.epoch + 1, 0) if self._next is None else self._next
 
     def _cursor(self, num_batches: int | None = None) -> Cursor:
-        used = self._num_delivered if num_batches is None else num_batches
-        if num_batches is not None:
-            checked_int("num_batches", num_batches, 0, self._num_delivered)
-        return self.order.cursor(self._epoch, used, self._start)
-
-    def _move(self, cursor: Cursor) -> None:
-        self._epoch, self._start = cursor
-        self._num_delivered = 0
+        if num_batches is None:
+            num_batches = 0 if self._next is not None else self._num_delivered
+        checked_int("num_batches", num_batches, 0, self._num_delivered)
+        if self._next is not None and not num_batches:
+            return self._next
+        return self.order.cursor(self._running.epoch, num_batches, self._running.samples_seen)

@@ -122,6 +122,42 @@ def test_more_ranks_go_on() -> None:
     assert sorted(done + rest) == list(range(10))
 
 
+@pytest.mark.parametrize("options", [{"rank": 1, "world_size": 4, "batch_size": 2}, {"drop_last": True}])
+def test_an_epoch_of_which_nothing_is_left(options: dict[str, Any]) -> None:
+    """A rank that resumes where no batch is left for it has none in this epoch, and takes part in the next."""
+    epochs, saved = make(**options), make(batch_size=8)
+    take(saved, 1)
+    epochs.load_state(saved.state())
+    epochs.set_epoch(0)
+    assert take(epochs) == []
+    other = make(**options)
+    other.set_epoch(1)
+    assert take(epochs) == take(other) != []
+
+
+def test_set_epoch_inside_an_iteration() -> None:
+    """Of the running epoch, when batches are taken already (Lightning does it): it goes on, the state counts them all.
+    Of another one: the next iteration is that epoch, however much of this one was still taken.
+    """
+    epochs = make()
+    batches = epochs.begin()
+    for _ in range(2):
+        next(batches)
+        epochs.deliver()
+    epochs.set_epoch(0)
+    assert epochs.state()["samples_seen"] == 0
+    next(batches)
+    epochs.deliver()
+    assert epochs.epoch == 1
+    assert epochs.state(2)["samples_seen"] == 8
+    take(epochs, 1)
+    epochs.set_epoch(7)
+    epochs.deliver()
+    expected = make()
+    expected.set_epoch(7)
+    assert take(epochs) == take(expected)
+
+
 def test_no_samples() -> None:
     """An empty order has no batches, in any epoch."""
     epochs = make(num_samples=0)
