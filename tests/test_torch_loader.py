@@ -614,6 +614,50 @@ def test_no_gpu(path: str) -> None:
         Loader(path, 10, pin_memory=True)
 
 
+@pytest.mark.parametrize(
+    ("device", "error", "text"),
+    [
+        ("vulkan", RuntimeError, "device='vulkan': torch .* has no such device; use device=None"),
+        ("mtia:3", RuntimeError, "device='mtia:3': torch .* has no such device; use device=None"),
+        ("gpu", ValueError, "device: expected one of torch's devices, .*found 'gpu'"),
+        (-1, ValueError, "device: expected one of torch's devices, .*found -1"),
+        (1.5, TypeError, "device: expected one of torch's devices, .*found 1.5"),
+    ],
+)
+def test_devices_that_are_not_there(path: str, device: Any, error: type[Exception], text: str) -> None:
+    """Refused where it is asked for, and not with the first batch; by `prefetch`, too."""
+    with pytest.raises(error, match=text):
+        Loader(path, 10, device=device)
+    with pytest.raises(error, match=text):
+        prefetch([], device)
+
+
+def test_a_device_without_a_driver(path: str) -> None:
+    """Batches are copied in `next()`, device_transform called there; where it fails the iteration ends, and the state
+    is that of the batch which failed.
+    """
+    broken = True
+
+    def check(batch: dict[str, Any]) -> dict[str, Any]:
+        assert all(tensor.device.type == "meta" for tensor in batch.values())
+        if broken and loader.stats().num_batches == 2:
+            raise LookupError("no")
+        return batch
+
+    with Loader(path, 16, device="meta", device_transform=check) as loader:
+        batches = iter(loader)
+        next(batches), next(batches)
+        with pytest.raises(LookupError):
+            next(batches)
+        with pytest.raises(chunkstore.ClosedError):
+            next(batches)
+        state = loader.state_dict()
+        assert state["samples_seen"] == 32
+        broken = False
+        loader.load_state_dict(state)
+        assert [len(batch["label"]) for batch in loader] == [16] * 4 + [N - 96]
+
+
 # prefetch -----------------------------------------------------------------------------------------
 
 
@@ -646,6 +690,25 @@ def test_prefetch_takes_batches_ahead() -> None:
     assert (first["x"].item(), first["other"]) == (0, "text")
     assert [batch["x"].item() for batch in ahead] == [2 * number for number in range(1, 10)]
     assert list(ahead) == []
+
+
+def test_prefetch_lets_go_of_the_loader() -> None:
+    """A closed iteration does not keep that of the loader, which may have worker processes."""
+    ended = []
+
+    def batches() -> Iterator[Any]:
+        try:
+            while True:
+                yield torch.zeros(1)
+        finally:
+            ended.append(True)
+
+    ahead = iter(prefetch(batches()))
+    next(ahead)
+    assert not ended
+    ahead.close()
+    gc.collect()
+    assert ended
 
 
 def test_prefetch_passes_errors_on() -> None:

@@ -78,7 +78,7 @@ class _Shared(Generic[Task, Result]):
         self._many = depth // 2
         self._num_owed = depth  # tokens that the user has not given back yet
         self._free()
-        self._tasks = tasks
+        self.tasks = tasks
         self._task_lock = threading.Lock()  # among the threads: tasks are advanced and numbered by one at a time
         self._next_task = 0
         self._next_result = 0
@@ -110,7 +110,7 @@ class _Shared(Generic[Task, Result]):
                 return None
             number = self._next_task
             try:
-                task = next(self._tasks)
+                task = next(self.tasks)
             except StopIteration:
                 self._end(number)
                 return None
@@ -315,6 +315,7 @@ def _stop(shared: _Shared[Any, Any], patience_seconds: float | None) -> None:
     if not any(thread.is_alive() for thread in shared.threads):
         _RUNNING.discard(shared)
         shared.make = _closed
+        shared.tasks = iter(())
 
 
 def _end_daemon() -> None:

@@ -182,6 +182,9 @@ class LoaderIterator:
         try:
             made = self._next_made()
             batch = self._transfer.receive(made.sent)
+        except Exception:
+            self.close()  # otherwise the next one would be the batch after that which failed
+            raise
         finally:
             self._count_time(start)
         self._epochs.deliver()
@@ -194,10 +197,8 @@ class LoaderIterator:
     def _next_made(self) -> _Made:
         self._ring.check_process()
         if not self._run.made:
-            error = self._run.error
-            if error is not None:
-                self.close()
-                raise error
+            if self._run.error is not None:
+                raise self._run.error
             self._run = next(self._ring)
             self._run.made.reverse()
             return self._next_made()

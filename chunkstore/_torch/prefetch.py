@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import count
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import torch
 
@@ -14,43 +13,23 @@ from chunkstore._torch.dataset import Transform
 from chunkstore._torch.loader import MAX_PREFETCH
 from chunkstore._torch.transfer import Blocking, CudaDriver, Host, Staging, Transfer, as_device
 
-_END: Final = object()
-
-
-class _Sender:
-    """Takes batches from an iterator, in a thread, and sends them to a device."""
-
-    def __init__(self, batches: Iterator[Any], transfer: Transfer) -> None:
-        self._batches = batches
-        self._transfer = transfer
-        self._ended = False
-
-    def __call__(self, number: int) -> Any:
-        batch = _END if self._ended else next(self._batches, _END)
-        if batch is _END:
-            self._ended = True
-            return _END
-        return self._transfer.load(lambda allocate: batch)
-
 
 class PrefetchIterator:
     """One iteration of `prefetch`."""
 
     def __init__(self, batches: Iterator[Any], transfer: Transfer, depth: int) -> None:
         self._transfer = transfer
-        self._ring: Ring[int, Any] = Ring(count(), _Sender(batches, transfer), depth=depth)
-        self._ended = False
+
+        def send(batch: Any) -> Any:
+            return transfer.load(lambda allocate: batch)
+
+        self._ring: Ring[Any, Any] = Ring(batches, send, depth=depth)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
-        sent = _END if self._ended else next(self._ring)
-        if sent is _END:
-            self._ended = True
-            self._ring.close()
-            raise StopIteration
-        return self._transfer.receive(sent)
+        return self._transfer.receive(next(self._ring))
 
     def close(self) -> None:
         """Stop its thread. Idempotent."""

@@ -9,6 +9,7 @@ the rest runs, and is tested, without a GPU.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -26,32 +27,35 @@ Transform = Callable[[Any], Any]
 _ALIGNMENT: Final = 512  # what the allocators of CUDA use; copies of aligned memory are the fastest
 
 
-class Transfer(Protocol):
+class Transfer(ABC):
     """Where the loader's threads leave a batch and the user takes it.
 
     Attributes:
         takes_runs: whether `load` may be given a list of batches that are parts of the same memory.
     """
 
-    takes_runs: bool
+    takes_runs = False
 
+    @abstractmethod
     def load(self, make: Callable[[Allocate], Any]) -> Any:
         """In a thread: make a batch in memory of this stage and send it off."""
 
     def receive(self, sent: Any) -> Any:
         """In the user's thread: what `load` sent, ready to be used there."""
+        return sent
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027 - as it is for a stage whose batches are the user's
         """In the user's thread: the batch received last is no longer used, if its memory is the stage's."""
 
-    def reset(self) -> None:
+    def reset(self) -> None:  # noqa: B027
         """No batch is on its way any more, and none that was received is used."""
 
+    @abstractmethod
     def free(self) -> None:
         """After `reset`: let go of the memory that was kept; the next batch takes new memory."""
 
 
-class Host:
+class Host(Transfer):
     """Batches stay in host memory: recycled, or pinned by torch's own caching allocator.
 
     That allocator, unlike ours, knows which copies to a device are still reading from memory that the user has dropped.
@@ -84,15 +88,6 @@ class Host:
 
         batch = make(allocate)
         return map_tensors(batch if self._transform is None else self._transform(batch), deliver)
-
-    def receive(self, sent: Any) -> Any:
-        return sent
-
-    def release(self) -> None:
-        pass
-
-    def reset(self) -> None:
-        pass
 
     def free(self) -> None:
         self._recycler.clear()
@@ -129,10 +124,8 @@ def _part_of(owner: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     return part.set_(owner.untyped_storage(), offset, tensor.shape, tensor.stride())
 
 
-class Blocking:
+class Blocking(Transfer):
     """Any device without a driver here (mps, xpu, ...): a plain copy in the user's thread."""
-
-    takes_runs = False
 
     def __init__(self, host: Host, device: torch.device, device_transform: Transform | None) -> None:
         self._host, self._device, self._transform = host, device, device_transform
@@ -143,12 +136,6 @@ class Blocking:
     def receive(self, sent: Any) -> Any:
         batch = map_tensors(sent, lambda tensor: tensor.to(self._device))
         return batch if self._transform is None else self._transform(batch)
-
-    def release(self) -> None:
-        pass
-
-    def reset(self) -> None:
-        pass
 
     def free(self) -> None:
         self._host.free()
@@ -309,7 +296,7 @@ class _Fixed(Generic[Event]):
         self._tensors.clear()
 
 
-class Staging(Generic[Event]):
+class Staging(Transfer, Generic[Event]):
     """Host buffers -> device, asynchronously.
 
     Args:
@@ -320,8 +307,6 @@ class Staging(Generic[Event]):
             device tensors, used in turn: a batch is valid until the next one is asked for.
         device_transform: called with the batch on the device, on the copy stream; returns what the user gets.
     """
-
-    takes_runs = False
 
     def __init__(
         self, driver: Driver[Event], *, num_slots: int, num_fixed: int = 0, device_transform: Transform | None = None
@@ -445,15 +430,23 @@ def as_device(device: Any) -> torch.device:
     try:
         # Without a GPU torch does not know what a bare number means.
         found = torch.device(f"cuda:{device}" if isinstance(device, int) else device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device: expected one of torch's devices, such as 'cpu' or 'cuda', found {device!r}"
-        ) from error
+    except (RuntimeError, TypeError) as error:
+        kind = ValueError if isinstance(device, str | int) else TypeError
+        raise kind(f"device: expected one of torch's devices, such as 'cpu' or 'cuda', found {device!r}") from error
     if found.type != "cuda":
-        return found
+        return _checked_device(found)
     if not torch.cuda.is_available():
         raise RuntimeError(f"device={device!r}: torch {torch.__version__} sees no CUDA device; use device=None")
     index = torch.cuda.current_device() if found.index is None else found.index
     if index >= torch.cuda.device_count():
         raise RuntimeError(f"device={device!r}: there are {torch.cuda.device_count()} CUDA devices")
     return torch.device("cuda", index)
+
+
+def _checked_device(device: torch.device) -> torch.device:
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # torch has no one way to say it: also AssertionError, ModuleNotFoundError
+        name = str(device)
+        raise RuntimeError(f"device={name!r}: torch {torch.__version__} has no such device; use device=None") from error
+    return device
