@@ -262,7 +262,7 @@ def test_close_in_full_flight(path: str, drivers: list[FakeDriver], static: bool
 
 
 def test_errors_leave_the_ring_whole(path: str, drivers: list[FakeDriver]) -> None:
-    """A transform or device_transform that fails gives its slot and its static set back."""
+    """A transform or device_transform that fails leaves its slot and its static set to the next iteration."""
     drivers.append(driver := FakeDriver(0))
     broken = True
 

@@ -337,22 +337,18 @@ class Staging(Transfer, Generic[Event]):
 
     def _send(self, slot: _Slot[Event], batch: Any) -> Sent:
         driver = self._driver
+        # After an error `reset` gives it back: an error ends the iteration.
         fixed = self._fixed.popleft() if self._all_fixed else None
-        try:
-            with driver.on_copy_stream():
-                if fixed is not None and fixed.used is not None:
-                    driver.wait(fixed.used)
-                try:
-                    moved = self._move(slot, fixed, batch)
-                finally:
-                    slot.copied = driver.record()  # also where only some copies were issued
-                if self._transform is not None:
-                    moved = self._transform(moved)
-                return Sent(moved, driver.record() if self._transform is not None else slot.copied, fixed)
-        except BaseException:
-            if fixed is not None:
-                self._fixed.append(fixed)
-            raise
+        with driver.on_copy_stream():
+            if fixed is not None and fixed.used is not None:
+                driver.wait(fixed.used)
+            try:
+                moved = self._move(slot, fixed, batch)
+            finally:
+                slot.copied = driver.record()  # also where only some copies were issued
+            if self._transform is None:
+                return Sent(moved, slot.copied, fixed)
+            return Sent(self._transform(moved), driver.record(), fixed)
 
     def _move(self, slot: _Slot[Event], fixed: _Fixed[Event] | None, batch: Any) -> Any:
         driver = self._driver
