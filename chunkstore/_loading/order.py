@@ -51,25 +51,14 @@ def _permutation(num_items: int, seed: int, epoch: int, purpose: int, index: int
 # Block shuffle (spec 5) ---------------------------------------------------------------------------
 
 
-class _EqualBlocks:
-    """Blocks of `block_size` samples, the last one shorter: all arithmetic, no table."""
-
-    def __init__(self, num_samples: int, block_size: int) -> None:
-        self.block_size = block_size
-        self.num_blocks = -(-num_samples // block_size)
-        self.gap = self.num_blocks * block_size - num_samples  # what the last block lacks
-
-    def layout(self, permutation: Permutation) -> _EqualLayout:
-        return _EqualLayout(self, permutation)
-
-
 class _EqualLayout:
-    """Where the permuted equal blocks lie in one epoch; only the slot of the short block needs knowing."""
+    """Where permuted blocks of `size` samples lie in one epoch; only the slot of the last, short one needs knowing."""
 
-    def __init__(self, blocks: _EqualBlocks, permutation: Permutation) -> None:
+    def __init__(self, num_samples: int, size: int, permutation: Permutation) -> None:
+        num_blocks = permutation.num_items
         self._permutation = permutation
-        self._size, self._gap = blocks.block_size, blocks.gap
-        self._short_slot = int(permutation.inverse(blocks.num_blocks - 1))
+        self._size, self._gap = size, num_blocks * size - num_samples
+        self._short_slot = int(permutation.inverse(num_blocks - 1))
         self._after_short = (self._short_slot + 1) * self._size - self._gap
 
     def slot_start(self, slots: IntArray) -> IntArray:
@@ -82,19 +71,8 @@ class _EqualLayout:
         return self._permutation._apply(slots) * self._size
 
 
-class _TableBlocks:
-    """Blocks of any size, e.g. the shards of a container: 8 bytes a block."""
-
-    def __init__(self, starts: IntArray) -> None:
-        self.starts = starts
-        self.num_blocks = starts.size - 1
-
-    def layout(self, permutation: Permutation) -> _TableLayout:
-        return _TableLayout(self.starts, permutation)
-
-
 class _TableLayout:
-    """Where the permuted blocks lie in one epoch: 16 bytes and about 15 ns a block to make."""
+    """Where permuted blocks of any size, e.g. shards, lie in one epoch: 16 bytes and about 15 ns a block to make."""
 
     def __init__(self, starts: IntArray, permutation: Permutation) -> None:
         blocks = permutation._apply(np.arange(starts.size - 1))
@@ -162,7 +140,6 @@ class Order:
     drop_last: bool = False
     pad: Literal[False, "even", "full"] = False
     fingerprint: str = ""
-    _blocks: _EqualBlocks | _TableBlocks | None = field(init=False, repr=False, default=None)
     # The layout of the epoch that was asked for last; one tuple, so that threads see it whole or not at all.
     _last_layout: list[tuple[int, _Layout]] = field(init=False, repr=False, default_factory=list)
 
@@ -181,7 +158,7 @@ class Order:
             raise ValueError(f"fingerprint: expected at most {_MAX_STATE_TEXT} printable ASCII characters")
         self._check_modes()
         if self.shuffle == "block":
-            self._set("_blocks", self._make_blocks())
+            self._check_blocks()
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -198,12 +175,12 @@ class Order:
         if self.drop_last and self.pad:
             raise ValueError(f"pad: expected False with drop_last=True, found {self.pad!r}: no tail is left")
 
-    def _make_blocks(self) -> _EqualBlocks | _TableBlocks:
+    def _check_blocks(self) -> None:
         if (self.block_size is None) == (self.block_starts is None):
             raise ValueError("shuffle='block' needs either block_size or block_starts")
         if self.block_size is not None:
             self._set("block_size", checked_int("block_size", self.block_size, 1, MAX_NUM_SAMPLES))
-            return _EqualBlocks(self.num_samples, self.block_size)
+            return
         starts = np.array(self.block_starts)
         good = starts.ndim == 1 and starts.size >= 1 and starts.dtype.kind in "iu"
         if not good or starts[0] != 0 or starts[-1] != self.num_samples or np.any(starts[1:] < starts[:-1]):
@@ -214,7 +191,6 @@ class Order:
         starts = starts.astype(np.int64)
         starts.flags.writeable = False
         self._set("block_starts", starts)
-        return _TableBlocks(starts)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last_layout": []}
@@ -248,24 +224,34 @@ class Order:
         slots = layout.slot_of(mixed)
         return layout.first_id(slots) + (mixed - layout.slot_start(slots))
 
+    @property
+    def _num_blocks(self) -> int:
+        if self.block_starts is not None:
+            return self.block_starts.size - 1
+        assert self.block_size is not None
+        return -(-self.num_samples // self.block_size)
+
     def _layout(self, epoch: int) -> _Layout:
         for known_epoch, layout in self._last_layout:
             if known_epoch == epoch:
                 return layout
-        assert self._blocks is not None
-        num_blocks = self._blocks.num_blocks
-        layout = self._blocks.layout(_permutation(num_blocks, self.seed, epoch, PURPOSE_BLOCKS, 0))
-        self._last_layout[:] = [(epoch, layout)]
-        return layout
+        made = self._make_layout(_permutation(self._num_blocks, self.seed, epoch, PURPOSE_BLOCKS, 0))
+        self._last_layout[:] = [(epoch, made)]
+        return made
+
+    def _make_layout(self, permutation: Permutation) -> _Layout:
+        if self.block_starts is not None:
+            return _TableLayout(self.block_starts, permutation)
+        assert self.block_size is not None
+        return _EqualLayout(self.num_samples, self.block_size, permutation)
 
     def _in_windows(self, x: IntArray, layout: _Layout, epoch: int) -> IntArray:
         """Permute each position inside its window. A batch lies in one or two windows: a short loop."""
-        assert self._blocks is not None
         windows = layout.slot_of(x) // self.window
         out = np.empty_like(x)
         for window in distinct(windows).tolist():
             first = window * self.window
-            bounds = np.array([first, min(first + self.window, self._blocks.num_blocks)])
+            bounds = np.array([first, min(first + self.window, self._num_blocks)])
             start, stop = layout.slot_start(bounds).tolist()
             inside = windows == window
             permutation = _permutation(stop - start, self.seed, epoch, PURPOSE_WINDOW, window)
