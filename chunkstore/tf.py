@@ -5,9 +5,8 @@
     train = dataset("train.cks", 256, shuffle=True).map(lambda batch: (batch["image"], batch["label"]))
     model.fit(train, epochs=10)
 
-Source, in the order of the data: `_tf/samples.py` (what is read), `_tf/columns.py` (fields to tensors), `_tf/order.py`
-(ids in the graph), `_tf/batches.py` (ids to batches), `_tf/records.py` (the serialisable way), `_tf/dataset.py` (all
-together).
+Source, in the order of the data: `_tf/columns.py` (fields to tensors), `_tf/order.py` (ids in the graph),
+`_tf/batches.py` (ids to batches), `_tf/records.py` (the serialisable way), `_tf/dataset.py` (all together).
 """
 
 from __future__ import annotations

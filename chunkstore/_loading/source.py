@@ -38,6 +38,13 @@ def open_rows(source: Paths | Rows, fields: Sequence[str] | None, backend: Backe
     return open_reader(source, backend=backend, verify=verify, fields=fields)
 
 
+def reader_of(rows: Rows) -> Reader:
+    """What reads the samples."""
+    reader = rows.reader if isinstance(rows, Selection) else rows
+    assert isinstance(reader, Reader)
+    return reader
+
+
 def chosen_fields(rows: Rows, fields: Sequence[str] | None) -> tuple[str, ...]:
     """These fields, default all.
 

@@ -11,10 +11,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from chunkstore._loading.recycle import Recycler
+from chunkstore._loading.source import Rows, reader_of
 from chunkstore._read.ragged import Ragged
+from chunkstore._read.select import Selection
 from chunkstore._tf.columns import Column, joined
 from chunkstore._tf.graph import Host
-from chunkstore._tf.samples import Samples
 
 Engine = Literal["auto", "gather", "numpy", "fixed_length"]
 
@@ -28,8 +29,10 @@ class Batches:
         num_kept: batches of the NumPy path whose memory is used again: those that are alive at a time.
     """
 
-    def __init__(self, rows: Samples, columns: Sequence[Column], engine: Engine, num_kept: int) -> None:
+    def __init__(self, rows: Rows, columns: Sequence[Column], engine: Engine, num_kept: int) -> None:
         self._rows = rows
+        self._reader = reader_of(rows)
+        self._positions = rows.positions if isinstance(rows, Selection) else None
         self._columns = columns
         self._arrays = {} if engine == "numpy" else self._exported()
         if engine == "gather":
@@ -40,7 +43,7 @@ class Batches:
     def _exported(self) -> dict[str, tuple[NDArray[Any], ...]]:
         found = {}
         for column in self._columns:
-            arrays = None if column.why_no_gather(self._rows.reader) else column.exported(self._rows.reader)
+            arrays = None if column.why_no_gather(self._reader) else column.exported(self._reader)
             if arrays is not None:
                 found[column.name] = arrays
         return found
@@ -48,7 +51,7 @@ class Batches:
     def _require_gather(self) -> None:
         for column in self._columns:
             if column.name not in self._arrays:
-                why = column.why_no_gather(self._rows.reader) or "its bytes are not aligned to 64"
+                why = column.why_no_gather(self._reader) or "its bytes are not aligned to 64"
                 raise ValueError(
                     f"engine: {self._rows.path}: field {column.name!r} cannot be gathered in the graph, because {why}; "
                     "use engine='auto', or leave it out of fields="
@@ -74,7 +77,7 @@ class Batches:
         return list(tensors)
 
     def _gathered_arrays(self, _: Any) -> list[NDArray[Any]]:
-        positions = [] if self._rows.positions is None else [self._rows.positions]
+        positions = [] if self._positions is None else [self._positions]
         return [*positions, *(array for arrays in self._arrays.values() for array in arrays)]
 
     # --- before the batches: proof and read-ahead, in Python, once for a group ---
@@ -86,16 +89,16 @@ class Batches:
     def _admit(self, ids: NDArray[np.int64]) -> np.bool_:
         names = [column.name for column in self._columns]
         try:
-            self._rows.reader.prefetch(self._rows.read_positions(ids), fields=names)
+            self._rows.prefetch(ids, fields=names)
             self._prove(ids)
         except Exception:  # noqa: BLE001 - some batch of this group cannot be read: each one says so for itself
             return np.False_
         return np.True_
 
     def _prove(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        reader, positions = self._rows.reader, self._rows.read_positions(ids)
+        positions = ids if self._positions is None else self._positions[ids]
         for name in self._arrays:
-            reader._prove(name, positions)
+            self._reader._prove(name, positions)
         return ids
 
     # --- batches ---
@@ -112,7 +115,7 @@ class Batches:
         wanted = tf.cond(proven, lambda: ids, lambda: ids[:0])
         wanted.set_shape([None])
         tensors = list(tensors)
-        positions = wanted if self._rows.positions is None else tf.gather(tensors.pop(0), wanted)
+        positions = wanted if self._positions is None else tf.gather(tensors.pop(0), wanted)
         columns = {column.name: column for column in self._columns}
         made = {}
         for name, arrays in self._arrays.items():
@@ -146,7 +149,7 @@ class Batches:
             for column in self._read
             if column.fillable
         }
-        return _arrays_of(self._read, self._rows.batch(ids, [column.name for column in self._read], out))
+        return _arrays_of(self._read, self._rows.batch(ids, fields=[column.name for column in self._read], out=out))
 
     # --- single samples, of which each fails for itself ---
 
@@ -182,7 +185,7 @@ class Batches:
         names, parts, problems = [column.name for column in self._columns], [], []
         for start in range(len(ids)):
             try:
-                parts.append(self._rows.batch(ids[start : start + 1], names, {}))
+                parts.append(self._rows.batch(ids[start : start + 1], fields=names))
                 problems.append(b"")
             except Exception as error:  # noqa: BLE001 - it goes on to the user, in its place
                 parts.append({column.name: column.without_values(1) for column in self._columns})

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from chunkstore._format.dtypes import EXTENDED, PLAIN
 from chunkstore._format.schema import Field
+from chunkstore._loading.source import Rows, chosen_fields
 from chunkstore._read.ragged import Ragged
 from chunkstore._read.reader import Reader
 from chunkstore._tf.graph import ALIGNMENT, as_written
@@ -179,6 +180,20 @@ class Column:
             shape = tf.concat([value["shape"], tf.constant(self.field.item_shape, tf.int64)], 0)
             value = tf.reshape(value["items"], shape)
         return tf.ensure_shape(value, self.row_shape)  # an op, as `ahead` needs it
+
+
+def columns_of(
+    rows: Rows, fields: Sequence[str] | None, mode: RaggedMode, pad_value: Any, single: bool
+) -> list[Column]:
+    """The columns of a dataset, in the order of `fields` or of the container; `single`: of samples, not of batches.
+
+    Raises:
+        ValueError: an unknown field.  TypeError: TensorFlow cannot carry a dtype.
+    """
+    names = chosen_fields(rows, fields)
+    if not names:
+        raise ValueError("fields: expected at least one name, found none")
+    return [Column(rows.fields[name], rows.path, names, mode, pad_value, single) for name in dict.fromkeys(names)]
 
 
 def joined(parts: Sequence[Any]) -> NDArray[Any] | Ragged:

@@ -11,16 +11,15 @@ import tensorflow as tf
 
 from chunkstore._loading.order import Order
 from chunkstore._loading.permutation import checked_int
-from chunkstore._loading.source import Pad, Rows, Shuffle, make_shard_order, shard_identity
+from chunkstore._loading.source import Pad, Rows, Shuffle, make_shard_order, open_rows, reader_of, shard_identity
 from chunkstore._read.checked import Verify
 from chunkstore._read.many import Paths
 from chunkstore._storage.source import Backend
 from chunkstore._tf.batches import Batches, Engine
-from chunkstore._tf.columns import RAGGED_MODES, Column, RaggedMode
+from chunkstore._tf.columns import RAGGED_MODES, Column, RaggedMode, columns_of
 from chunkstore._tf.graph import Host, ahead, as_written, begun, counted
 from chunkstore._tf.order import EpochRange, batches_of_ids, groups_of, pieces_of_ids
 from chunkstore._tf.records import records
-from chunkstore._tf.samples import Samples, columns_of
 
 _ENGINES: Final = ("auto", "gather", "numpy", "fixed_length")
 _MAX_EPOCH: Final = 2**31  # times the groups of an epoch, an int64
@@ -111,10 +110,10 @@ def dataset(
         raise ValueError(f"ragged: expected one of {', '.join(map(repr, RAGGED_MODES))}, found {ragged!r}")
     if engine not in _ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(map(repr, _ENGINES))}, found {engine!r}")
-    rows = Samples(source, fields, backend, verify)
+    rows = open_rows(source, fields, backend, verify)
     columns = columns_of(rows, fields, ragged, pad_value, batch_size is None)
     order = make_shard_order(
-        rows.rows,
+        rows,
         batch_size=1 if batch_size is None else checked_int("batch_size", batch_size, 1, 1 << 31),
         shuffle=shuffle,
         seed=seed,
@@ -137,7 +136,7 @@ def dataset(
 
 
 def _pipeline(
-    rows: Samples,
+    rows: Rows,
     columns: Sequence[Column],
     order: Order,
     single: bool,
@@ -153,7 +152,7 @@ def _pipeline(
         return batches.admit(host, ids)
 
     full = not single and order.num_batches() == len(rows) // order.step_size
-    sample_nbytes = rows.mean_nbytes([column.name for column in columns])
+    sample_nbytes = _mean_nbytes(rows, columns)
 
     def ids_of_batches() -> Any:
         if single:
@@ -176,6 +175,13 @@ def _pipeline(
     made = begun(identity, begin)
     finished = _single_samples if single else _whole_batches
     return finished(made, known, batches, host, prefetch)
+
+
+def _mean_nbytes(rows: Rows, columns: Sequence[Column]) -> int:
+    """Stored bytes of a sample, on average over the container."""
+    reader = reader_of(rows)
+    stored = sum(int(reader._field_index(column.name).block_nbytes.sum()) for column in columns)
+    return stored // max(1, len(reader))
 
 
 def _whole_batches(made: Any, known: Any, batches: Batches, host: Host, prefetch: int) -> Any:

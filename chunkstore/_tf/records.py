@@ -10,15 +10,16 @@ import tensorflow as tf
 
 from chunkstore._format.dtypes import EXTENDED
 from chunkstore._loading.order import Order
+from chunkstore._loading.source import Rows, reader_of
+from chunkstore._read.select import Selection
 from chunkstore._tf.columns import Column
 from chunkstore._tf.graph import ahead, as_written, begun, counted
-from chunkstore._tf.samples import Samples
 
 _CARRIERS = {tf.uint32: tf.int32, tf.uint64: tf.int64}  # what `decode_raw` lacks, and knows by another name
 
 
 def records(
-    rows: Samples,
+    rows: Rows,
     columns: Sequence[Column],
     order: Order,
     single: bool,
@@ -39,7 +40,7 @@ def records(
     """
     _check(rows, columns, order)
     for column in columns:
-        rows.reader._prove(column.name)
+        reader_of(rows)._prove(column.name)
 
     def raw(_: Any) -> Any:
         made = _raw_batches(rows, columns, order)
@@ -58,7 +59,7 @@ def records(
     return counted(made, order.num_batches(), num_epochs)
 
 
-def _raw_batches(rows: Samples, columns: Sequence[Column], order: Order) -> Any:
+def _raw_batches(rows: Rows, columns: Sequence[Column], order: Order) -> Any:
     """One epoch of batches of this shard, as bytes."""
     num_whole = len(rows) // order.step_size
     stop = num_whole * order.step_size
@@ -72,19 +73,19 @@ def _raw_batches(rows: Samples, columns: Sequence[Column], order: Order) -> Any:
     return made
 
 
-def _check(rows: Samples, columns: Sequence[Column], order: Order) -> None:
-    if order.shuffle is not False or rows.positions is not None:
+def _check(rows: Rows, columns: Sequence[Column], order: Order) -> None:
+    if order.shuffle is not False or isinstance(rows, Selection):
         raise ValueError(
             "engine: 'fixed_length' reads a whole container in order; use shuffle=False and no selection, "
             "or engine='auto'"
         )
     if order.pad:
         raise ValueError(f"engine: 'fixed_length' has no pad={order.pad!r}; use engine='auto'")
-    if rows.reader.backend == "remote":
+    if reader_of(rows).backend == "remote":
         raise ValueError(f"engine: {rows.path}: 'fixed_length' reads files; use engine='auto' for a URL")
     for column in columns:
         field = column.field
-        if column.is_text or field.ragged or not field.item_nbytes or rows.reader._extent(column.name) is None:
+        if column.is_text or field.ragged or not field.item_nbytes or reader_of(rows)._extent(column.name) is None:
             raise ValueError(
                 f"engine: {rows.path}: field {column.name!r} ({field.dtype}) is not rows of equal size in one extent, "
                 "as 'fixed_length' needs it; use engine='auto', or leave it out of fields="
@@ -96,12 +97,12 @@ def _check(rows: Samples, columns: Sequence[Column], order: Order) -> None:
             )
 
 
-def _zipped(rows: Samples, columns: Sequence[Column], start: int, stop: int) -> Any:
+def _zipped(rows: Rows, columns: Sequence[Column], start: int, stop: int) -> Any:
     """Rows [start, stop) of all columns, as bytes."""
     size = os.path.getsize(rows.path)
     parts = []
     for column in columns:
-        extent = rows.reader._extent(column.name)
+        extent = reader_of(rows)._extent(column.name)
         assert extent is not None
         nbytes = column.field.item_nbytes
         head = extent[0] + start * nbytes

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from chunkstore._loading.recycle import Recycler
-from chunkstore._loading.source import chosen_fields, fingerprint_of, open_rows
+from chunkstore._loading.source import chosen_fields, fingerprint_of, open_rows, reader_of
 from chunkstore._read.checked import Verify
 from chunkstore._read.many import Paths
 from chunkstore._read.ragged import Ragged
@@ -154,8 +154,7 @@ class Dataset(torch.utils.data.Dataset[Any]):
     @property
     def distant(self) -> bool:
         """Whether the container, or one of several, is behind a URL, so that batches wait for a server."""
-        reader = self.reader.reader if isinstance(self.reader, Selection) else self.reader
-        return isinstance(reader, Reader) and reader.backend == "remote"
+        return reader_of(self.reader).backend == "remote"
 
     @property
     def fingerprint(self) -> str:
