@@ -188,6 +188,7 @@ class Ring(Generic[Task, Result]):
 
     def _start(self, num_threads: int) -> None:
         if _exiting:
+            _end_daemon()
             raise ClosedError("the interpreter is exiting; no new iteration can begin")
         _RUNNING.add(self._shared)
         try:
