@@ -71,6 +71,7 @@ class _Shared(Generic[Task, Result]):
         self.make = make
         self.num_forks = _num_forks
         self.threads: list[threading.Thread] = []
+        self.started = threading.Event()  # `threads` are all there are: at exit one may run before it is among them
         self.results: dict[int, tuple[Result | _Failure, float]] = {}  # number -> (result, seconds it took)
         self.stopped = False
         self._ready: SimpleQueue[None] = SimpleQueue()  # a token for each result that was put, or a reason to look
@@ -183,7 +184,9 @@ class Ring(Generic[Task, Result]):
         self._inline = depth == 0
         self._ended = False
         self.make_seconds = 0.0
-        if not self._inline:
+        if self._inline:
+            self._shared.started.set()
+        else:
             self._start(min(threads, depth))
 
     def _start(self, num_threads: int) -> None:
@@ -200,8 +203,10 @@ class Ring(Generic[Task, Result]):
                 thread.start()
                 self._shared.threads.append(thread)
         except BaseException:
+            self._shared.started.set()
             self.close()
             raise
+        self._shared.started.set()
 
     def __iter__(self) -> Self:
         return self
@@ -310,6 +315,7 @@ def _stop(shared: _Shared[Any, Any], patience_seconds: float | None) -> None:
     deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
     if threading.current_thread() in shared.threads:
         return
+    shared.started.wait(patience_seconds)
     for thread in shared.threads:
         thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
     shared.results.clear()  # what was put meanwhile
