@@ -57,14 +57,21 @@ class Damaged:
         self.good = b""
 
     def build(
-        self, n: int, *, commits: int = 1, shard_nbytes: int = 1 << 13, keys: bool = True, names: Iterable[str] = FIELDS
+        self,
+        n: int,
+        *,
+        commits: int = 1,
+        shard_nbytes: int = 1 << 13,
+        keys: bool = True,
+        names: Iterable[str] = FIELDS,
+        codec: str = "raw",
     ) -> Damaged:
         """Write `n` samples in so many commits, with these fields."""
         bounds = np.linspace(0, n, commits + 1).astype(int).tolist()
         for number in range(commits):
             mode = "a" if number else "x"
             fields = None if number else {name: FIELDS[name] for name in names}
-            extra: dict[str, Any] = {} if number else {"shard_nbytes": shard_nbytes}
+            extra: dict[str, Any] = {} if number else {"shard_nbytes": shard_nbytes, "codec": codec}
             with chunkstore.Writer(self.path, fields=fields, mode=mode, attrs={"commit": number}, **extra) as writer:
                 for sample, key in samples(bounds[number], bounds[number + 1]):
                     writer.add({name: sample[name] for name in names}, key=key if keys else None)

@@ -481,7 +481,7 @@ class Segment:
         local = start - self.directory.first_sample
         last = min(stop - self.directory.first_sample, local + MAX_KEYS)
         bounds = self.values(Kind.KEY_OFFSETS, NO_FIELD, "<i8", local, last + 1)
-        if bounds is None or bounds[0] < 0 or (np.diff(bounds) <= 0).any():
+        if bounds is None or bounds[0] < 0 or (bounds[1:] <= bounds[:-1]).any():
             return ()
         if bounds[-1] - bounds[0] > MAX_KEYS * MAX_KEY_NBYTES:
             return ()
