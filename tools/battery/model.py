@@ -61,6 +61,9 @@ class Model:
         "crash", "crash", "open", "refresh", "refresh", "read", "read", "close", "repack", "merge",
         "damage", "recover", "same_key",
     )  # fmt: skip
+    _OF_A_WRITER: Final = {"add", "add_batch", "commit", "abort", "kill", "crash", "same_key"}
+    _WITHOUT_A_WRITER: Final = {"write", "repack", "merge", "damage", "recover"}
+    _OF_READERS: Final = {"open", "refresh", "read", "close"}  # these leave the file alone
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,10 +82,16 @@ class Model:
         return self._writer is not None
 
     def step(self, name: str, a: int, b: int) -> None:
-        """One step; `a` and `b` are any numbers from 0 on, which decide the details. Then both must agree."""
+        """One step; `a` and `b` are any numbers from 0 on, which decide the details. Then both must agree.
+
+        A step that needs a writer does nothing without one, and the other way round.
+        """
         self.steps[name] += 1
+        if name in (self._WITHOUT_A_WRITER if self.writing else self._OF_A_WRITER):
+            return
         getattr(self, f"_{name}")(a, b)
-        self._check(a + b)
+        if name not in self._OF_READERS:
+            self._check(a + b)
 
     def end(self) -> None:
         """Close everything; all files are as they should be at rest."""
@@ -97,8 +106,6 @@ class Model:
     # -- writing
 
     def _write(self, a: int, b: int) -> None:
-        if self._writer is not None:
-            return
         new = self.committed is None
         recorder = Recorder()
         with syscalls.use(recorder):
@@ -108,19 +115,19 @@ class Model:
         self._writer = _Writer(writer, recorder, acked=acked)
 
     def _add(self, a: int, b: int) -> None:
-        if self._writer is not None:
-            with syscalls.use(self._writer.recorder):
-                for number in self._take(a % 4 + 1):
-                    self._writer.writer.add(sample(number), key(number))
+        assert self._writer is not None
+        with syscalls.use(self._writer.recorder):
+            for number in self._take(a % 4 + 1):
+                self._writer.writer.add(sample(number), key(number))
 
     def _add_batch(self, a: int, b: int) -> None:
-        if self._writer is not None:
-            numbers = self._take(a % 9)
-            rows = [sample(number) for number in numbers]
-            batch = {name: [row[name] for row in rows] for name in FIELDS}
-            batch["x"] = np.array(batch["x"], np.int64).reshape(len(numbers), 5)  # type: ignore[assignment]
-            with syscalls.use(self._writer.recorder):
-                self._writer.writer.add_batch(batch, [key(number) for number in numbers])
+        assert self._writer is not None
+        numbers = self._take(a % 9)
+        rows = [sample(number) for number in numbers]
+        batch = {name: [row[name] for row in rows] for name in FIELDS}
+        batch["x"] = np.array(batch["x"], np.int64).reshape(len(numbers), 5)  # type: ignore[assignment]
+        with syscalls.use(self._writer.recorder):
+            self._writer.writer.add_batch(batch, [key(number) for number in numbers])
 
     def _take(self, count: int) -> range:
         assert self._writer is not None
@@ -130,8 +137,7 @@ class Model:
         return numbers
 
     def _commit(self, a: int, b: int) -> None:
-        if self._writer is None:
-            return
+        assert self._writer is not None
         with syscalls.use(self._writer.recorder):
             self._writer.writer.commit()
         if self.committed is None:
@@ -142,7 +148,8 @@ class Model:
 
     def _same_key(self, a: int, b: int) -> None:
         """A key that is there already ends the writer, at the latest when it commits."""
-        if self._writer is None or not self.committed:
+        assert self._writer is not None
+        if not self.committed:
             return
         number = self.committed[a % len(self.committed)]
         try:
@@ -155,23 +162,20 @@ class Model:
             raise AssertionError(f"{key(number)} was taken twice")
 
     def _abort(self, a: int, b: int) -> None:
-        if self._writer is not None:
-            self._writer.writer.close()
-            self._writer = None
+        assert self._writer is not None
+        self._writer.writer.close()
+        self._writer = None
 
     # -- the end of a process, or of the machine
 
     def _kill(self, a: int, b: int) -> None:
         """The process dies: what it wrote is in the cache of the system."""
-        if self._writer is None:
-            return
         image = self.path.read_bytes() if self.committed is not None else None
         self._replace_by(image)
 
     def _crash(self, a: int, b: int) -> None:
         """The power fails at any moment since the writer was opened."""
-        if self._writer is None:
-            return
+        assert self._writer is not None
         ops, acked = self._writer.recorder.ops, self._writer.acked
         rng = np.random.default_rng((a, b, len(ops)))
         point = int(rng.integers(0, len(ops) + 1)) if a % 2 else len(ops)
@@ -256,7 +260,7 @@ class Model:
 
     def _repack(self, a: int, b: int) -> None:
         """In place: all samples, or some in another order."""
-        if self._writer is not None or self.committed is None:
+        if self.committed is None:
             return
         if len(self.committed) > _MAX_SAMPLES:
             a, b = 1, 5
@@ -269,7 +273,7 @@ class Model:
 
     def _merge(self, a: int, b: int) -> None:
         """With another container, into one that takes its place."""
-        if self._writer is not None or self.committed is None:
+        if self.committed is None:
             return
         other, out = self.folder / "other.cks", self.folder / "out.cks"
         numbers = range(self._next, self._next + a % 5)
@@ -323,7 +327,7 @@ class Model:
         out.unlink(missing_ok=True)
 
     def _damaged_copy(self, seed: int, nbytes: int) -> Path | None:
-        if self._writer is not None or self.committed is None:
+        if self.committed is None:
             return None
         copy = self.folder / "damaged.cks"
         data = bytearray(self.path.read_bytes())
