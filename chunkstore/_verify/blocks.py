@@ -322,5 +322,5 @@ class Walk:
 def aligned_buffer(nbytes: int) -> memoryview:
     """Memory that begins at a page: copies into it are faster."""
     room = np.empty(nbytes + PART_ALIGNMENT, np.uint8)
-    start = -int(room.__array_interface__["data"][0]) % PART_ALIGNMENT
+    start = -room.ctypes.data % PART_ALIGNMENT
     return room[start : start + nbytes].data

@@ -73,9 +73,9 @@ class BlockCheck:
         self._buffer = buffer
         self._first_sum = first_sum
         self._deep = deep
-        entry = segment.blocks[place.shard, place.number]
-        self._offset, self._nbytes, self._stored = int(entry["offset"]), int(entry["nbytes"]), int(entry["sum"])
-        self._rows_per_group, self._first_group = int(entry["rows_per_group"]), int(entry["first_group"])
+        # As a tuple: on a record NumPy (2.4) ends the process where there is no memory for the value of one name.
+        entry: Any = segment.blocks.item(place.shard, place.number)
+        self._offset, self._nbytes, self._stored, self._rows_per_group, self._first_group = entry
         self._field = segment.fields[place.number] if segment.fields is not None else None
         self._block_sum = Stream64()
         self._num_bad = 0

@@ -291,18 +291,20 @@ class ContainerTarget:
 
 
 def container_seeds(folder: Path) -> list[bytes]:
-    """Small containers, each with one segment, and with two, the first of which was merged from three commits.
+    """Small containers with one segment, and with two, the first of which was merged from three commits.
 
-    What an input costs goes with the number of fields. So most have one, of each kind and with codecs; one has two.
+    What an input costs goes with the number of fields. So most have one, of each kind and with codecs, and one has all.
     """
+    one_field = [((name,), "raw") for name in FIELDS] + [(("wave",), "zlib")]
+    if importlib.util.find_spec("zstandard"):
+        one_field.append((("text",), "zstd"))
+    wanted = [(*each, commits) for each in one_field for commits in (1, 1, 4)]
     seeds = []
-    coded = [(("wave",), "zlib"), *([(("text",), "zstd")] if importlib.util.find_spec("zstandard") else [])]
-    for names, codec in (*(((name,), "raw") for name in FIELDS), *coded, (("seen", "text"), "raw")):
-        for commits in (1, 1, 4):
-            container = Damaged(folder / "seed.cks")
-            container.build(9, commits=commits, shard_nbytes=600, names=names, codec=codec)
-            seeds.append(container.good)
-            container.path.unlink()
+    for names, codec, commits in (*wanted, (tuple(FIELDS), "raw", 1)):
+        container = Damaged(folder / "seed.cks")
+        container.build(9, commits=commits, shard_nbytes=600, names=names, codec=codec)
+        seeds.append(container.good)
+        container.path.unlink()
     return seeds
 
 
