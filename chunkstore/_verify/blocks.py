@@ -307,16 +307,8 @@ class Walk:
                 block = locate(self._segments, place)
                 self._tape.failed(error, offset, nbytes, block.name(), **block.where())
             return
-        self._tape.ledger.add(
-            "superseded",
-            f"superseded index segment, bytes [{offset}, {offset + nbytes}): stored xxh3 {stored:016x}, computed "
-            f"{computed:016x}; no sample is affected",
-            harmless=True,
-            offset=offset,
-            nbytes=nbytes,
-            stored_sum=stored,
-            computed_sum=computed,
-        )
+        what, more = "superseded index segment", "; no sample is affected"
+        self._tape.ledger.add_sums("superseded", what, (offset, nbytes), (stored, computed), more, harmless=True)
 
 
 def aligned_buffer(nbytes: int) -> memoryview:

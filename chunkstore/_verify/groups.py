@@ -120,16 +120,8 @@ class BlockCheck:
         self._tape.ledger.count(groups=0 if stored is None else last)
 
     def _report(self, problem: str, computed: int) -> None:
-        self._tape.ledger.add(
-            "block",
-            f"{self._place.name()}, bytes [{self._offset}, {self._offset + self._nbytes}): stored xxh3 "
-            f"{self._stored:016x}, computed {computed:016x}; {problem}",
-            offset=self._offset,
-            nbytes=self._nbytes,
-            stored_sum=self._stored,
-            computed_sum=computed,
-            **self._place.where(),
-        )
+        span, sums = (self._offset, self._nbytes), (self._stored, computed)
+        self._tape.ledger.add_sums("block", self._place.name(), span, sums, f"; {problem}", **self._place.where())
 
     def _update_rest(self, start: int) -> None:
         """The block's own sum over what no group has covered."""
@@ -265,21 +257,13 @@ class BlockCheck:
 
     def _bad_group(self, group: int, start: int, stop: int, stored: int, computed: int, more: str = "") -> None:
         self._num_bad += 1
-        begin, end = self._offset + start, self._offset + stop
         first, last = self._group_samples(group)
         where = self._place.where(first, last)
         keys = ", ".join(repr(key) for key in where["keys"][:3]) + (", ..." if len(where["keys"]) > 3 else "")
         which = f"sample {first}" if last - first == 1 else f"samples [{first}, {last})"
-        self._tape.ledger.add(
-            "chunk",
-            f"{which}{' ' * bool(keys)}{keys}, field {where['field']!r}, shard {where['shard']}, "
-            f"bytes [{begin}, {end}): stored xxh3 {stored:016x}, computed {computed:016x}{more}",
-            offset=begin,
-            nbytes=stop - start,
-            stored_sum=stored,
-            computed_sum=computed,
-            **where,
-        )
+        what = f"{which}{' ' * bool(keys)}{keys}, field {where['field']!r}, shard {where['shard']}"
+        span = (self._offset + start, stop - start)
+        self._tape.ledger.add_sums("chunk", what, span, (stored, computed), more, **where)
 
     def _check_rows(self, first: int, last: int, start: int, data: memoryview | None) -> None:
         """Look into the rows of groups `[first, last)`, which begin `start` bytes into the block.
@@ -325,14 +309,9 @@ class BlockCheck:
         assert samples is not None
         sample = samples[0] + row
         where = self._place.where(sample, sample + 1)
-        self._tape.ledger.add(
-            "row",
-            f"sample {sample}, field {where['field']!r}, shard {where['shard']}, bytes "
-            f"[{self._offset + start}, {self._offset + stop}): {problem}: whoever wrote it was wrong",
-            offset=self._offset + start,
-            nbytes=stop - start,
-            **where,
-        )
+        what = f"sample {sample}, field {where['field']!r}, shard {where['shard']}"
+        span = (self._offset + start, stop - start)
+        self._tape.ledger.add_bytes("row", what, span, f"{problem}: whoever wrote it was wrong", **where)
 
 
 class _Rows:

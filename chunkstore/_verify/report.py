@@ -154,14 +154,36 @@ class Ledger:
         self._owner = threading.get_ident()
 
     def add(self, kind: DamageKind, message: str, **where: Any) -> None:
-        """Write a damage down; `where` are the other attributes of `Damage`. Sums may be given as numbers."""
-        for name in ("stored_sum", "computed_sum"):
-            if isinstance(where.get(name), int):
-                where[name] = f"{where[name]:016x}"
+        """Write a damage down; `where` are the other attributes of `Damage`."""
         with self._lock:
             self.num_damage += 1
             if len(self.damage) < MAX_LISTED:
                 self.damage.append(Damage(kind, message, **where))
+
+    def add_bytes(self, kind: DamageKind, what: str, span: tuple[int, int], problem: object, **where: Any) -> None:
+        """Write down that there is something wrong with (offset, nbytes) of the file."""
+        offset, nbytes = span
+        self.add(
+            kind,
+            f"{what}, bytes [{offset}, {offset + nbytes}): {problem}",
+            **{**where, "offset": offset, "nbytes": nbytes},
+        )
+
+    def add_sums(
+        self,
+        kind: DamageKind,
+        what: str,
+        span: tuple[int, int],
+        sums: tuple[int, int],
+        more: str,
+        *,
+        digits: int = 16,
+        **where: Any,
+    ) -> None:
+        """The same, of bytes whose sum (stored, computed) is not what was stored."""
+        stored, computed = (f"{value:0{digits}x}" for value in sums)
+        problem = f"stored xxh3 {stored}, computed {computed}{more}"
+        self.add_bytes(kind, what, span, problem, **where, stored_sum=stored, computed_sum=computed)
 
     def count(self, *, blocks: int = 0, groups: int = 0, pages: int = 0, nbytes: int = 0) -> None:
         """Add to what was checked."""

@@ -93,13 +93,8 @@ class Tape:
         """Whether the file has this many bytes; if not, that is written down."""
         if end <= self.size:
             return True
-        self.ledger.add(
-            "truncated",
-            f"{what}, bytes [{offset}, {offset + nbytes}): the file ends at {self.size}; copy it again",
-            offset=offset,
-            nbytes=nbytes,
-            **where,
-        )
+        problem = f"the file ends at {self.size}; copy it again"
+        self.ledger.add_bytes("truncated", what, (offset, nbytes), problem, **where)
         return False
 
     def failed(self, error: Exception, offset: int, nbytes: int, what: str, **where: Any) -> None:
@@ -107,13 +102,7 @@ class Tape:
         if isinstance(error, OSError) and (isinstance(error, RemoteError) or error.errno not in (errno.EIO, None)):
             raise error
         kind: DamageKind = "truncated" if isinstance(error, TruncatedError) else "unreadable"
-        self.ledger.add(
-            kind,
-            f"{what}, bytes [{offset}, {offset + nbytes}): {error}",
-            offset=offset,
-            nbytes=nbytes,
-            **where,
-        )
+        self.ledger.add_bytes(kind, what, (offset, nbytes), error, **where)
 
 
 def check_zeros(tape: Tape, data: bytes | memoryview | NDArray[np.uint8], offset: int, what: str) -> None:
@@ -161,13 +150,7 @@ def read_head(tape: Tape) -> Superblock | None:
 
 def _other_superblock(tape: Tape, name: str, problem: str) -> None:
     offset = SUPERBLOCK_OFFSETS["AB".index(name)]
-    tape.ledger.add(
-        "superblock",
-        f"superblock {name}, bytes [{offset}, {offset + SUPERBLOCK_NBYTES}): {problem}",
-        harmless=True,
-        offset=offset,
-        nbytes=SUPERBLOCK_NBYTES,
-    )
+    tape.ledger.add_bytes("superblock", f"superblock {name}", (offset, SUPERBLOCK_NBYTES), problem, harmless=True)
 
 
 def _compare_superblocks(tape: Tape, data: bytes, chosen: Superblock) -> None:
@@ -230,24 +213,16 @@ def _read_directory(tape: Tape, entry: Earlier, committed_end: int) -> Directory
     data = tape.try_read(offset, nbytes, what) if nbytes >= DIRECTORY_HEADER_NBYTES else b""
     if data is None:
         return None
-    computed = sum128(data)
-    where = {"offset": offset, "nbytes": nbytes}
     lost = "the container cannot be opened"
-    if computed != entry.directory_sum:
-        sums = {"stored_sum": entry.directory_sum.hex(), "computed_sum": computed.hex()}
-        tape.ledger.add(
-            "directory",
-            f"{what}, bytes [{offset}, {offset + nbytes}): stored xxh3 {sums['stored_sum']}, "
-            f"computed {sums['computed_sum']}; {lost}",
-            **where,
-            **sums,
-        )
+    stored, computed = int.from_bytes(entry.directory_sum, "big"), int.from_bytes(sum128(data), "big")
+    if computed != stored:
+        tape.ledger.add_sums("directory", what, (offset, nbytes), (stored, computed), f"; {lost}", digits=32)
         return None
     tape.ledger.count(nbytes=nbytes)
     try:
         return decode_directory(data, offset, committed_end)
     except FormatError as error:
-        tape.ledger.add("directory", f"{what} at {offset}: {error}; {lost}", **where)
+        tape.ledger.add("directory", f"{what} at {offset}: {error}; {lost}", offset=offset, nbytes=nbytes)
         return None
 
 
@@ -351,13 +326,8 @@ class Segment:
     def _where(self, entry: SectionEntry) -> dict[str, Any]:
         known = entry.kind in KNOWN_KINDS
         name = Kind(entry.kind).name if known else str(entry.kind)
-        where = {"section": name, "field": self.field_name(entry.field), "harmless": self.harmless(entry)}
-        return {key: value for key, value in where.items() if value is not None}
-
-    @staticmethod
-    def harmless(entry: SectionEntry) -> bool:
-        """Whether samples and keys do without this section."""
-        return entry.kind not in KNOWN_KINDS or entry.kind == Kind.SUPERSEDED
+        harmless = not known or entry.kind == Kind.SUPERSEDED  # samples and keys do without
+        return {"section": name, "field": self.field_name(entry.field), "harmless": harmless}
 
     def _lost(self, entry: SectionEntry) -> str:
         return lost_with(entry.kind, self.field_name(entry.field))
@@ -365,13 +335,9 @@ class Segment:
     def report_damage(self) -> None:
         """Write the damaged pages down, with the samples that need them."""
         for entry, offset, nbytes, computed in self._bad_sums:
-            self.tape.ledger.add(
-                "index",
-                f"page sums of index section {self.name(entry)}, bytes [{offset}, {offset + nbytes}): stored xxh3 "
-                f"{entry.sum:016x}, computed {computed:016x}; {self._lost(entry)}",
-                **{**self._where(entry), "offset": offset, "nbytes": nbytes},
-                stored_sum=entry.sum,
-                computed_sum=computed,
+            what, lost = f"page sums of index section {self.name(entry)}", f"; {self._lost(entry)}"
+            self.tape.ledger.add_sums(
+                "index", what, (offset, nbytes), (entry.sum, computed), lost, **self._where(entry)
             )
         for entry, page, stored, computed in self._bad_pages:
             offset = entry.offset + page * PAGE_NBYTES
@@ -379,15 +345,8 @@ class Segment:
             samples = self._samples_of_page(entry, page)
             lost = self._lost(entry) if samples is None else f"samples [{samples[0]}, {samples[1]}) cannot be read"
             span = {} if samples is None else {"start": samples[0], "stop": samples[1]}
-            self.tape.ledger.add(
-                "index",
-                f"index section {self.name(entry)}, page {page}, bytes [{offset}, {offset + nbytes}): stored xxh3 "
-                f"{stored:016x}, computed {computed:016x}; {lost}",
-                **{**self._where(entry), "offset": offset, "nbytes": nbytes},
-                **span,
-                stored_sum=stored,
-                computed_sum=computed,
-            )
+            what, where = f"index section {self.name(entry)}, page {page}", {**self._where(entry), **span}
+            self.tape.ledger.add_sums("index", what, (offset, nbytes), (stored, computed), f"; {lost}", **where)
 
     def wrong(self, kind: int, problem: str, number: int = NO_FIELD, **where: Any) -> None:
         """Write down that a section has the bytes that were written, and values that cannot be; or is not there."""
