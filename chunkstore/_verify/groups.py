@@ -76,7 +76,9 @@ class BlockCheck:
         # As a tuple: on a record NumPy (2.4) ends the process where there is no memory for the value of one name.
         entry: Any = segment.blocks.item(place.shard, place.number)
         self._offset, self._nbytes, self._stored, self._rows_per_group, self._first_group = entry
-        self._field = segment.fields[place.number] if segment.fields is not None else None
+        samples = place.samples
+        self._field = segment.fields[place.number] if segment.fields is not None and samples is not None else None
+        self._first_sample, self._stop_sample = samples or (0, 0)
         self._block_sum = Stream64()
         self._num_bad = 0
         self._unchecked = ""
@@ -103,7 +105,7 @@ class BlockCheck:
 
     def check_head(self, head: memoryview) -> None:
         """Hold the groups that lie in the first bytes of a block, whose own sum is right, against their sums."""
-        if self._field is None or self._place.samples is None:
+        if self._field is None:
             return
         first, bounds = next(self._bounds(self._field), (0, None))
         if bounds is None or bounds[0] != 0 or np.any(np.diff(bounds) < 0):
@@ -141,7 +143,7 @@ class BlockCheck:
     def _check_groups(self) -> int:
         """Check group after group as long as their places are known; how many bytes that were."""
         at = 0
-        if self._field is None or self._place.samples is None:
+        if self._field is None:
             self._unchecked = "SCHEMA or SHARD_STARTS is damaged"
             return at
         for first, bounds in self._bounds(self._field):
@@ -163,9 +165,7 @@ class BlockCheck:
 
     def _bounds(self, field: Field) -> Iterator[tuple[int, Ints | None]]:
         """Where groups begin and end in the block, some at a time: (first group, bounds); None if unknown."""
-        samples = self._place.samples
-        assert samples is not None
-        rows = samples[1] - samples[0]
+        rows = self._stop_sample - self._first_sample
         size = min(self._rows_per_group, rows)
         step = max(_ROWS // size, 1) if size else 1
         groups = -(-rows // size) if size else 0
@@ -203,9 +203,7 @@ class BlockCheck:
 
     def _first_row(self) -> int:
         """Of the shard, counted from the first sample of the segment."""
-        samples = self._place.samples
-        assert samples is not None
-        return samples[0] - self._segment.directory.first_sample
+        return self._first_sample - self._segment.directory.first_sample
 
     def _check_runs(self, first: int, bounds: Ints, stored: list[int]) -> None:
         """Read groups, as many as fit the buffer, and compare their sums."""
@@ -249,15 +247,10 @@ class BlockCheck:
         elif self._deep and suspect:
             self._check_rows(group, group + 1, start, None)
 
-    def _group_samples(self, group: int) -> tuple[int, int]:
-        samples = self._place.samples
-        assert samples is not None
-        first = samples[0] + group * self._rows_per_group
-        return first, min(first + self._rows_per_group, samples[1])
-
     def _bad_group(self, group: int, start: int, stop: int, stored: int, computed: int, more: str = "") -> None:
         self._num_bad += 1
-        first, last = self._group_samples(group)
+        first = self._first_sample + group * self._rows_per_group
+        last = min(first + self._rows_per_group, self._stop_sample)
         where = self._place.where(first, last)
         keys = ", ".join(repr(key) for key in where["keys"][:3]) + (", ..." if len(where["keys"]) > 3 else "")
         which = f"sample {first}" if last - first == 1 else f"samples [{first}, {last})"
@@ -274,10 +267,8 @@ class BlockCheck:
         field = self._field
         if field is None or (field.codec == RAW and field.dtype != "bool" and not field.is_string):
             return
-        samples = self._place.samples
-        assert samples is not None
         begin = first * self._rows_per_group
-        end = min(last * self._rows_per_group, samples[1] - samples[0])
+        end = min(last * self._rows_per_group, self._stop_sample - self._first_sample)
         for row in range(begin, end, _ROWS):
             edges = np.arange(row, min(row + _ROWS, end) + 1)
             bounds = self._row_bounds(field, edges)
@@ -305,9 +296,7 @@ class BlockCheck:
 
     def bad_row(self, row: int, start: int, stop: int, problem: str) -> None:
         """Write down a row of the shard whose chunk is right and whose content is not."""
-        samples = self._place.samples
-        assert samples is not None
-        sample = samples[0] + row
+        sample = self._first_sample + row
         where = self._place.where(sample, sample + 1)
         what = f"sample {sample}, field {where['field']!r}, shard {where['shard']}"
         span = (self._offset + start, stop - start)
