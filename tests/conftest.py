@@ -6,6 +6,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,9 @@ FRAMEWORKS = ("numpy", "torch", "tensorflow-cpu", "tensorflow", "jax")
 
 # Read by TensorFlow when it is first imported; its start-up messages would bury a failing test's own output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and every process of a test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: a test is not wrong because the machine is busy.
 # In CI the same examples each time: a red run can be repeated.
