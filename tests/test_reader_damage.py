@@ -177,6 +177,17 @@ def test_cold_blocks_are_not_read_for_a_few_rows(sound: Path, backend: Any) -> N
             assert checker.flags is None or checker.flags.sum() == 3
 
 
+def test_large_blocks_are_not_read_for_a_few_rows(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size of a shard is its writer's choice: a batch does not wait until gigabytes are read."""
+    monkeypatch.setattr("chunkstore._read.checked._AROUND_NBYTES", 4095)
+    with chunkstore.open(sound, fields=["small"]) as ds:
+        checker: Any = ds._opened.field("small").checker
+        ds._opened.hints.cold = False
+        ds.batch([20, 1, 9])
+        assert checker.index.block_nbytes.min() > 4095
+        assert not checker.done
+
+
 def test_what_proves_a_block_ahead_cannot_fail(sound: Path, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that cannot read another part of the block concerns nobody who has not asked for it."""
 

@@ -29,6 +29,7 @@ _COPIED_NBYTES: Final = 1 << 20  # read and summed at once: still in a cache of 
 # Groups of at most so many bytes on average are proven with their whole block, once one in so many of it is proven.
 _SMALL_NBYTES: Final = 8 << 10
 _ONE_IN: Final = 8
+_AROUND_NBYTES: Final = 256 << 20  # of a block at most: so much takes some 10 ms
 
 
 class Where(Protocol):
@@ -259,7 +260,9 @@ class Checker:
         assert self.flags is not None
         shard = int(np.searchsorted(self.index.first_group, group, "right")) - 1
         start, stop = self._groups_of(shard)
-        if shard not in self._tried and np.count_nonzero(self.flags[start:stop]) * _ONE_IN >= stop - start:
+        if shard in self._tried or self.index.block_nbytes[shard] > _AROUND_NBYTES:
+            return
+        if np.count_nonzero(self.flags[start:stop]) * _ONE_IN >= stop - start:
             self._tried.add(shard)
             with suppress(OSError, FormatError):  # of rows that nobody has asked for
                 self._prove_block(shard, by_copy=True)

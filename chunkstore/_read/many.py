@@ -441,8 +441,8 @@ def open(  # noqa: A001 - the public name
             latter two in natural order, 2 before 10.
         backend: "mmap" (fastest; if somebody truncates the file meanwhile, the process may die by SIGBUS), "pread"
             (copies; such a file is a clean `TruncatedError`), "auto": mmap on local file systems, else pread.
-        verify: "once" checks each chunk the first time that it is read and remembers it; "always" each time; "off"
-            never. The index is checked in any case.
+        verify: "once" checks each chunk the first time that it is read and remembers it, small ones that are in memory
+            soon with their whole block; "always" each time; "off" never. The index is checked in any case.
         fields: read only these; default all.
         remote: where a path is a URL, how to read it: `Remote`. Credentials come from the environment.
     Returns:
