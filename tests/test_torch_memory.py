@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import os
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -47,37 +46,35 @@ def own_nbytes(pid: int | str = "self") -> int:
     return total
 
 
+def least_growth(work: Callable[[], object], times: int) -> int:
+    """Bytes by which the process grows while something is done so many times, the least of three turns.
+
+    What leaks does so in each turn; malloc takes memory for a thread, or for pieces of another size, now and then and
+    keeps it.
+    """
+    gc.collect()
+    sizes = [own_nbytes()]
+    for _ in range(3):
+        for _ in range(times):
+            work()
+        gc.collect()
+        sizes.append(own_nbytes())
+    return min(after - before for before, after in pairwise(sizes))
+
+
 @pytest.mark.parametrize("options", [{}, {"prefetch": 0}, {"threads": 3}, {"transform": dict}], ids=str)
 def test_loader_over_10_epochs(path: str, options: Any) -> None:
-    """After two epochs to warm up, ten more take no memory that stays: less than a quarter of the data set."""
-    # In a process of its own: the heap of one that has run other tests grows and shrinks for their sake.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        assert process.submit(grown_nbytes, path, options).result() < 4 * MIB
-
-
-def grown_nbytes(path: str, options: Any) -> int:
-    """What ten epochs of a loader leave behind, after two others."""
+    """After two epochs to warm up, ten more take no memory that stays: less than a sixteenth of the data set."""
     with Loader(path, 64, shuffle=True, **options) as loader:
-        for epoch in range(12):
-            deque(loader, maxlen=0)
-            if epoch == 1:
-                gc.collect()
-                before = own_nbytes()
-        gc.collect()
-        return own_nbytes() - before
+        deque(loader, maxlen=0)
+        deque(loader, maxlen=0)
+        assert least_growth(lambda: deque(loader, maxlen=0), 10) < MIB
 
 
 def test_dataset_over_10_epochs(path: str) -> None:
     """The same in a plain DataLoader without workers."""
     ds = Dataset(path)
-    for epoch in range(12):
-        for _ in DataLoader(ds, 64, shuffle=True):
-            pass
-        if epoch == 1:
-            gc.collect()
-            before = own_nbytes()
-    gc.collect()
-    assert own_nbytes() - before < 4 * MIB
+    assert least_growth(lambda: deque(DataLoader(ds, 64, shuffle=True), maxlen=0), 10) < MIB
 
 
 def test_worker_processes_over_10_epochs(path: str) -> None:
@@ -97,19 +94,14 @@ def test_worker_processes_over_10_epochs(path: str) -> None:
 
 
 def test_a_loader_leaves_nothing(path: str) -> None:
-    """Made, half-read and dropped a hundred times: neither memory nor descriptors nor threads stay."""
+    """Made, half-read and dropped again and again: neither memory nor descriptors nor threads stay."""
 
-    def use(_: int) -> None:
+    def use() -> None:
         for _ in Loader(path, 64, shuffle=True, threads=2):
             break
 
-    use(0)
+    use()
     gc.collect()
-    descriptors, sizes = len(os.listdir("/proc/self/fd")), [own_nbytes()]
-    for _ in range(4):
-        deque(map(use, range(25)), maxlen=0)
-        gc.collect()
-        sizes.append(own_nbytes())
-    # What leaks does so each time; malloc makes an arena for a thread now and then, and keeps it.
-    assert min(after - before for before, after in pairwise(sizes)) < MIB
+    descriptors = len(os.listdir("/proc/self/fd"))
+    assert least_growth(use, 25) < MIB
     assert len(os.listdir("/proc/self/fd")) <= descriptors
