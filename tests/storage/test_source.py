@@ -225,6 +225,18 @@ class SourceTests:
             with pytest.raises(ClosedError, match=r"a\.cks: the source was closed"):
                 use()
 
+    def test_closed_while_its_size_is_looked_at(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another thread may close it at any time: the descriptor is there until the system call is over."""
+        lseek = os.lseek
+
+        def slow(descriptor: int, position: int, whence: int) -> int:
+            source.close()
+            return lseek(descriptor, position, whence)
+
+        monkeypatch.setattr(os, "lseek", slow)
+        source.check_size()
+        assert source.closed
+
     def test_empty_file(self, tmp_path: Path) -> None:
         """A file of no bytes opens; there is nothing in it."""
         (tmp_path / "empty").touch()
