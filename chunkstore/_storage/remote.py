@@ -256,8 +256,7 @@ class RemoteSource(PreadSource):
         far = starts + lengths > self._head.stop
         starts, lengths = starts[far], lengths[far]
         room = (np.cumsum(lengths) <= self._remote.buffer_nbytes) & (lengths > 0)
-        with signals_later():
-            self._plan(_Call(), starts[room], (starts + lengths)[room], background=True)
+        self._plan(_Call(), starts[room], (starts + lengths)[room], background=True)
 
     @contextmanager
     def staged(self, offsets: Offsets, nbytes: int | Offsets, into: Sequence[memoryview] = ()) -> Iterator[None]:
@@ -324,8 +323,7 @@ class RemoteSource(PreadSource):
         while True:
             call = _Call()
             try:
-                with signals_later():  # a pool that is interrupted while it starts threads starts none any more
-                    self._plan(call, starts, stops, into)
+                self._plan(call, starts, stops, into)
                 call.collect()
             except BaseException as error:
                 call.cancel()
@@ -351,6 +349,7 @@ class RemoteSource(PreadSource):
                     piece.cancel()
             state.kept.shrink()
 
+    @signals_later()  # a pool that is interrupted while it starts threads starts none any more
     def _plan(
         self, call: _Call, starts: Offsets, stops: Offsets, into: Sequence[memoryview] = (), *, background: bool = False
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections import deque
@@ -242,6 +243,30 @@ class TestReads:
             other.join(5)
             assert not other.is_alive()
         assert got == [DATA[2_000_000:2_000_010]]
+
+    @pytest.mark.parametrize("in_order", [False, True])
+    def test_an_interrupt_while_threads_are_started(
+        self, server: RangeServer, monkeypatch: pytest.MonkeyPatch, in_order: bool
+    ) -> None:
+        """It waits until they have what they are to ask for, also where this is read ahead: later reads find it."""
+        start = requests._Threads.start
+
+        def interrupted(self: requests._Threads, wanted: deque[requests.Request], count: int) -> None:
+            monkeypatch.setattr(requests._Threads, "start", start)
+            signal.raise_signal(signal.SIGINT)
+            start(self, wanted, count)
+
+        options = Remote(storage_options=QUICK, max_request_nbytes=MIB, max_gap_nbytes=0)
+        with RemoteSource(server.url("a.bin"), options, in_order=in_order) as source:
+            offsets, out = np.array([2_000_000, 2_500_000]), np.empty(20, np.uint8)
+            monkeypatch.setattr(requests._Threads, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                source.read(2_000_000, 10) if in_order else source.read_scattered(offsets, 10, out)
+            later = threading.Thread(target=source.read_scattered, args=(offsets, 10, out), daemon=True)
+            later.start()
+            later.join(10)
+            assert not later.is_alive()
+        assert out.tobytes() == DATA[2_000_000:2_000_010] + DATA[2_500_000:2_500_010]
 
     @pytest.mark.parametrize("buffer_nbytes", [0, 1 << 20])
     @pytest.mark.parametrize("gap", [0, 1 << 20])
