@@ -79,6 +79,8 @@ def test_patterns(root: str, rows: Any, tmp_path: Path, server: S3Server, monkey
     monkeypatch.setattr(objects, "_MOST_LISTED", 4)
     with pytest.raises(ValueError, match="more than 4 objects in s3://bucket/"):
         chunkstore.open(f"{root}/train-*.cks")
+    with chunkstore.open(f"{root}/[a].cks") as ds:  # which is there: nothing is listed
+        assert np.array_equal(ds[:]["data"], rows[4:9])
     for name in server.environment:
         monkeypatch.delenv(name)
     monkeypatch.setattr(objects, "_MOST_LISTED", 5)

@@ -179,6 +179,8 @@ class RemoteObject:
             UrlError: there are more objects to look through than anybody means.
             PermissionError, RemoteError: as the server says.
         """
+        if self.look() is not None:  # asked for by itself: nobody need be allowed to list for that
+            return [self.url]
         library, store = self._client()
         parts = self._key.split("/")
         folder = "/".join(takewhile(lambda part: not has_magic(part), parts))
@@ -193,8 +195,6 @@ class RemoteObject:
         if len(keys) > _MOST_LISTED:
             text = f"more than {_MOST_LISTED} objects in {self._root}/{folder}, where the pattern is looked for"
             raise UrlError(f"{self.url}: {text}. Begin it with a folder of fewer, or give a list of URLs")
-        if self._key in keys:
-            return [self.url]
         return [f"{self._root}/{key}" for key in keys if _fits(key.split("/"), parts)]
 
     @property
