@@ -190,23 +190,22 @@ class Ring(Generic[Task, Result]):
             self._start(min(threads, depth))
 
     def _start(self, num_threads: int) -> None:
-        if _exiting:
-            _end_daemon()
-            raise ClosedError("the interpreter is exiting; no new iteration can begin")
-        _RUNNING.add(self._shared)
+        shared = self._shared
         try:
+            _RUNNING.add(shared)
+            if _exiting:  # looked at last: an exit that begins now finds the ring
+                raise ClosedError("the interpreter is exiting; no new iteration can begin")
             for number in range(num_threads):
                 # Daemons: otherwise the interpreter would wait for them before it tells anybody that it exits.
-                thread = threading.Thread(
-                    target=_work, args=(self._shared,), name=f"chunkstore-loader-{number}", daemon=True
-                )
+                thread = threading.Thread(target=_work, args=(shared,), name=f"chunkstore-loader-{number}", daemon=True)
                 thread.start()
-                self._shared.threads.append(thread)
+                shared.threads.append(thread)
+            shared.started.set()
         except BaseException:
-            self._shared.started.set()
+            shared.started.set()
             self.close()
+            _end_daemon()
             raise
-        self._shared.started.set()
 
     def __iter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from chunkstore._loading import prefetch
 from chunkstore._loading.prefetch import Ring
 from chunkstore.errors import ClosedError
 
@@ -307,6 +308,22 @@ def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(RuntimeError, match="can't start new thread"):
         Ring(range(9), lambda task: task, depth=2, threads=2)
     assert not started[0].is_alive()
+
+
+def test_a_ring_that_begins_as_the_interpreter_exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the exit stops all rings just before this one is among them, it starts no thread that nobody would stop."""
+
+    class Late(set[Any]):
+        def add(self, element: Any) -> None:
+            prefetch._stop_all()
+            super().add(element)
+
+    monkeypatch.setattr(prefetch, "_RUNNING", running := Late())
+    monkeypatch.setattr(prefetch, "_exiting", False)
+    with pytest.raises(ClosedError, match="the interpreter is exiting"):
+        Ring(range(9), lambda task: task, depth=2)
+    assert not running
+    assert loader_threads() == []
 
 
 def test_many_rings_under_switching(monkeypatch: pytest.MonkeyPatch) -> None:
