@@ -26,13 +26,14 @@ from tools.battery.faults import Findings, endless_appends, write
 _SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 _MODES = {"default": 0, "flush the log": 1, "no flush of the log": 2}
 _SIZE = 64 << 20
+_PATIENCE = 60  # seconds
 
 
 def why_not(folder: Path) -> str | None:
     """Why power loss cannot be tried here; None if it can."""
     if os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "only root may mount"
-    missing = [tool for tool in ("mkfs.ext4", "mount", "umount") if shutil.which(tool) is None]
+    missing = [tool for tool in ("mkfs.ext4", "losetup", "mount", "umount") if shutil.which(tool) is None]
     if missing:
         return f"{', '.join(missing)} not installed"
     try:
@@ -67,8 +68,22 @@ def _mount(image: Path, place: Path) -> None:
     _run("mount", "-o", "loop", str(image), str(place))
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
+def _unmount(image: Path, place: Path) -> None:
+    """Unmount, and wait until the file system is gone.
+
+    A process that made a mount namespace meanwhile has a copy of each mount. While it lives, the next mount would be of
+    the file system that was shut down, where each call ends in EIO.
+    """
+    _run("umount", str(place))
+    end = time.monotonic() + _PATIENCE
+    while _run("losetup", "--associated", str(image)):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{image}: another process still has it mounted after {_PATIENCE} s")
+        time.sleep(0.05)
+
+
+def _run(*command: str) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True).stdout
 
 
 def _shut_down(place: Path, mode: int) -> None:
@@ -88,7 +103,7 @@ def try_power_loss(folder: Path, findings: Findings, times: int, seed: int = 0) 
         os.sync()
         for number in range(times):
             said = _lose_power(path, place, rng.random() * 0.1, number % len(_MODES))
-            _run("umount", str(place))
+            _unmount(image, place)
             _mount(image, place)
             findings.tried += 1
             findings.wrong += [f"power loss {number}: {what}" for what in _judge(path, said)]
