@@ -167,6 +167,50 @@ def test_a_sample_that_does_not_fit_is_refused(tmp_path: Path, value: object, te
     check(tmp_path / "a.cks", [{"x": np.zeros(2), "t": "a"}, {"x": np.ones(2), "t": "c"}], ["0", "1"])
 
 
+@pytest.mark.parametrize("then", ["add", "batch", "commit"])
+@pytest.mark.parametrize("stage", [staging.RaggedStage, staging.KeyStage])
+def test_what_cannot_be_forgotten_at_once_is_forgotten_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: type, then: str
+) -> None:
+    """Where there is no memory to undo half a sample either, none of it is among the samples that follow."""
+    rows = [np.arange(n, dtype=np.int16) for n in (3, 5, 2)]
+
+    def fails(self: object, count: int) -> None:
+        monkeypatch.undo()
+        raise MemoryError
+
+    with Writer(tmp_path / "a.cks", fields={"r": ("int16", (None,)), "z": ("int8", (2,))}) as writer:
+        writer.add({"r": rows[0], "z": np.zeros(2, np.int8)}, "0")
+        monkeypatch.setattr(stage, "drop", fails)
+        with pytest.raises(MemoryError):
+            writer.add({"r": rows[1], "z": np.zeros(3, np.int8)}, "1")
+        if then == "add":
+            writer.add({"r": rows[2], "z": np.ones(2, np.int8)}, "2")
+        elif then == "batch":
+            writer.add_batch({"r": [rows[2]], "z": np.ones((1, 2), np.int8)}, ["2"])
+    samples = [{"r": rows[0], "z": np.zeros(2, np.int8)}, {"r": rows[2], "z": np.ones(2, np.int8)}]
+    count = 1 if then == "commit" else 2
+    check(tmp_path / "a.cks", samples[:count], ["0", "2"][:count])
+
+
+@pytest.mark.parametrize("most", [3, 100])
+def test_keys_of_a_batch_that_are_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """An interrupt among them ends the writer: which keys belong to no row cannot be told any more."""
+
+    def interrupted(self: object) -> None:
+        raise KeyboardInterrupt
+
+    writer = Writer(tmp_path / "a.cks", shard_nbytes=8 * most)
+    writer.add_batch({"x": np.arange(3)}, ["a", "b", "c"])
+    monkeypatch.setattr(staging.KeyStage, "pack", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        writer.add_batch({"x": np.arange(3)}, ["d", "e", "f"])
+    monkeypatch.undo()
+    with pytest.raises(PoisonedError, match="this writer failed before"):
+        writer.add({"x": 7}, "g")
+    assert not (tmp_path / "a.cks").exists()
+
+
 def test_python_numbers_must_be_exact(tmp_path: Path) -> None:
     """300 is no uint8, and 0.5 no int; 7 is both."""
     with Writer(tmp_path / "a.cks", fields={"n": "uint8"}) as writer:

@@ -298,6 +298,16 @@ def encode_text(field: Field, value: object, where: str) -> bytes:
 
 
 Stage = FixedStage | RaggedStage
+type_slot = tuple[str, Any, Any, Any, "frozenset[type]", Stage]
+
+
+def slot_of(stage: Stage) -> type_slot:
+    """What `add` looks at for each field: name, staged rows, their dtype and shape, types of scalars that they take
+    exactly or with an OverflowError; only the stage where rows vary.
+    """
+    if isinstance(stage, FixedStage):
+        return stage.field.name, stage.rows, stage.rows.dtype, stage.shape, stage.scalars, stage
+    return stage.field.name, None, None, None, frozenset(), stage
 
 
 def batch_rows(field: Field, value: object, where: str) -> type_array | Sequence[object]:
@@ -313,6 +323,19 @@ def batch_rows(field: Field, value: object, where: str) -> type_array | Sequence
     if hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | bytes | Mapping):
         return cast("Sequence[object]", value)
     raise SchemaError(f"{where}, field {field.name!r}: expected a sequence of rows, found {type(value).__name__}")
+
+
+def rows_one_by_one(field: Field, column: Any, size: int) -> Sequence[Any]:
+    """A batch of one field as rows of which each was checked.
+
+    Raises:
+        SchemaError: a row does not fit the field.
+    """
+    if not field.is_string:
+        return [as_rows(field, column[place], 0, f"add_batch, row {place}") for place in range(size)]
+    for place in range(size):
+        encode_text(field, column[place], f"add_batch, row {place}")
+    return cast("Sequence[Any]", column)
 
 
 def batch_length(batch: Mapping[str, Any], keys: Sequence[str] | None) -> int:

@@ -34,13 +34,14 @@ from chunkstore._write.staging import (
     RaggedStage,
     Stage,
     as_fields,
-    as_rows,
     batch_length,
     batch_rows,
-    encode_text,
     fixed_rows,
     infer_field,
+    rows_one_by_one,
+    slot_of,
     type_fields,
+    type_slot,
 )
 from chunkstore._write.target import AppendTarget, NewTarget, Target
 from chunkstore.errors import ClosedError, PoisonedError, SchemaError
@@ -49,7 +50,6 @@ _ndarray = np.ndarray  # a name of this module: `add` looks it up for every valu
 _STAGED_NBYTES: Final = 1 << 20  # the first memory for rows; where it is full, the next is so many times as large:
 _GROWTH: Final = 8
 _PACK_KEYS: Final = 16_384  # keys that wait one by one; at most 2 MB of short ones
-type_slot = tuple[str, Any, Any, Any, "frozenset[type]", Stage]
 
 
 class Writer:
@@ -115,6 +115,7 @@ class Writer:
         self._slots: list[type_slot] = []
         # What `add` compares first: no sample has this length while fields are unknown, or memory for the next row is.
         self._num_slots = -1
+        self._half = False  # whether there may be parts of a sample that was refused
         self._keys = KeyStage()
         self._key_texts = self._keys.texts  # the same list for good
         self._count = 0  # samples, and their bytes, in the shard that is being filled
@@ -286,11 +287,13 @@ class Writer:
                 if 0 in text or not text or len(text) > MAX_KEY_NBYTES:
                     encode_key(key)
                 self._key_texts.append(text)
+            self._count = count + 1
         except BaseException as error:
-            self._undo(count)
+            self._half, self._count = True, count
+            self._num_slots = -1  # so that the next one is prepared for
+            self._undo()
             self._tell(sample, key, error)
             raise
-        self._count = count + 1
         self._nbytes = nbytes
         if nbytes >= self._shard_nbytes or count + 1 >= self._stop:
             self._full()
@@ -306,6 +309,7 @@ class Writer:
             WriteError: as in `add`.
         """
         self._check_open()
+        self._undo()
         size = batch_length(batch, keys)
         if size == 0:
             return
@@ -333,6 +337,7 @@ class Writer:
             self._begin(fields)
         if len(sample) != len(self._stages):
             raise self._wrong_names(sample)
+        self._undo()
         self._make_room(self._count + 1)
 
     def _tell(self, sample: Mapping[str, Any], key: str | None, error: BaseException) -> None:
@@ -367,25 +372,24 @@ class Writer:
         self._with_keys = with_keys
         return keys
 
-    def _undo(self, count: int) -> None:
-        """Forget a sample that was refused half way."""
+    def _undo(self) -> None:
+        """Forget a sample that was refused half way.
+
+        Where there is no memory for this either, it is done before anything else is taken or written.
+        """
+        if not self._half:
+            return
         for stage in self._stages:
-            stage.drop(count)
-        self._keys.drop(count)
+            stage.drop(self._count)
+        self._keys.drop(self._count)
         if len(self) == 0:
             self._with_keys = None
+        self._half = False
 
     def _add_ragged_batch(self, rows: Sequence[Any], size: int, keys: Sequence[str] | None) -> None:
         """Row by row, after all rows were checked."""
         names = [stage.field.name for stage in self._stages]
-        checked: list[Sequence[Any]] = []
-        for stage, column in zip(self._stages, rows, strict=True):
-            if stage.field.is_string:
-                for place in range(size):
-                    encode_text(stage.field, column[place], f"add_batch, row {place}")
-                checked.append(column)
-            else:
-                checked.append([as_rows(stage.field, column[i], 0, f"add_batch, row {i}") for i in range(size)])
+        checked = [rows_one_by_one(stage.field, column, size) for stage, column in zip(self._stages, rows, strict=True)]
         for place in range(size):
             sample = {name: column[place] for name, column in zip(names, checked, strict=True)}
             self.add(sample, None if keys is None else keys[place])
@@ -435,13 +439,17 @@ class Writer:
             if isinstance(stage, FixedStage):
                 stage.make_room(self._capacity, self._count)
         self._stop = min(self._capacity, self._count + _PACK_KEYS)
-        self._slots = [_slot(stage) for stage in self._stages]
+        self._slots = [slot_of(stage) for stage in self._stages]
         self._num_slots = len(self._stages)
 
     def _stage_keys(self, keys: Sequence[str]) -> None:
-        for start in range(0, len(keys), _PACK_KEYS):
-            self._keys.texts += map(encode_key, keys[start : start + _PACK_KEYS])
-            self._keys.pack()
+        try:
+            for start in range(0, len(keys), _PACK_KEYS):
+                self._keys.texts += map(encode_key, keys[start : start + _PACK_KEYS])
+                self._keys.pack()
+        except BaseException as error:  # no memory, or an interrupt; what is packed cannot be told from those before
+            self._fail(error)
+            raise
 
     # -- shards -------------------------------------------------------------------------------------------------------
 
@@ -515,6 +523,7 @@ class Writer:
 
     def _flush(self, arrays: Sequence[NDArray[Any]] | None = None) -> None:
         """Hand over the staged rows, or the given rows of fixed shape, as one shard."""
+        self._undo()
         count = self._count if arrays is None else len(arrays[0])
         if count == 0:
             return
@@ -576,15 +585,6 @@ class Writer:
             index.move(number, offset)
             self._tail = offset + late.nbytes
             late.place(self._target.sink, offset)
-
-
-def _slot(stage: Stage) -> type_slot:
-    """What `add` looks at for each field: name, staged rows, their dtype and shape, types of scalars that they take
-    exactly or with an OverflowError; only the stage where rows vary.
-    """
-    if isinstance(stage, FixedStage):
-        return stage.field.name, stage.rows, stage.rows.dtype, stage.shape, stage.scalars, stage
-    return stage.field.name, None, None, None, frozenset(), stage
 
 
 def _check_arguments(path: str | os.PathLike[str], mode: str, shard_nbytes: int, num_samples: int | None) -> None:
