@@ -111,7 +111,11 @@ def many_reads(path: Path, workers: int, reads: int, method: Any) -> int:
         _inherited = ds if method == "fork" else None
         data = b"" if method == "fork" else pickle.dumps(ds)
         with context.Pool(workers) as pool:
-            return sum(pool.starmap(_read_share, [(data, reads // workers, seed) for seed in range(workers)]))
+            wrong = sum(pool.starmap(_read_share, [(data, reads // workers, seed) for seed in range(workers)]))
+            # Else they would be ended by a signal, which a forked one may miss between looking for it and waiting.
+            pool.close()
+            pool.join()
+        return wrong
 
 
 def truncated_under_reader(folder: Path, times: int, findings: Findings) -> None:
