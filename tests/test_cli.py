@@ -662,6 +662,14 @@ def test_system_errors_show_no_number() -> None:
     assert message(chunkstore.WriteError(errno.ENOSPC, "cannot write: full", "x.cks")) == "x.cks: cannot write: full"
 
 
+def check_interrupted(code: str) -> None:
+    """A process that runs this code says in one line that it was interrupted, and ends with 130."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 130
+    assert run.stderr == "\ninterrupted: nothing was changed. Run the same again: it starts over\n"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_second_interrupt() -> None:
     """Ctrl-C once more while the interpreter ends adds nothing to the message, and changes no exit code."""
@@ -678,10 +686,7 @@ def test_second_interrupt() -> None:
         sys.argv = ["chunkstore", "verify"]
         main.run()
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 130
-    assert run.stderr == "\ninterrupted: nothing was changed. Run the same again: it starts over\n"
+    check_interrupted(code)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -704,10 +709,7 @@ def test_interrupt_while_it_is_imported(module: str) -> None:
         sys.argv = ["chunkstore", "info", "x.cks"]
         main()
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 130
-    assert run.stderr == "\ninterrupted: nothing was changed. Run the same again: it starts over\n"
+    check_interrupted(code)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell that closes streams")
