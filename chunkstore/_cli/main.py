@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 from importlib import import_module
@@ -10,7 +12,7 @@ from typing import Final
 import click
 
 import chunkstore
-from chunkstore._cli.early import INTERRUPTED, clean_up_first
+from chunkstore._cli.early import clean_up_first
 from chunkstore._cli.guard import Commands, end_cleanly, open_streams
 
 # name -> (module that has a function of this name, what it does), in the order of the help. A module is imported when
@@ -30,6 +32,9 @@ _COMMANDS: Final = {
     "bench": ("checking", "Measure how fast FILE is read on this machine."),
     "demo": ("demo", "Show all of this on handwritten digits, in a few seconds."),
 }
+
+
+_BY_SIGNAL: Final = 128  # codes above it are this and the number of a signal
 
 
 class _Lazy(Commands):
@@ -91,6 +96,11 @@ def run() -> None:
     try:
         cli(prog_name="chunkstore")
     except SystemExit as end:
-        if end.code == INTERRUPTED:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would show where the interpreter was ending
+        # From here on Ctrl-C would only show where the interpreter was ending, or have it end in another way.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if isinstance(end.code, int) and end.code > _BY_SIGNAL:
+            # CPython ends by SIGINT, whatever the code, where an interrupt once came out of an `exec` of text, as
+            # dataclasses have: so this does at once what it would do now.
+            atexit._run_exitfuncs()
+            os._exit(end.code)
         raise

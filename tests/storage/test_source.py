@@ -225,6 +225,18 @@ class SourceTests:
             with pytest.raises(ClosedError, match=r"a\.cks: the source was closed"):
                 use()
 
+    def test_close_takes_no_memory(self, source: Source, num_descriptors: Callable[[], int]) -> None:
+        """What fails for want of memory lets go of its file all the same."""
+        hooks = pytest.importorskip("_testcapi")
+        before = num_descriptors()
+        hooks.set_nomemory(0)
+        try:
+            source.close()
+        finally:
+            hooks.remove_mem_hooks()
+        assert source.closed
+        assert num_descriptors() < before
+
     def test_closed_while_its_size_is_looked_at(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
         """Another thread may close it at any time: the descriptor is there until the system call is over."""
         lseek = os.lseek

@@ -301,7 +301,6 @@ def no_memory(quick: bool) -> Row:
         for task in nomemory.TASKS:
             nomemory.try_task(folder, task, findings, every=every)
     note = ", ".join(f"{name} {count:,}" for name, count in findings.raised.most_common())
-    note += "; NumPy 2.4 ends the process in `record['name']` and `__array_interface__`, which verify leaves alone"
     tried = f"{findings.tried:,} runs" + (f", one allocation of {every}" if every > 1 else "")
     return _row(test, "each", tried, findings.wrong, note)
 
