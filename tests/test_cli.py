@@ -379,6 +379,22 @@ def test_verify_damaged(container: Path) -> None:
     assert report["reports"][0]["damage"][0]["field"] == "image"
 
 
+def test_verify_says_what_is_left(container: Path) -> None:
+    """Whether other samples can be read, which they cannot without SCHEMA; and that `recover` saves what is whole."""
+    data = container.read_bytes()
+    for place, said in (
+        (-1, "can still be read"),
+        (data.index(b'{"fields"'), "The container cannot be opened as it is"),
+    ):
+        container.write_bytes(data)
+        extent = chunkstore.open(container)._extent("image")
+        assert extent is not None
+        flip_bit(container, extent[0] if place < 0 else place)
+        lines = run("verify", container).stdout.splitlines()
+        assert said in lines[-1]
+        assert "`chunkstore recover` saves what is whole" in lines[-1]
+
+
 def test_verify_goes_on(container: Path, tmp_path: Path) -> None:
     """A file that cannot be read does not keep the others from being verified; damage outranks it."""
     result = run("verify", tmp_path / "nosuch.cks", container)
@@ -923,6 +939,6 @@ def test_merge_repack_and_recover(tmp_path: Path) -> None:
     result = run("recover", a, saved, "--overwrite")
     assert result.exit_code == 1
     assert "lost: samples 0 to 9 (from 'a0' on): field 'x' does not have the bytes" in result.output
-    assert "0 samples saved" in result.output
+    assert f"0 samples saved in {saved}, 10 lost" in result.output
     assert run("merge", all_, a, b).exit_code == 3
     assert run("merge", all_, a, b, "--overwrite").exit_code == 1

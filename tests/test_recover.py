@@ -500,3 +500,19 @@ def test_shards_that_lie_over_each_other(tmp_path: Path) -> None:
     assert sum(run.stop - run.start for run in found if not run.reason) <= 9000
     assert found[-1].stop == 20 * 4096
     assert {run.reason for run in found} <= {"", BEHIND, OVERLAP}
+
+
+def test_a_lost_key_is_not_a_lost_row(tmp_path: Path) -> None:
+    """Samples without their keys are not saved, and the reason says that `open` still reads their rows."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path) as writer:
+        for number in range(3):
+            writer.add({"x": np.int32(number)}, f"key {number}")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"key 0key 1")] ^= 1
+    path.write_bytes(data)
+    report = recover(path, tmp_path / "saved.cks")
+    assert (report.num_saved, report.num_lost) == (0, 3)
+    assert report.lost[0].reason.startswith("its rows are good and can be read by position, but its key cannot: ")
+    with chunkstore.open(path) as ds:
+        assert [int(ds[number]["x"]) for number in range(3)] == [0, 1, 2]

@@ -87,6 +87,8 @@ def test_what_cannot_be_repacked(tmp_path: Path) -> None:
         ({"keys": ["a", "z"]}, SampleNotFoundError),
         ({"positions": [4]}, IndexError),
         ({"positions": [1, 1]}, SchemaError),
+        ({"keys": ["b", "c", "b"]}, SchemaError),
+        ({"mode": "a"}, ValueError),
         ({"positions": [1], "keys": ["a"]}, ValueError),
     ]:
         with pytest.raises(error):

@@ -32,7 +32,10 @@ from chunkstore._cli.output import (
 
 _SHOWN: Final = 20
 _KEYS_SHOWN: Final = 3
-_WHOLE: Final = ("truncated", "superblock", "directory")
+_WHOLE: Final = ("truncated", "superblock", "directory", "SCHEMA", "SHARD_STARTS", "BLOCKS")
+_HELP: Final = (
+    "Copy the file again, or convert again; if neither can be done, `chunkstore recover` saves what is whole."
+)
 
 
 @click.command(
@@ -109,9 +112,9 @@ def _verdict(report: chunkstore.Report) -> str:
 def _what_to_do(report: chunkstore.Report) -> str:
     if all(damage.harmless for damage in report.damage) and report.num_damage == len(report.damage):
         return "All samples can be read. Copy the file again from a good one if there is one."
-    if any(damage.kind in _WHOLE and not damage.harmless for damage in report.damage):
-        return "The container cannot be opened as it is. Copy the file again, or convert again."
-    return "Samples that are not named can still be read. Copy the file again, or convert again."
+    if any((damage.kind in _WHOLE or damage.section in _WHOLE) and not damage.harmless for damage in report.damage):
+        return f"The container cannot be opened as it is. {_HELP}"
+    return f"Samples that are not named can still be read. {_HELP}"
 
 
 def damage_table(damage: list[chunkstore.Damage]) -> str:

@@ -128,5 +128,6 @@ def _recovery_text(report: chunkstore.Recovery, most: int | None) -> str:
         lines.append(f"lost: samples {lost.start} to {lost.stop - 1}{key}: {lost.reason}")
     if most is not None and len(report.lost) > most:
         lines.append(f"... and {len(report.lost) - most:,} more runs; --all lists them")
-    lines.append(f"{plural(report.num_saved, 'sample')} saved in {report.out}")
+    also = f", {report.num_lost:,} lost" * bool(report.num_lost)
+    lines.append(f"{plural(report.num_saved, 'sample')} saved in {report.out}{also}")
     return "\n".join(lines)

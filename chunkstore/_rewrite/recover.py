@@ -154,7 +154,10 @@ def _recover(
 ) -> None:
     indexes = _find_indexes(source, report)
     if not indexes:
-        raise CorruptError(f"{source.path}: no index segment could be proven good, so no sample can be found")
+        raise CorruptError(
+            f"{source.path}: no index segment could be proven good, so no sample can be found ({report.notes[0]}). "
+            "Restore the file from a copy, or convert its sources again"
+        )
     newest = indexes[-1]
     _check_codecs(source.path, newest)
     dictionaries = [segments.dictionaries(index, source) for index in indexes]
@@ -379,10 +382,15 @@ class _Samples:
     def read(self, positions: NDArray[np.int64]) -> Iterator[tuple[dict[str, Any], str | None]]:
         """Sample and key of each position; FormatError where anything of them is not proven."""
         columns = {column.field.name: self._rows(column, positions) for column in self._fields}
-        keys = self.index.keys
         for place, position in enumerate(positions.tolist()):
             sample = {name: rows[place] for name, rows in columns.items()}
-            yield sample, None if keys is None else keys.text(position)
+            try:
+                key = None if self.index.keys is None else self.index.keys.text(position)
+            except FormatError as error:
+                raise CorruptError(
+                    f"its rows are good and can be read by position, but its key cannot: {error}"
+                ) from None
+            yield sample, key
 
     def _rows(self, column: FieldIndex, positions: NDArray[np.int64]) -> list[Any]:
         dictionary = self._dictionaries.get(column.field.name)

@@ -134,13 +134,16 @@ def _open_codecs(reader: Reader, spec: CodecSpec) -> tuple[tuple[Field, ...], di
 def _order(reader: Reader, positions: Indices | None, keys: Sequence[str] | None) -> Ints | None:
     """Positions of the samples that are wanted; None for all in order."""
     if keys is not None:
-        return reader.find(keys)
-    if positions is None:
+        order = reader.find(keys)
+    elif positions is not None:
+        order = np.asarray(reader.select(positions).positions, np.int64)
+    else:
         _check_number(reader)
         return None
-    order = np.asarray(reader.select(positions).positions, np.int64)
     if reader.keys is not None and len(np.unique(order)) != len(order):
-        raise SchemaError("repack: positions has a sample twice, and its key must be unique")
+        found, counts = np.unique(order, return_counts=True)
+        twice = int(found[counts > 1][0])
+        raise SchemaError(f"repack: sample {twice}, {reader.keys[twice]!r}, is wanted twice, and keys must be unique")
     return order
 
 

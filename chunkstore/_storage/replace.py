@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from chunkstore._format.constants import MAGIC, SUPERBLOCK_OFFSETS
 
-_ADVICE = "Was the name of the new container forgotten? Name one, or remove this file first"
+_FORGOTTEN = "Was the name of the new container forgotten?"
 
 
 def check_replaceable(
@@ -20,17 +20,22 @@ def check_replaceable(
         path: that would be replaced; links are followed. Nothing there, or no regular file, passes: that is for others
             to say.
         sources: files that must not be lost; directories and what is not there are passed over.
-        mode: of the caller; nothing is looked at unless it is `"w"`.
+        mode: of the caller, `"x"` or `"w"`; nothing is looked at unless it is `"w"`.
     Raises:
         FileExistsError: it must stay. Nothing was changed.
+        ValueError: another mode.
         OSError: it cannot be read.
     """
+    if mode not in ("x", "w"):
+        raise ValueError(f"mode: expected 'x' (new) or 'w' (replace), found {mode!r}")
     if mode != "w" or not os.path.isfile(path):
         return
     if any(os.path.isfile(source) and os.path.samefile(source, path) for source in sources):
-        raise _stays(path, "this file is also a source: it is not replaced")
+        raise _stays(path, f"this file is also a source: it is not replaced. {_FORGOTTEN} Name another file")
     if os.path.getsize(path) and not is_container(path):
-        raise _stays(path, "this file is no container: it is not replaced")
+        raise _stays(
+            path, f"this file is no container: it is not replaced. {_FORGOTTEN} Name one, or remove this file first"
+        )
 
 
 def is_container(path: str | os.PathLike[str]) -> bool:
@@ -46,4 +51,4 @@ def is_container(path: str | os.PathLike[str]) -> bool:
 
 
 def _stays(path: str | os.PathLike[str], text: str) -> FileExistsError:
-    return FileExistsError(errno.EEXIST, f"{text}. {_ADVICE}", os.fspath(path))
+    return FileExistsError(errno.EEXIST, text, os.fspath(path))

@@ -75,6 +75,20 @@ def test_every_writer_of_whole_files_asks(containers: list[Path], foreign: Path)
     assert foreign.read_bytes() == before
 
 
+def test_nothing_is_added_to_a_container(containers: list[Path]) -> None:
+    """`merge`, `repack` and `recover` make new containers, and know no mode "a"."""
+    before = [path.read_bytes() for path in containers]
+    options: dict[str, Any] = {"mode": "a"}
+    for make in (
+        chunkstore.repack,
+        chunkstore.recover,
+        lambda path, *rest, **kw: chunkstore.merge([path], *rest, **kw),
+    ):
+        with pytest.raises(ValueError, match=r"mode: expected 'x' \(new\) or 'w' \(replace\), found 'a'"):
+            make(containers[0], containers[1], **options)  # type: ignore[operator]
+    assert [path.read_bytes() for path in containers] == before
+
+
 def test_no_source_is_replaced(containers: list[Path], foreign: Path) -> None:
     """`recover` and `merge` do not replace what they read; nor does `convert`."""
     before = [path.read_bytes() for path in (*containers, foreign)]
@@ -83,6 +97,6 @@ def test_no_source_is_replaced(containers: list[Path], foreign: Path) -> None:
         lambda: chunkstore.merge(containers, containers[1], mode="w"),
         lambda: chunkstore.convert([foreign], foreign, mode="w"),
     ):
-        with pytest.raises(FileExistsError, match="also a source"):
+        with pytest.raises(FileExistsError, match=r"also a source: .* Name another file:"):
             make()
     assert [path.read_bytes() for path in (*containers, foreign)] == before
