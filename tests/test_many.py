@@ -408,14 +408,14 @@ def _compare(found: Any, rows: list[dict[str, Any]], fields: list[Field]) -> Non
             check(value, row[field.name])
 
 
-@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=60), uniform=st.booleans())
-def test_lookup_equals_a_binary_search(sizes: list[int], uniform: bool) -> None:
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=60), uniform=st.booleans(), first=st.integers(0, 20))
+def test_lookup_equals_a_binary_search(sizes: list[int], uniform: bool, first: int) -> None:
     """The table of buckets finds the same run as `searchsorted`, where runs are equal, empty or of any size."""
     from chunkstore._format.lookup import Lookup
 
     sizes = [7] * len(sizes) if uniform else sizes
-    starts = np.cumsum([0, *sizes])[:-1]
-    positions = np.arange(sum(sizes) + 50)
+    starts = np.cumsum([first, *sizes])[:-1]
+    positions = np.arange(first, first + sum(sizes) + 50)
     assert np.array_equal(Lookup(starts).find(positions), np.searchsorted(starts, positions, "right") - 1)
 
 

@@ -141,6 +141,21 @@ def test_a_damaged_newest_directory_leaves_the_samples_of_earlier_segments(strea
     assert any("searched" in note for note in report.notes)
 
 
+def test_segments_of_many_shards_are_found_without_superblocks(tmp_path: Path) -> None:
+    """Each is an index by itself, also of shards that do not begin with sample 0."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path, fields=FIELDS, shard_nbytes=300) as writer:
+        for number in range(61):
+            writer.add(sample(number), f"k{number}")
+            if number == 40:
+                writer.commit()
+    damage(path, 0, bytes(8192))
+    report, numbers = saved(path)
+    assert "2 index segments agree with themselves" in report.notes[-1]
+    assert numbers == list(range(61))
+    assert report.complete
+
+
 def test_two_generations_each_half_good(tmp_path: Path) -> None:
     """A of a commit whose segment is damaged, B of the one before: that is taken as a whole."""
     path = tmp_path / "a.cks"

@@ -23,7 +23,8 @@ class Lookup:
     all runs are equal.
 
     Args:
-        starts: int64, ascending from 0; runs may be empty.
+        starts: int64, ascending; runs may be empty. They begin with 0 but in a part of a container (of `recover`),
+            which does without the table.
     """
 
     __slots__ = ("_next", "_rounds", "_starts", "_table", "_tried", "_width")
@@ -48,7 +49,10 @@ class Lookup:
         return found
 
     def _make_table(self) -> None:
+        self._tried = True  # what another thread finds by binary search meanwhile is the same
         starts = self._starts
+        if starts[0]:
+            return
         widths, last = np.diff(starts), int(starts[-1])
         if int(widths.min()) == int(widths.max()) > 0:
             width = int(widths[0])
@@ -61,7 +65,6 @@ class Lookup:
             self._next = np.append(starts[1:], np.iinfo(np.int64).max)
             self._width, self._rounds = width, rounds
             self._table = table  # behind the others: another thread may be searching
-        self._tried = True
 
 
 def distinct(numbers: NDArray[Any]) -> NDArray[Any]:
