@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from damaged import Damaged, repair
 from hypothesis import given, settings
 
 import chunkstore
@@ -314,3 +315,22 @@ def read_hostile(path: Path, backend: Any, verify: Any) -> None:
                     use()
                 except (chunkstore.FormatError, IndexError):
                     continue
+
+
+def test_a_group_that_ends_before_it_begins(tmp_path: Path, backend: Any) -> None:
+    """Offsets with right checksums, and each row in its block: samples of that group are refused, and lost."""
+    path = tmp_path / "a.cks"
+    with Writer(path, fields={"x": ("uint8", (None,))}) as writer:
+        for number in range(20):
+            writer.add({"x": np.full(1000, number, np.uint8)})
+    place, _ = Damaged(path).place("OFFSETS", "x")
+    data = bytearray(path.read_bytes())
+    data[place + 8 * 5 : place + 8 * 7] = 2 * (20_000).to_bytes(8, "little")  # five rows have one checksum
+    repair(data)
+    path.write_bytes(data)
+    with chunkstore.open(path, backend=backend) as ds:
+        for use in (lambda: ds[5], lambda: ds[8], lambda: ds.batch([8, 5]), lambda: ds.batch([5, 8])):
+            with pytest.raises(CorruptError, match="sample 5, field 'x': the offsets from here"):
+                use()
+        assert ds[12]["x"].tolist() == [12] * 1000
+    assert chunkstore.recover(path, tmp_path / "saved.cks").num_saved == 10

@@ -304,7 +304,11 @@ class FieldIndex:
         return self.first_group[shards] + (positions - self.shard_starts[shards]) // self.rows_per_group[shards]
 
     def groups(self, ids: Ints) -> Groups:
-        """Rows and bytes that groups cover."""
+        """Rows and bytes that groups cover.
+
+        Raises:
+            CorruptError: the index leads out of a block, or a group ends before it begins.
+        """
         shards = np.searchsorted(self.first_group, ids, "right") - 1
         size = self.rows_per_group[shards]
         # A group may claim more rows than the shard has: the product stays below 2^63 because its first row exists.
@@ -312,7 +316,10 @@ class FieldIndex:
         stop = np.minimum(self.shard_starts[shards + 1] - first, size) + first
         offset, _ = self.rows(first)
         last_offset, last_nbytes = self.rows(stop - 1)
-        return Groups(first, stop, offset, last_offset + last_nbytes - offset)
+        nbytes = last_offset + last_nbytes - offset
+        if nbytes.size and nbytes.item(nbytes.argmin()) < 0:
+            raise self._corrupt(int(first[nbytes.argmin()]), "the offsets from here to the end of its group descend")
+        return Groups(first, stop, offset, nbytes)
 
     def group_sums(self, ids: Ints) -> NDArray[np.uint64]:
         """Stored xxh3-64 of groups; shape (G,)."""
