@@ -218,3 +218,17 @@ def test_equal_keys_that_are_no_text(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"samples 0 and 1 have the same key '.*xff"):
         merge([container.path], tmp_path / "b.cks")
     assert not (tmp_path / "b.cks").exists()
+
+
+@pytest.mark.parametrize("section", ["OFFSETS", "STORED_OFFSETS"])
+def test_offsets_that_wrap_around(tmp_path: Path, section: str) -> None:
+    """Those of a hostile file, all checksums right, are found when the new one is verified."""
+    container = Damaged(tmp_path / "a.cks").build(5, keys=False, names=["text"], codec="zlib")
+    data = bytearray(container.good)
+    start, _ = container.place(section, "text")
+    data[start : start + 8] = (2**63).to_bytes(8, "little")
+    repair(data)
+    container.write(data)
+    with pytest.raises(CorruptError, match=f"nothing was published.*{section} of field 'text'"):
+        merge([container.path] * 2, tmp_path / "b.cks")
+    assert not (tmp_path / "b.cks").exists()

@@ -249,6 +249,22 @@ def test_deep_checks_booleans(tmp_path: Path, row: np.ndarray[Any, Any]) -> None
     assert "neither 0 nor 1" in damage.message
 
 
+@pytest.mark.parametrize(("dim", "ok"), [(2**62 - 1, True), (2**62, False), (2**62 + 1, False)])
+def test_shapes_at_the_limit(container: Damaged, dim: int, ok: bool) -> None:
+    """A row of 0 items has dimensions whose product, without the zeros, is below 2^63 bytes: as a reader has it."""
+    data = bytearray(container.good)
+    start, _ = container.place("SHAPES", "grid")
+    data[start + 8 : start + 16] = dim.to_bytes(8, "little")  # of the first row, (0, 0) of int16
+    repair(data)
+    assert container.write(data).check().ok == ok
+    with chunkstore.open(container.path) as ds:
+        if ok:
+            assert ds[0]["grid"].shape == (0, dim)
+        else:
+            with pytest.raises(chunkstore.LimitError):
+                ds[0]
+
+
 def test_deep_with_offsets_that_descend(tmp_path: Path) -> None:
     """Rows of a codec whose OFFSETS descend, all checksums right, are damage and not an error of the decoder."""
     container = Damaged(tmp_path / "a.cks")

@@ -378,11 +378,14 @@ def _wrong_shapes(dims: Ints, counts: Ints, schema_field: Field) -> NDArray[np.b
     for place, dim in enumerate(schema_field.shape[: schema_field.varying]):
         if dim is not None:
             wrong |= dims[:, place] != dim
-    # The product of 63-bit numbers wraps around; in floating point it does not, and shows where that happened.
-    rough = np.prod(np.maximum(dims, 1).astype(np.float64), axis=1) * (MAX_INT / _most_items(schema_field))
+    # The product of 63-bit numbers wraps around; in floating point it does not, and shows where that may have happened.
+    most = _most_items(schema_field)
     with np.errstate(over="ignore"):
-        exact = np.prod(dims, axis=1)
-    return np.asarray(wrong | (rough > 2.0**63) | (exact != counts))
+        rough = np.prod(np.maximum(dims, 1).astype(np.float64), axis=1)
+        wrong |= np.prod(dims, axis=1) != counts
+    for place in np.flatnonzero(rough > most / 2).tolist():
+        wrong[place] |= math.prod(dim or 1 for dim in dims[place].tolist()) > most
+    return np.asarray(wrong)
 
 
 def _dictionaries(directory: Directory) -> set[int]:

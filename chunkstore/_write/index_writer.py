@@ -276,14 +276,14 @@ class _FieldColumns:
         self.num_sums += len(sums)
         if self.offsets is not None:
             offsets = _whole(index, directory, Kind.OFFSETS, "<i8", number)
-            offsets = offsets + (self.num_items - offsets[0])
+            offsets = offsets - offsets[:1] + self.num_items  # as arrays: what a hostile one wraps is found by `verify`
             self.offsets.append(offsets[1:])
             self.num_items = int(offsets[-1])
         if self.shapes is not None:
             self.shapes.append(_whole(index, directory, Kind.SHAPES, "<i8", number))
         if self.stored is not None:
             stored = _whole(index, directory, Kind.STORED_OFFSETS, "<i8", number)
-            stored = stored + (self.num_stored - stored[0])
+            stored = stored - stored[:1] + self.num_stored
             self.stored.append(stored[1:])
             self.num_stored = int(stored[-1])
 
