@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -67,10 +68,6 @@ class Lost:
     key: str | None
     reason: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"start": self.start, "stop": self.stop, "key": self.key, "reason": self.reason}
-
 
 @dataclass
 class Recovery:
@@ -100,10 +97,7 @@ class Recovery:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        lost = [one.as_dict() for one in self.lost]
-        counts = {"num_saved": self.num_saved, "num_lost": self.num_lost}
-        rest = {"lost": lost, "lost_fields": self.lost_fields, "notes": self.notes}
-        return {"path": self.path, "out": self.out, **counts, **rest}
+        return asdict(self)
 
 
 def recover(
@@ -375,9 +369,11 @@ class _Samples:
         self._dictionaries = dictionaries
         self._fields = [FieldIndex(index, n) for n, field in enumerate(index.fields) if field.name in names]
 
-    def described_by(self, index: Index) -> _Samples:
-        """The same container by another index."""
-        return _Samples(index, self.source, self._names, self._dictionaries)
+    @functools.cached_property
+    def _older(self) -> list[_Samples]:
+        """The same by the segments that those of the index took the place of."""
+        older = segments.older(self.index, self.source)
+        return [_Samples(index, self.source, self._names, self._dictionaries) for index in older]
 
     def read(self, positions: NDArray[np.int64]) -> Iterator[tuple[dict[str, Any], str | None]]:
         """Sample and key of each position; FormatError where anything of them is not proven."""
@@ -423,6 +419,14 @@ class _Samples:
             raise CorruptError(f"field {column.field.name!r} does not have the bytes that were written")
         return memoryview(data)
 
+    def read_older(self, position: int) -> tuple[dict[str, Any], str | None] | None:
+        """Sample and key by a superseded segment; None where none proves them."""
+        for samples in self._older:
+            if samples.index.directories[0].first_sample <= position < samples.index.num_samples:
+                with contextlib.suppress(FormatError):
+                    return next(samples.read(np.array([position], np.int64)))
+        return None
+
     @staticmethod
     def _shapes(column: FieldIndex, positions: NDArray[np.int64]) -> list[tuple[int, ...]]:
         if not column.field.ragged:
@@ -438,25 +442,6 @@ class _Samples:
             return None
 
 
-class _Superseded:
-    """Samples by the segments that those of an index took the place of; read when the first sample is lost."""
-
-    def __init__(self, newer: _Samples) -> None:
-        self._newer = newer
-        self._samples: list[_Samples] | None = None
-
-    def read(self, position: int) -> tuple[dict[str, Any], str | None] | None:
-        """Sample and key, or None where no segment proves them."""
-        if self._samples is None:
-            older = segments.older(self._newer.index, self._newer.source)
-            self._samples = [self._newer.described_by(index) for index in older]
-        for samples in self._samples:
-            if samples.index.directories[0].first_sample <= position < samples.index.num_samples:
-                with contextlib.suppress(FormatError):
-                    return next(samples.read(np.array([position], np.int64)))
-        return None
-
-
 def _as_row(field: Field, chunk: memoryview, shape: tuple[int, ...], dictionary: bytes) -> Any:
     if field.codec != "raw":
         chunk = memoryview(decode(field.codec, chunk, element_nbytes(field.dtype) * math.prod(shape), dictionary))
@@ -469,13 +454,13 @@ def _as_row(field: Field, chunk: memoryview, shape: tuple[int, ...], dictionary:
 
 
 def _save(samples: _Samples, writer: Writer, report: Recovery, progress: type_progress | None, total: int) -> None:
-    older, step = _Superseded(samples), _batch_size(samples.index)
+    step = _batch_size(samples.index)
     for run in room.runs(samples.index, samples.source.size):
         if run.reason:
             _lose(report, Lost(run.start, run.stop, samples.key(run.start), run.reason))
         for first in range(run.start, run.start if run.reason else run.stop, step):
             positions = np.arange(first, min(first + step, run.stop))
-            _save_run(samples, older, positions, writer, report)
+            _save_run(samples, positions, writer, report)
             if progress is not None:
                 progress(int(positions[-1]) + 1, total)
 
@@ -489,24 +474,22 @@ def _batch_size(index: Index) -> int:
     return max(1, min(_BATCH_SAMPLES, _BATCH_NBYTES // max(largest, 1)))
 
 
-def _save_run(
-    samples: _Samples, older: _Superseded, positions: NDArray[np.int64], writer: Writer, report: Recovery
-) -> None:
+def _save_run(samples: _Samples, positions: NDArray[np.int64], writer: Writer, report: Recovery) -> None:
     """Save a run, or each half of it where it cannot be read as a whole."""
     try:
         batch = list(samples.read(positions))
     except FormatError as error:
         if len(positions) == 1:
             position = int(positions[0])
-            found = older.read(position)
+            found = samples.read_older(position)
             if found is None:
                 _lose(report, Lost(position, position + 1, samples.key(position), str(error)))
             else:
                 writer.add(*found)
             return
         half = len(positions) // 2
-        _save_run(samples, older, positions[:half], writer, report)
-        _save_run(samples, older, positions[half:], writer, report)
+        _save_run(samples, positions[:half], writer, report)
+        _save_run(samples, positions[half:], writer, report)
         return
     for sample, key in batch:
         writer.add(sample, key)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,30 +26,21 @@ _EMPTY: Final = sum64(b"")
 _BLOCK, _REGION, _FIXED = range(3)  # roles of a part; fixed: superblocks and segments, which are proven elsewhere
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Parts of the file, sorted by offset; all of shape (parts,).
-
-    Attributes:
-        offset, nbytes: in the file.
-        role: `_BLOCK`, `_REGION` or `_FIXED`.
-        place: of a block, its number over all segments, shard by shard.
-        stored: xxh3-64 of a block or region.
-        tail: padding behind it, up to 4095 bytes.
-        done: of a block, that its groups need no look: see `Segment.agrees`.
-    """
-
-    offset: Ints
-    nbytes: Ints
-    role: NDArray[np.int8]
-    place: Ints
-    stored: NDArray[np.uint64]
-    tail: Ints
-    done: NDArray[np.bool_]
-
-    def pick(self, which: Any) -> Parts:
-        """Some of them."""
-        return Parts(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
+_PART: Final = np.dtype(
+    [
+        ("offset", np.int64),
+        ("nbytes", np.int64),
+        ("tail", np.int64),  # padding behind it, up to 4095 bytes
+        ("place", np.int64),  # of a block, its number over all segments, shard by shard; of others -1
+        ("stored", np.uint64),  # xxh3-64 of a block or region
+        ("done", np.bool_),  # of a block, that its groups need no look: see `Segment.agrees`
+        ("role", np.int8),
+    ],
+    align=True,
+)
+Parts: TypeAlias = NDArray[np.void]
+"""Parts of the file (`_PART`), sorted by offset."""
+_Part: TypeAlias = tuple[int, int, int, int, int, bool, int]  # one of them
 
 
 def cover(tape: Tape, segments: list[Segment], committed_end: int, *, complete: bool) -> Parts:
@@ -63,46 +53,52 @@ def cover(tape: Tape, segments: list[Segment], committed_end: int, *, complete: 
     Memory: about 100 bytes for each block.
     """
     parts = _collect(tape, segments, committed_end)
-    ends = np.maximum.accumulate(parts.offset + parts.nbytes)
+    ends = np.maximum.accumulate(parts["offset"] + parts["nbytes"])
     overlap = np.zeros(len(ends), bool)
-    overlap[1:] = parts.offset[1:] < ends[:-1]
+    overlap[1:] = parts["offset"][1:] < ends[:-1]
     _report_overlaps(tape, segments, parts, overlap, ends)
-    following = np.append(parts.offset[1:], committed_end)
-    gap = following - ends
+    gap = np.append(parts["offset"][1:], committed_end) - ends
     complete = complete and all(bool(segment.known.all()) for segment in segments)
     wide = np.flatnonzero((gap >= PART_ALIGNMENT) & complete)
     for place in wide.tolist():
         _report_gap(tape, int(ends[place]), int(gap[place]))
-    np.copyto(parts.tail, np.where((gap > 0) & (gap < PART_ALIGNMENT), gap, 0))
-    fixed = np.flatnonzero((parts.role == _FIXED) & (parts.tail > 0))
-    for place in fixed.tolist():
-        start, nbytes = int(ends[place]), int(parts.tail[place])
+    parts["tail"] = np.where((gap > 0) & (gap < PART_ALIGNMENT), gap, 0)
+    fixed = parts["role"] == _FIXED
+    for place in np.flatnonzero(fixed & (parts["tail"] > 0)).tolist():
+        start, nbytes = int(ends[place]), int(gap[place])
         data = tape.try_read(start, nbytes, "padding behind an index segment", harmless=True)
         check_zeros(tape, data or b"", start, "behind an index segment")
-    return parts.pick((parts.role != _FIXED) & ~overlap)
+    readable: Parts = parts[~fixed & ~overlap]
+    return readable
 
 
 def _collect(tape: Tape, segments: list[Segment], committed_end: int) -> Parts:
-    columns: list[tuple[Any, Any, int, Any, Any, Any]] = [([0], [HEAD_NBYTES], _FIXED, [-1], [0], [True])]
+    found = [_fixed(0, HEAD_NBYTES)]
     base = 0
     for segment in segments:
-        columns.append(([segment.directory.offset], [segment.directory.segment_nbytes], _FIXED, [-1], [0], [True]))
-        blocks, known = segment.blocks.reshape(-1), segment.known.reshape(-1)
-        used = np.flatnonzero(known & (blocks["nbytes"] > 0))
-        some = blocks[used]
-        agrees = segment.agrees.reshape(-1)[used]
-        columns.append((some["offset"], some["nbytes"], _BLOCK, used + base, some["sum"], agrees))
-        base += len(blocks)
-        regions = _read_regions(segment, committed_end)
-        none = np.full(len(regions), -1)
-        columns.append((regions["offset"], regions["nbytes"], _REGION, none, regions["sum"], none < 0))
-    joined = [np.concatenate([np.asarray(column[place], np.uint64) for column in columns]) for place in (0, 1, 4)]
-    roles = np.concatenate([np.full(len(column[0]), column[2], np.int8) for column in columns])
-    places = np.concatenate([np.asarray(column[3], np.int64) for column in columns])
-    order = np.lexsort((roles != _FIXED, joined[0]))  # of those that begin together, the index first
-    offset, nbytes = joined[0].astype(np.int64), joined[1].astype(np.int64)
-    done = np.concatenate([np.asarray(column[5], bool) for column in columns])
-    return Parts(offset, nbytes, roles, places, joined[2], np.zeros(len(roles), np.int64), done).pick(order)
+        found.append(_fixed(segment.directory.offset, segment.directory.segment_nbytes))
+        used = np.flatnonzero(segment.known & (segment.blocks["nbytes"] > 0))
+        found.append(_parts(segment.blocks.reshape(-1)[used], _BLOCK))
+        found[-1]["place"] = used + base
+        found[-1]["done"] = segment.agrees.reshape(-1)[used]
+        base += segment.blocks.size
+        found.append(_parts(_read_regions(segment, committed_end), _REGION))
+    parts = np.concatenate(found)
+    ordered: Parts = parts[np.lexsort((parts["role"] != _FIXED, parts["offset"]))]  # of equals the index first
+    return ordered
+
+
+def _fixed(offset: int, nbytes: int) -> Parts:
+    return np.array([(offset, nbytes, 0, -1, 0, True, _FIXED)], _PART)
+
+
+def _parts(entries: NDArray[Any], role: int) -> Parts:
+    """Parts of entries of BLOCKS or SUPERSEDED."""
+    parts = np.zeros(len(entries), _PART)
+    for name, value in (("offset", entries["offset"]), ("nbytes", entries["nbytes"]), ("stored", entries["sum"])):
+        parts[name] = value
+    parts["place"], parts["done"], parts["role"] = -1, True, role
+    return parts
 
 
 _REGION_ENTRY: Final = np.dtype([("offset", "<u8"), ("nbytes", "<u8"), ("sum", "<u8")])
@@ -129,15 +125,13 @@ def _read_regions(segment: Segment, committed_end: int) -> NDArray[Any]:
 
 def _report_overlaps(tape: Tape, segments: list[Segment], parts: Parts, overlap: NDArray[np.bool_], ends: Ints) -> None:
     found = np.flatnonzero(overlap)
+    names = ("the block", "the superseded region", "the index segment")
     for index in found[:1000].tolist():
-        offset, nbytes = int(parts.offset[index]), int(parts.nbytes[index])
-        names = ("the block", "the superseded region", "the index segment")
-        where: dict[str, Any] = {}
-        if parts.role[index] == _BLOCK:
-            where = locate(segments, int(parts.place[index])).where()
+        offset, nbytes, _, place, _, _, role = parts.item(index)
+        where = locate(segments, place).where() if role == _BLOCK else {}
         tape.ledger.add(
             "overlap",
-            f"{names[parts.role[index]]} at [{offset}, {offset + nbytes}) begins inside another part, which ends at "
+            f"{names[role]} at [{offset}, {offset + nbytes}) begins inside another part, which ends at "
             f"{ends[index - 1]}: whoever wrote the index was wrong",
             offset=offset,
             nbytes=nbytes,
@@ -210,24 +204,22 @@ class Walk:
             ledger.stopped = True
             raise
 
-    def _plan(self) -> Iterator[list[list[int]]]:
-        """Neighbours that fit the buffer together, or one part: its offset, nbytes, tail, place, stored, done."""
+    def _plan(self) -> Iterator[list[_Part]]:
+        """Neighbours that fit the buffer together, or one part."""
         parts, size = self._parts, min(PIECE_NBYTES, max(self._tape.size, PART_ALIGNMENT))
-        for start in range(0, len(parts.offset), _WINDOW):
-            some = parts.pick(slice(start, start + _WINDOW))
-            columns = (some.offset, some.nbytes, some.tail, some.place, some.stored, some.done)
-            job: list[list[int]] = []
-            for part in zip(*(column.tolist() for column in columns), strict=True):
+        for start in range(0, len(parts), _WINDOW):
+            job: list[_Part] = []
+            for part in parts[start : start + _WINDOW].tolist():
                 first = job[0][0] if job else 0
                 follows = bool(job) and sum(job[-1][:3]) == part[0] and sum(part[:3]) - first <= size
                 if job and not follows:
                     yield job
                     job = []
-                job.append(list(part))
+                job.append(part)
             if job:
                 yield job
 
-    def _check_job(self, job: list[list[int]], buffer: memoryview) -> None:
+    def _check_job(self, job: list[_Part], buffer: memoryview) -> None:
         start, stop = job[0][0], sum(job[-1][:3])
         if self._deep or stop - start > len(buffer) or stop > self._tape.size:
             for part in job:
@@ -242,7 +234,7 @@ class Walk:
             return
         damaged = []
         for part in job:
-            offset, nbytes, tail, place, stored, done = part
+            offset, nbytes, tail, place, stored, done, _ = part
             begin = offset - start
             piece = view[begin : begin + nbytes]
             computed = sum64(piece) if nbytes <= _KEEPS_GIL else sum64_large((piece,))
@@ -256,9 +248,9 @@ class Walk:
         for part, computed in damaged:
             self._damaged(part, computed, buffer)
 
-    def _check_part(self, part: list[int], buffer: memoryview) -> None:
+    def _check_part(self, part: _Part, buffer: memoryview) -> None:
         """One part, of any length."""
-        offset, nbytes, tail, place, stored, done = part
+        offset, nbytes, tail, place, stored, done, _ = part
         block = locate(self._segments, place) if place >= 0 else None
         what = "superseded index segment" if block is None else block.name()
         where = {"harmless": True} if block is None else block.where()
@@ -298,8 +290,8 @@ class Walk:
                 return None
         return stream.intdigest()
 
-    def _damaged(self, part: list[int], computed: int, buffer: memoryview) -> None:
-        offset, nbytes, _, place, stored, _ = part
+    def _damaged(self, part: _Part, computed: int, buffer: memoryview) -> None:
+        offset, nbytes, _, place, stored, _, _ = part
         if place >= 0:
             try:
                 BlockCheck(locate(self._segments, place), buffer, first_sum=computed).run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -238,7 +239,7 @@ class BlockCheck:
             self._read(at, piece)
             stream.update(piece)
             if self._deep and raw_bool:
-                suspect = suspect or bool((np.frombuffer(piece, np.uint8) > 1).any())
+                suspect = suspect or _has_odd(piece)
             if self._tape.ledger.stopped:
                 return
         self._tape.ledger.count(groups=1)
@@ -274,27 +275,42 @@ class BlockCheck:
             bounds = self._row_bounds(field, edges)
             if bounds is None or bounds[0] < start or np.any(np.diff(bounds) < 0) or bounds[-1] > self._nbytes:
                 return  # the numbers were written down as damaged before
-            _Rows(self, field, edges, bounds, start, data).check()
+            self._check_few(field, edges, bounds, start, data)
 
-    def row_nbytes(self, field: Field, edges: Ints) -> list[int] | None:
+    def _check_few(self, field: Field, edges: Ints, bounds: Ints, start: int, data: memoryview | None) -> None:
+        """Some rows, whose edges and bounds are known: all at once where that proves them; else one by one."""
+        low, high = int(bounds[0]), int(bounds[-1])
+        if field.codec == RAW and data is not None:
+            piece = data[low - start : high - start]
+            whole = starts_whole_texts(piece, bounds[:-1] - low) if field.is_string else not _has_odd(piece)
+            if whole:
+                return
+        sizes, dictionary = self._row_nbytes(field, edges), self._dictionary()
+        if sizes is None:
+            return
+        for row, nbytes, (begin, end) in zip(edges.tolist(), sizes, pairwise(bounds.tolist()), strict=False):
+            if data is None:
+                chunk = memoryview(self._tape.read(self._offset + begin, end - begin))
+            else:
+                chunk = data[begin - start : end - start]
+            if problem := _problem(field, chunk, nbytes, dictionary):
+                self._bad_row(row, begin, end, problem)
+
+    def _row_nbytes(self, field: Field, edges: Ints) -> list[int] | None:
         """Bytes of decoded rows."""
         if not field.ragged:
             return [field.item_nbytes] * (len(edges) - 1)
         items = self._entries(Kind.OFFSETS, edges + self._first_row())
         return None if items is None else [count * field.item_nbytes for count in np.diff(items).tolist()]
 
-    def dictionary(self) -> bytes:
+    def _dictionary(self) -> bytes:
         """DICTIONARY of the field, or empty."""
         entry = self._segment.directory.find(Kind.DICTIONARY, self._place.number)
         if entry is None or entry.nbytes > MAX_DICTIONARY_NBYTES:
             return b""
         return self._segment.section_bytes(Kind.DICTIONARY, self._place.number) or b""
 
-    def read(self, start: int, stop: int) -> memoryview:
-        """Bytes of the block again."""
-        return memoryview(self._tape.read(self._offset + start, stop - start))
-
-    def bad_row(self, row: int, start: int, stop: int, problem: str) -> None:
+    def _bad_row(self, row: int, start: int, stop: int, problem: str) -> None:
         """Write down a row of the shard whose chunk is right and whose content is not."""
         sample = self._first_sample + row
         where = self._place.where(sample, sample + 1)
@@ -303,52 +319,21 @@ class BlockCheck:
         self._tape.ledger.add_bytes("row", what, span, f"{problem}: whoever wrote it was wrong", **where)
 
 
-class _Rows:
-    """Some rows of a block, and where they begin in it."""
+def _has_odd(booleans: bytes | memoryview) -> bool:
+    """Whether one of them is neither 0 nor 1."""
+    return bool((np.frombuffer(booleans, np.uint8) > 1).any())
 
-    def __init__(
-        self, block: BlockCheck, field: Field, edges: Ints, bounds: Ints, start: int, data: memoryview | None
-    ) -> None:
-        self._block = block
-        self._field = field
-        self._edges = edges
-        self._bounds = bounds
-        self._start = start
-        self._data = data
 
-    def check(self) -> None:
-        """All at once where that proves them; else one by one."""
-        low, high = int(self._bounds[0]), int(self._bounds[-1])
-        if self._field.codec == RAW and self._data is not None:
-            piece = self._data[low - self._start : high - self._start]
-            if self._field.is_string:
-                if starts_whole_texts(piece, self._bounds[:-1] - low):
-                    return
-            elif not (np.frombuffer(piece, np.uint8) > 1).any():
-                return
-        sizes = self._block.row_nbytes(self._field, self._edges)
-        dictionary = self._block.dictionary()
-        places = self._bounds.tolist()
-        for number, row in enumerate(self._edges[:-1].tolist() if sizes is not None else []):
-            start, stop = places[number], places[number + 1]
-            problem = self._problem(start, stop, 0 if sizes is None else sizes[number], dictionary)
-            if problem:
-                self._block.bad_row(row, start, stop, problem)
-
-    def _problem(self, start: int, stop: int, nbytes: int, dictionary: bytes) -> str:
-        """What is wrong with a row, or nothing."""
-        data = self._data
-        chunk = self._block.read(start, stop) if data is None else data[start - self._start : stop - self._start]
-        if nbytes == 0 and len(chunk):
-            return f"a row of 0 bytes has a chunk of {len(chunk)} bytes"
-        if nbytes < 0:
-            return "its OFFSETS descend"
-        try:
-            row = decode(self._field.codec, chunk, nbytes, dictionary)
-            if self._field.is_string:
-                row.decode()
-        except (CorruptError, UnicodeDecodeError) as error:
-            return str(error)
-        if self._field.dtype == "bool" and (np.frombuffer(row, np.uint8) > 1).any():
-            return "a boolean is neither 0 nor 1"
-        return ""
+def _problem(field: Field, chunk: memoryview, nbytes: int, dictionary: bytes) -> str:
+    """What is wrong with a row of so many decoded bytes, or nothing."""
+    if nbytes == 0 and len(chunk):
+        return f"a row of 0 bytes has a chunk of {len(chunk)} bytes"
+    if nbytes < 0:
+        return "its OFFSETS descend"
+    try:
+        row = decode(field.codec, chunk, nbytes, dictionary)
+        if field.is_string:
+            row.decode()
+    except (CorruptError, UnicodeDecodeError) as error:
+        return str(error)
+    return "a boolean is neither 0 nor 1" if field.dtype == "bool" and _has_odd(row) else ""
