@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -17,11 +17,7 @@ from numpy.typing import NDArray
 from chunkstore._format import superblock as superblocks
 from chunkstore._format.checksum import sum64, sum128
 from chunkstore._format.codec import decode
-from chunkstore._format.constants import (
-    PART_ALIGNMENT,
-    SUPERBLOCK_NBYTES,
-    SUPERBLOCK_OFFSETS,
-)
+from chunkstore._format.constants import PART_ALIGNMENT, SUPERBLOCK_NBYTES, SUPERBLOCK_OFFSETS
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.field_index import FieldIndex, Groups
 from chunkstore._format.index import Index, read_generation
@@ -36,6 +32,7 @@ from chunkstore._storage.remote import Remote
 from chunkstore._storage.replace import check_replaceable
 from chunkstore._storage.source import Source
 from chunkstore._storage.upload import uploaded
+from chunkstore._verify.report import Progress
 from chunkstore._write.target import sum_of_segment
 from chunkstore._write.writer import Writer
 from chunkstore.errors import (
@@ -50,7 +47,6 @@ _BATCH_NBYTES: Final = 16 << 20
 _BATCH_SAMPLES: Final = 1024
 _MOST_LOST: Final = 10_000
 _NO_DICTIONARY: Final = "its rows cannot be decoded, for no segment has the DICTIONARY that was written"
-type_progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ def recover(
     out: str | os.PathLike[str],
     *,
     mode: Literal["x", "w"] = "x",
-    progress: type_progress | None = None,
+    progress: Progress | None = None,
     remote: Remote | None = None,
 ) -> Recovery:
     """Save every sample whose bytes can be proven good.
@@ -143,9 +139,7 @@ def recover(
     return report
 
 
-def _recover(
-    source: Source, out: str, mode: Literal["x", "w"], report: Recovery, progress: type_progress | None
-) -> None:
+def _recover(source: Source, out: str, mode: Literal["x", "w"], report: Recovery, progress: Progress | None) -> None:
     indexes = _find_indexes(source, report)
     if not indexes:
         raise CorruptError(
@@ -453,7 +447,7 @@ def _as_row(field: Field, chunk: memoryview, shape: tuple[int, ...], dictionary:
     return np.frombuffer(chunk, np.uint8).view(field.numpy_dtype).reshape(shape)
 
 
-def _save(samples: _Samples, writer: Writer, report: Recovery, progress: type_progress | None, total: int) -> None:
+def _save(samples: _Samples, writer: Writer, report: Recovery, progress: Progress | None, total: int) -> None:
     step = _batch_size(samples.index)
     for run in room.runs(samples.index, samples.source.size):
         if run.reason:

@@ -38,7 +38,7 @@ from chunkstore._format.segment import (
     directory_nbytes,
     num_pages,
 )
-from chunkstore._format.superblock import Superblock, decode_head
+from chunkstore._format.superblock import Superblock, decode, decode_head
 from chunkstore._storage.source import Source
 from chunkstore._verify.report import DamageKind, Ledger
 from chunkstore.errors import (
@@ -143,7 +143,7 @@ def read_head(tape: Tape) -> Superblock | None:
     for name, problem in head.damage:
         _other_superblock(tape, name, f"{problem}; the other one is used")
     if not head.damage and data[:SUPERBLOCK_NBYTES] != data[SUPERBLOCK_NBYTES:]:
-        _compare_superblocks(tape, data, head.superblock)
+        _compare_superblocks(tape, data)
     tape.ledger.count(nbytes=HEAD_NBYTES)
     return head.superblock
 
@@ -153,20 +153,14 @@ def _other_superblock(tape: Tape, name: str, problem: str) -> None:
     tape.ledger.add_bytes("superblock", f"superblock {name}", (offset, SUPERBLOCK_NBYTES), problem, harmless=True)
 
 
-def _compare_superblocks(tape: Tape, data: bytes, chosen: Superblock) -> None:
+def _compare_superblocks(tape: Tape, data: bytes) -> None:
     """Both are valid and not equal: a commit was interrupted, or somebody wrote one of them."""
-    generations = [decode_head(data[at : at + SUPERBLOCK_NBYTES] * 2, MAX_FILE_NBYTES) for at in SUPERBLOCK_OFFSETS]
-    a, b = (head.superblock.generation for head in generations)
-    if a == b:
-        _other_superblock(tape, "B", f"differs from A, though both are of generation {a}")
-        return
-    stale = "AB"[a > b]
-    _other_superblock(
-        tape,
-        stale,
-        f"has generation {min(a, b)} and the other one {chosen.generation}: a commit was interrupted; "
-        "the next append repairs it",
-    )
+    a, b = (decode(data[at : at + SUPERBLOCK_NBYTES]).generation for at in SUPERBLOCK_OFFSETS)
+    problem = f"differs from A, though both are of generation {a}"
+    if a != b:
+        ages = f"has generation {min(a, b)} and the other one {max(a, b)}"
+        problem = f"{ages}: a commit was interrupted; the next append repairs it"
+    _other_superblock(tape, "A" if a < b else "B", problem)
 
 
 def read_directories(tape: Tape, superblock: Superblock) -> tuple[list[Directory], bool]:

@@ -5,6 +5,7 @@ Arrays are read a few MiB at a time, so that memory does not grow with the numbe
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Final
@@ -39,7 +40,6 @@ _COUNT: Final = 1 << 17  # entries of 8 bytes that are looked at together: 1 MiB
 class Carry:
     """What a segment hands on to the next: where its numbers must go on. None: unknown, because of damage."""
 
-    sample: int = 0
     items: dict[tuple[Kind, int], int | None] = field(default_factory=dict)
     block_end: NDArray[np.uint64] | None = None
 
@@ -51,19 +51,15 @@ def check_values(segments: list[Segment]) -> tuple[Field, ...] | None:
         UnsupportedFeatureError: a dtype that this release does not know.
     """
     fields = _read_schema(segments)
-    carry = Carry()
+    carry, sample = Carry(), 0
     for segment in segments:
         segment.fields = fields
-        if carry.sample != segment.directory.first_sample:  # the directory before could not be read
-            carry = Carry(segment.directory.first_sample, block_end=None)
-            carry.items = dict.fromkeys(_all_columns(fields))
+        if sample != segment.directory.first_sample:  # the directory before could not be read
+            columns = itertools.product((Kind.OFFSETS, Kind.STORED_OFFSETS), range(len(fields or ())))
+            carry = Carry(dict.fromkeys(columns))
         _Checks(segment, carry, segments[-1]).run()
-        carry.sample = segment.directory.first_sample + segment.directory.num_samples
+        sample = segment.directory.first_sample + segment.directory.num_samples
     return fields
-
-
-def _all_columns(fields: tuple[Field, ...] | None) -> list[tuple[Kind, int]]:
-    return [(kind, number) for number in range(len(fields or ())) for kind in (Kind.OFFSETS, Kind.STORED_OFFSETS)]
 
 
 def _read_schema(segments: list[Segment]) -> tuple[Field, ...] | None:
@@ -285,9 +281,9 @@ class _Checks:
 
     def _check_offsets(self, kind: Kind, number: int, unit: int | None, most: int) -> None:
         """They begin where the segment before ended, do not descend, and agree with the blocks."""
-        self_carry = self.carry.items
-        last = self_carry.get((kind, number), 0)
-        self_carry[kind, number] = None
+        carry = self.carry.items
+        last = carry.get((kind, number), 0)
+        carry[kind, number] = None
         if not self.segment.whole(kind, number):
             return
         starts = None if self.segment.starts is None else self.segment.starts - self.directory.first_sample
@@ -306,7 +302,7 @@ class _Checks:
             if starts is not None:
                 low, high = np.searchsorted(starts, [first, first + len(array)])
                 edges.append(array[starts[low:high] - first])
-        self_carry[kind, number] = before
+        carry[kind, number] = before
         if starts is not None and unit is not None and self.segment.known.size:
             joined = np.concatenate(edges) if edges else np.zeros(0, np.int64)
             if len(joined) == len(starts):

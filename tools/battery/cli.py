@@ -17,7 +17,6 @@ from tools.battery.parts import PARTS, Row
 
 HERE = Path(__file__).resolve().parent
 LATEST = HERE / "report.json"
-REPORT = HERE / "report.md"
 _HEAD = """# The battery: the latest report
 
 What was tried to lose data or to break a reader, how often, and what was found. Made by `tools/battery/run`; the quick
@@ -123,7 +122,3 @@ def _keep(path: Path, name: str, row: Row) -> None:
     ]
     machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, two processes."
     path.with_suffix(".md").write_text(_HEAD + "\n".join(lines) + f"\n\n{machine}\n", "utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
