@@ -455,6 +455,24 @@ def claim(path: Path, num_samples: int, *, behind: bool) -> None:
     path.write_bytes(data)
 
 
+def test_attributes_of_an_earlier_commit(tmp_path: Path) -> None:
+    """Where the newest are damaged, those before are saved, and a note says so; where no others are, none are."""
+    path = tmp_path / "a.cks"
+    for place, mode in enumerate("xaa"):
+        with chunkstore.Writer(path, fields=None if place else FIELDS, mode=mode, attrs={"commit": place}) as writer:
+            for number in range(1 if place == 2 else 200):
+                writer.add(sample(number))
+    damage(path, Damaged(path).place("ATTRS")[0], 1)
+    for wanted in (1, None):
+        report = recover(path, tmp_path / "saved.cks", mode="w")
+        with chunkstore.open(tmp_path / "saved.cks") as ds:
+            assert dict(ds.attrs) == ({} if wanted is None else {"commit": wanted})
+        assert any("the attributes are lost" in note for note in report.notes)
+        assert ("in their place" in report.notes[-1]) == (wanted is not None)
+        data = path.read_bytes()
+        path.write_bytes(data.replace(b'{"commit":', b'{"commot":'))
+
+
 def test_samples_without_a_byte(tmp_path: Path) -> None:
     """10^12 rows of no bytes, of which nothing is stored but their number: a million are saved, the others counted."""
     path = tmp_path / "a.cks"

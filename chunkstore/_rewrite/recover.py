@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from chunkstore._format import superblock as superblocks
 from chunkstore._format.checksum import sum64, sum128
 from chunkstore._format.codec import decode
-from chunkstore._format.constants import PART_ALIGNMENT, SUPERBLOCK_NBYTES, SUPERBLOCK_OFFSETS
+from chunkstore._format.constants import PART_ALIGNMENT, SUPERBLOCK_NBYTES, SUPERBLOCK_OFFSETS, Kind
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.field_index import FieldIndex, Groups
 from chunkstore._format.index import Index, read_generation
-from chunkstore._format.schema import Field, known_codec
+from chunkstore._format.schema import Field, decode_attrs, known_codec
 from chunkstore._format.section import Section
 from chunkstore._format.superblock import Superblock
 from chunkstore._read.many import one_container
@@ -112,7 +112,8 @@ def recover(
     without anybody knowing of them, and a note says so. A file that was cut off gives what lies before the cut.
     The work is bounded by the length of the file, whatever number of samples it claims: those that it has no bytes for
     are lost, by arithmetic. Of samples whose rows have no bytes, and that have no keys, the first 2^20 are saved. A
-    field whose codec needs a dictionary that is damaged wherever it stands is left out.
+    field whose codec needs a dictionary that is damaged wherever it stands is left out. Attributes that are damaged are
+    taken from the commit before, and a note says so.
 
     Args:
         path: the container; it is only read. A URL as in `open`.
@@ -152,7 +153,7 @@ def _recover(source: Source, out: str, mode: Literal["x", "w"], report: Recovery
     known = {name: data for each in dictionaries for name, data in each.items()}
     fields = _kept_fields(source.path, newest, known, report)
     with _RecoverWriter(out, fields, known, mode) as writer:
-        writer.attrs.update(_attrs(newest, report))
+        writer.attrs.update(_attrs(indexes, source, report))
         _note_gaps(indexes, report)
         for index, each in zip(indexes, dictionaries, strict=True):
             _save(_Samples(index, source, list(writer.fields), each), writer, report, progress, newest.num_samples)
@@ -190,12 +191,19 @@ class _RecoverWriter(Writer):
         return self._kept
 
 
-def _attrs(index: Index, report: Recovery) -> dict[str, Any]:
+def _attrs(indexes: Sequence[Index], source: Source, report: Recovery) -> dict[str, Any]:
+    """The newest, or else those of an earlier commit."""
     try:
-        return index.attrs()
+        return indexes[-1].attrs()
     except FormatError as error:
         report.notes.append(f"the attributes are lost: {error}")
-        return {}
+    for index in reversed(indexes):
+        for text in segments.versions(index, source, Kind.ATTRS):
+            with contextlib.suppress(FormatError):
+                found = decode_attrs(text)
+                report.notes.append("in their place stand those of an earlier commit, which may be the same")
+                return found
+    return {}
 
 
 # -- finding segments --------------------------------------------------------------------------------------------------

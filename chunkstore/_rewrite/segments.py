@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import struct
 from collections.abc import Iterator
 from typing import Final
@@ -77,20 +76,22 @@ def superseded(index: Index, directory: Directory) -> Iterator[tuple[int, ...]]:
 
 
 def older(index: Index, source: Source) -> Iterator[Index]:
-    """Superseded segments: they are in the file, and describe the same samples.
-
-    Each is used only if it is, to the last byte, what its successor says.
-    """
+    """Superseded segments: they are in the file, and describe the same samples."""
     for successor in index.directories:
-        with contextlib.suppress(FormatError):
-            for offset, nbytes, stored in superseded(index, successor):
-                directory = _read_directory(source, offset)
-                if directory is None or directory.segment_nbytes != nbytes:
-                    continue
-                found = usable(source, directory)
-                proven = found is not None and sum_of_segment(source, directory) == stored
-                if found is not None and proven and found.fields == index.fields:
-                    yield found
+        yield from _replaced(index, source, successor)
+
+
+def _replaced(index: Index, source: Source, successor: Directory) -> Iterator[Index]:
+    """Those that one took the place of. Each is used only if it is, to the last byte, what its successor says."""
+    with contextlib.suppress(FormatError):
+        for offset, nbytes, stored in superseded(index, successor):
+            directory = _read_directory(source, offset)
+            if directory is None or directory.segment_nbytes != nbytes:
+                continue
+            found = usable(source, directory)
+            proven = found is not None and sum_of_segment(source, directory) == stored
+            if found is not None and proven and found.fields == index.fields:
+                yield found
 
 
 def dictionaries(index: Index, source: Source) -> dict[str, bytes]:
@@ -103,8 +104,14 @@ def _dictionary(index: Index, source: Source, number: int) -> bytes | None:
     """It is the same in all live segments of a container, and was in those that they took the place of."""
     if (Kind.DICTIONARY, number) not in index.directories[-1]:
         return b""
-    for part in itertools.chain([index], older(index, source)):
-        for directory in reversed(part.directories):
+    return next(versions(index, source, Kind.DICTIONARY, number), None)
+
+
+def versions(index: Index, source: Source, kind: Kind, number: int = NO_FIELD) -> Iterator[bytes]:
+    """A section as each segment has it that has it whole, superseded ones among them; the newest first."""
+    for successor in reversed(index.directories):
+        with contextlib.suppress(FormatError):
+            yield index.read_section(successor, kind, number)
+        for part in reversed(list(_replaced(index, source, successor))):
             with contextlib.suppress(FormatError):
-                return part.read_section(directory, Kind.DICTIONARY, number)
-    return None
+                yield part.read_section(part.directories[0], kind, number)
