@@ -179,7 +179,7 @@ def _superseded_nbytes(index: Index) -> int:
     newest = index.directories[-1]
     if (Kind.SUPERSEDED, NO_FIELD) not in newest:
         return 0
-    entries = np.frombuffer(index.section(newest, Kind.SUPERSEDED).whole(), "<u8").reshape(-1, 3)  # offset, nbytes, sum
+    entries = np.frombuffer(index.read_section(newest, Kind.SUPERSEDED), "<u8").reshape(-1, 3)  # offset, nbytes, sum
     return int(entries[:, 1].sum())
 
 

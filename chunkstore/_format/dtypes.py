@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -136,7 +137,7 @@ def element_nbytes(name: str) -> int:
     return EXTENDED[name] if name in EXTENDED else to_numpy(name).itemsize
 
 
-def product_fits(name: str, dims: tuple[int, ...]) -> bool:
+def product_fits(name: str, dims: Iterable[int]) -> bool:
     """Whether the bytes of such an array stay within spec section 15, dimensions of 0 left out of the product."""
     total = element_nbytes(name)
     for dim in dims:

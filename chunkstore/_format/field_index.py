@@ -54,11 +54,11 @@ class FieldIndex:
         self.block_offset = blocks["offset"].astype(np.int64)
         self.block_nbytes = blocks["nbytes"].astype(np.int64)
         self.block_sum = blocks["sum"].astype(np.uint64)
-        self.rows_per_group = blocks["rows_per_group"].clip(max=MAX_INT).astype(np.int64)
+        self.rows_per_group = np.minimum(blocks["rows_per_group"], MAX_INT).astype(np.int64)
         self._lookup = Lookup(self.shard_starts[:-1])
         rows = self.shard_starts[1:] - self.shard_starts[:-1]
         self.first_group = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(-(-rows // self.rows_per_group), out=self.first_group[1:])
+        (-(-rows // self.rows_per_group)).cumsum(out=self.first_group[1:])
         self.num_groups = int(self.first_group[-1])
         firsts = np.array([d.first_sample for d in index.directories], np.int64)
         group_firsts = self.first_group[[d.first_shard - index.first_shard for d in index.directories]]
@@ -83,9 +83,9 @@ class FieldIndex:
         if not len(self.block_offset):
             return []
         ends = self.block_offset + self.block_nbytes
-        breaks = np.flatnonzero(self.block_offset[1:] != ends[:-1]) + 1
-        firsts = [0, *breaks.tolist()]
-        lasts = [*(breaks - 1).tolist(), len(ends) - 1]
+        lasts = (self.block_offset[1:] != ends[:-1]).nonzero()[0].tolist()
+        firsts = [0, *(last + 1 for last in lasts)]
+        lasts.append(len(ends) - 1)
         return [
             Extent(
                 int(self.shard_starts[a]),

@@ -73,6 +73,8 @@ def distinct(numbers: NDArray[Any]) -> NDArray[Any]:
     Which imports `numpy.ma` when it is first called (NumPy 2.3): 25 ms in a first batch, and a process that is forked
     meanwhile by another thread waits for that import for ever.
     """
+    if numbers.size < 2:
+        return numbers.reshape(-1)
     ordered = np.sort(numbers, axis=None)
     first = np.ones(len(ordered), bool)
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])

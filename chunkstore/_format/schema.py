@@ -25,6 +25,8 @@ from chunkstore._format.constants import (
 )
 from chunkstore.errors import CorruptError, FormatError, LimitError, SchemaError, UnsupportedFeatureError
 
+_NAME: Final = re.compile("[^\x00-\x1f\x7f\ud800-\udfff]+")
+
 
 @dataclass(frozen=True)
 class Field:
@@ -95,21 +97,22 @@ class Field:
 def _check_field(field: Field) -> None:
     """What spec section 6 asks of a field."""
     name, shape = field.name, field.shape
+    dims = [dim for dim in shape if dim is not None]
     if len(name.encode("utf-8", "replace")) > MAX_NAME_NBYTES:
         raise LimitError(f"the name of a field has at most {MAX_NAME_NBYTES} bytes, not {name[:40]!r}...")
-    if not name or any(char < " " or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in name):
+    if not _NAME.fullmatch(name):
         raise CorruptError(f"the name of a field has at least one character and no control characters: {name!r}")
     if not dtypes.is_known(field.dtype):
         raise UnsupportedFeatureError(f"field {name!r}: unknown dtype {field.dtype[:40]!r}")
     if len(shape) > MAX_DIMENSIONS:
         raise LimitError(f"field {name!r}: {len(shape)} dimensions, at most {MAX_DIMENSIONS}")
-    if any(dim is not None and dim > MAX_INT for dim in shape):
+    if max(dims, default=0) > MAX_INT:
         raise LimitError(f"field {name!r}: a dimension of its shape is more than 2^63 - 1")
-    if any(dim is not None and dim < 0 for dim in shape):
+    if min(dims, default=0) < 0:
         raise CorruptError(f"field {name!r}: a dimension of the shape {shape} is negative")
     if field.is_string and shape != ():
         raise CorruptError(f"field {name!r}: a string field has the shape (), not {shape}")
-    if not dtypes.product_fits(field.dtype, tuple(dim for dim in shape if dim is not None)):
+    if not dtypes.product_fits(field.dtype, dims):
         raise LimitError(f"field {name!r}: a row of shape {shape} has more than 2^63 - 1 bytes")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Final, Protocol
@@ -21,6 +22,7 @@ from chunkstore.errors import CorruptError
 _COPIED_NBYTES: Final = 16 << 20
 _RECENT_PAGES: Final = 8
 _NONE: Final = np.zeros(0, np.int64)
+_SUM: Final = struct.Struct("<Q")
 # From a distant file, sections up to this size are fetched whole, by one request, when they are first touched: they
 # will be needed soon. Of longer ones, the pages that are touched. 4 MiB are the sums of 2 GB of small rows.
 _WHOLE_NBYTES: Final = 4 << 20
@@ -173,20 +175,6 @@ class Section:
         """Prove every page."""
         self.ensure(0, self.nbytes)
 
-    def whole(self) -> memoryview:
-        """All of it, proven, by one read; nothing is kept. For the small sections that every opening needs.
-
-        Raises:
-            CorruptError: a page is not what was written.
-        """
-        offset, at = self._entry.offset, self._entry.sums_offset - self._entry.offset
-        data = memoryview(self._source.read(offset, self._entry.end - offset))
-        sums = self._checked_sums(data[at:])
-        for page, stored in enumerate(sums.tolist()):
-            piece = data[page * PAGE_NBYTES : min((page + 1) * PAGE_NBYTES, self.nbytes)]
-            self._compare(page, piece, stored)
-        return data[: self.nbytes]
-
     def _raw(self) -> NDArray[np.uint8]:
         made = self._bytes
         if made is None:
@@ -204,7 +192,7 @@ class Section:
         # Read, not taken from the map: one system call brings the whole page from a cold disk, where the map would
         # fault 16 times. And where pages are copied, another thread may be using this one, proven, right now.
         fresh = self._source.read(self._entry.offset + start, piece.nbytes)
-        self._compare(page, fresh, int(self._page_sums()[page]))
+        _compare(self._source, self._entry, page, fresh, int(self._page_sums()[page]))
         if self._copied:
             piece[:] = np.frombuffer(fresh, np.uint8)
         self._seen[page] = True
@@ -212,33 +200,51 @@ class Section:
         self.complete = self._missing <= 0 and bool(self._seen.all())
         return fresh
 
-    def _compare(self, page: int, data: bytes | memoryview, stored: int) -> None:
-        computed = sum64(data)
-        if computed != stored:
-            begin = self._entry.offset + page * PAGE_NBYTES
-            raise CorruptError(
-                f"{self._source.path}: index section {self.name()}, bytes [{begin}, {begin + len(data)}): "
-                f"stored xxh3 {stored:016x}, computed {computed:016x}. Run `chunkstore verify {self._source.path}`."
-            )
-
     def _page_sums(self) -> NDArray[np.uint64]:
         if self._sums is None:
-            self._sums = self._checked_sums(self._source.read(self._entry.sums_offset, 8 * len(self._seen)))
+            data = self._source.read(self._entry.sums_offset, 8 * len(self._seen))
+            self._sums = np.frombuffer(_checked_sums(self._source, self._entry, data), "<u8")
         return self._sums
 
-    def _checked_sums(self, data: bytes | memoryview) -> NDArray[np.uint64]:
-        if sum64(data) != self._entry.sum:
-            offset = self._entry.sums_offset
-            raise CorruptError(
-                f"{self._source.path}: page sums of index section {self.name()}, bytes "
-                f"[{offset}, {offset + len(data)}): stored xxh3 {self._entry.sum:016x}, computed {sum64(data):016x}"
-            )
-        return np.frombuffer(data, "<u8")
 
-    def name(self) -> str:
-        """Kind, and the number of the field where there is one."""
-        known = Kind(self._entry.kind).name if self._entry.kind in KNOWN_KINDS else f"of kind {self._entry.kind}"
-        return known if self._entry.field == NO_FIELD else f"{known} of field {self._entry.field}"
+def read_whole(source: Readable, entry: SectionEntry) -> memoryview:
+    """All of a section, proven, by one read. For the small ones that every opening needs.
+
+    Raises:
+        CorruptError: a page is not what was written.
+    """
+    data = memoryview(source.read(entry.offset, entry.end - entry.offset))
+    sums = _checked_sums(source, entry, data[entry.sums_offset - entry.offset :])
+    for page, (stored,) in enumerate(_SUM.iter_unpack(sums)):
+        _compare(source, entry, page, data[page * PAGE_NBYTES : min((page + 1) * PAGE_NBYTES, entry.nbytes)], stored)
+    return data[: entry.nbytes]
+
+
+def _compare(source: Readable, entry: SectionEntry, page: int, data: bytes | memoryview, stored: int) -> None:
+    computed = sum64(data)
+    if computed != stored:
+        begin = entry.offset + page * PAGE_NBYTES
+        raise CorruptError(
+            f"{source.path}: index section {_name(entry)}, bytes [{begin}, {begin + len(data)}): "
+            f"stored xxh3 {stored:016x}, computed {computed:016x}. Run `chunkstore verify {source.path}`."
+        )
+
+
+def _checked_sums(source: Readable, entry: SectionEntry, data: bytes | memoryview) -> bytes | memoryview:
+    """The page sums of a section, proven."""
+    if sum64(data) != entry.sum:
+        offset = entry.sums_offset
+        raise CorruptError(
+            f"{source.path}: page sums of index section {_name(entry)}, bytes "
+            f"[{offset}, {offset + len(data)}): stored xxh3 {entry.sum:016x}, computed {sum64(data):016x}"
+        )
+    return data
+
+
+def _name(entry: SectionEntry) -> str:
+    """Kind, and the number of the field where there is one."""
+    known = Kind(entry.kind).name if entry.kind in KNOWN_KINDS else f"of kind {entry.kind}"
+    return known if entry.field == NO_FIELD else f"{known} of field {entry.field}"
 
 
 class Column:

@@ -102,18 +102,18 @@ def decode(data: bytes) -> Superblock:
         raise NotAContainerError(f"expected the magic {MAGIC!r}, found {magic!r}")
     if major != FORMAT_MAJOR:
         raise UnsupportedVersionError(f"format major {major}; this release reads {FORMAT_MAJOR}: install a newer one")
-    if sum128(data[:_SUM_OFFSET]) != data[_SUM_OFFSET:]:
-        raise CorruptError(f"stored xxh3 {data[_SUM_OFFSET:].hex()}, computed {sum128(data[:_SUM_OFFSET]).hex()}")
-    superblock = decode_record(data[:RECORD_NBYTES])
+    stored, computed = data[_SUM_OFFSET:], sum128(data[:_SUM_OFFSET])
+    if computed != stored:
+        raise CorruptError(f"stored xxh3 {stored.hex()}, computed {computed.hex()}")
+    superblock = decode_record(data)
     check_values(superblock)
     return superblock
 
 
 def decode_record(record: bytes) -> Superblock:
     """A superblock from its first `RECORD_NBYTES` bytes alone, not checked."""
-    _, _, minor, incompatible, read_only, compatible, *rest = _LAYOUT.unpack(record)
-    uuid, generation, end, offset, nbytes, directory_sum = rest
-    return Superblock(uuid, generation, end, offset, nbytes, directory_sum, incompatible, read_only, compatible, minor)
+    _, _, minor, *flags, uuid, generation, end, offset, nbytes, directory_sum = _LAYOUT.unpack_from(record)
+    return Superblock(uuid, generation, end, offset, nbytes, directory_sum, *flags, minor)
 
 
 def check_values(superblock: Superblock) -> None:

@@ -142,11 +142,11 @@ class PreadSource:
     backend: Literal["mmap", "pread", "remote"] = "pread"
     distant = False
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open a regular file; see `open_source` for the errors."""
+    def __init__(self, path: str | os.PathLike[str], opened: tuple[_Descriptor, os.stat_result] | None = None) -> None:
+        """Open a regular file, unless it is open already; see `open_source` for the errors."""
         self.path = os.fspath(path)
-        self._file: _Descriptor | None = _open_regular(self.path)
-        status = os.fstat(self._file.fd)
+        self._file: _Descriptor | None
+        self._file, status = opened or _open_regular(self.path)
         self.size = status.st_size
         self.identity = Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -375,13 +375,13 @@ class MmapSource(PreadSource):
 
     backend: Literal["mmap", "pread", "remote"] = "mmap"
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], opened: tuple[_Descriptor, os.stat_result] | None = None) -> None:
         """Open and map a regular file.
 
         Raises:
             OSError: also where the system cannot map it; `PreadSource` can read it.
         """
-        super().__init__(path)
+        super().__init__(path, opened)
         self._map: mmap.mmap | None = None
         self._views: memoryview | None = memoryview(b"")
         self._writable = False
@@ -464,16 +464,15 @@ def open_source(path: str | os.PathLike[str], backend: Backend = "auto") -> Sour
     """
     if backend not in _BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, found {backend!r}")
-    if backend == "pread":
-        return PreadSource(path)
-    if backend == "auto" and filesystem.is_network(os.fspath(path), os.stat(path).st_dev):
-        return PreadSource(path)
+    opened = _open_regular(os.fspath(path))
+    if backend == "pread" or (backend == "auto" and filesystem.is_network(os.fspath(path), opened[1].st_dev)):
+        return PreadSource(path, opened)
     try:
-        return MmapSource(path)
+        return MmapSource(path, opened)
     except _NoMapError:
         if backend == "mmap":
             raise
-        return PreadSource(path)
+        return PreadSource(path, opened)
 
 
 def cold_reads() -> int:
@@ -488,13 +487,14 @@ def cold_reads() -> int:
     return platform.cold_reads()
 
 
-def _open_regular(path: str) -> _Descriptor:
+def _open_regular(path: str) -> tuple[_Descriptor, os.stat_result]:
     # Before opening: to open a FIFO waits for a writer, and to open some devices acts on them.
     _require_regular(os.stat(path), path)
     file = _Descriptor()
     file.fd = os.open(path, os.O_RDONLY | platform.OPEN_FLAGS | platform.OPEN_NONBLOCK)
-    _require_regular(os.fstat(file.fd), path)  # the path may name another file by now
-    return file
+    status = os.fstat(file.fd)
+    _require_regular(status, path)  # the path may name another file by now
+    return file, status
 
 
 def _require_regular(status: os.stat_result, path: str) -> None:

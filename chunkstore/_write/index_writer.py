@@ -506,7 +506,7 @@ def _whole(index: Index, directory: Directory, kind: Kind, dtype: Any, number: i
     """A section of a live segment, proven as a whole."""
     section = index.section(directory, kind, number)
     if section.nbytes <= _SPOOL_NBYTES:  # by one read: 27 pages in 10 µs instead of 82
-        return np.frombuffer(section.whole(), dtype)
+        return np.frombuffer(index.read_section(directory, kind, number), dtype)
     section.ensure_all()
     return section.array(dtype)
 

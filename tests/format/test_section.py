@@ -9,7 +9,7 @@ import pytest
 
 from chunkstore._format.checksum import page_sums
 from chunkstore._format.constants import PAGE_NBYTES
-from chunkstore._format.section import Section
+from chunkstore._format.section import Section, read_whole
 from chunkstore._format.segment import SectionEntry, section_tail, sum_of_sums
 from chunkstore.errors import CorruptError
 
@@ -67,7 +67,7 @@ def memory_first(section: Section) -> bytes:
 
 def in_one_read(section: Section) -> bytes:
     """As opening reads the small ones."""
-    return bytes(section.whole())
+    return bytes(read_whole(section._source, section._entry))
 
 
 def by_piece(section: Section) -> bytes:
