@@ -54,7 +54,7 @@ class FieldIndex:
         self.block_offset = blocks["offset"].astype(np.int64)
         self.block_nbytes = blocks["nbytes"].astype(np.int64)
         self.block_sum = blocks["sum"].astype(np.uint64)
-        self.rows_per_group = np.minimum(blocks["rows_per_group"], MAX_INT).astype(np.int64)
+        self.rows_per_group: Ints = np.minimum(blocks["rows_per_group"], MAX_INT).astype(np.int64)
         self._lookup = Lookup(self.shard_starts[:-1])
         rows = self.shard_starts[1:] - self.shard_starts[:-1]
         self.first_group = np.zeros(len(rows) + 1, np.int64)

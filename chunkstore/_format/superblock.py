@@ -112,8 +112,9 @@ def decode(data: bytes) -> Superblock:
 
 def decode_record(record: bytes) -> Superblock:
     """A superblock from its first `RECORD_NBYTES` bytes alone, not checked."""
-    _, _, minor, *flags, uuid, generation, end, offset, nbytes, directory_sum = _LAYOUT.unpack_from(record)
-    return Superblock(uuid, generation, end, offset, nbytes, directory_sum, *flags, minor)
+    _, _, minor, incompatible, read_only, compatible, *rest = _LAYOUT.unpack_from(record)
+    uuid, generation, end, offset, nbytes, directory_sum = rest
+    return Superblock(uuid, generation, end, offset, nbytes, directory_sum, incompatible, read_only, compatible, minor)
 
 
 def check_values(superblock: Superblock) -> None:

@@ -23,6 +23,20 @@ _NUM_RAGGED = 20_000
 _MEAN_RAGGED = 512
 _RAGGED_WIDTH = 8
 _SEED = 20_240_229
+_ALIGNMENT = 64
+
+
+def memory_for(num: int, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Memory for rows of uint8 that begins at a multiple of 64, as that of frameworks does.
+
+    What `np.empty` gives for large arrays begins 16 bytes behind a page. Where rows begin at pages in the file, that is
+    the one place where a processor takes twice the time for the copy (AMD EPYC: it mistakes the next load for the store
+    before, whose lower 12 bits are the same): a ratio to a format whose rows begin elsewhere would then show just that.
+    """
+    nbytes = num * prod(shape)
+    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + nbytes].reshape(num, *shape)
 
 
 def blocks(num: int, shape: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:

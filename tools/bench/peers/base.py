@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from tools.bench.inputs import memory_for
+
 Array = npt.NDArray[Any]
 Positions = npt.NDArray[np.int64]
 
@@ -76,7 +78,7 @@ class Peer(ABC):
 
     def scan(self) -> Iterator[Array]:
         """All rows in order, in blocks."""
-        out = np.empty((SCAN_ROWS, *self.layout.shape), np.uint8)
+        out = memory_for(SCAN_ROWS, self.layout.shape)
         for start in range(0, self.layout.num, SCAN_ROWS):
             stop = min(start + SCAN_ROWS, self.layout.num)
             yield self.span(start, stop, out[: stop - start])

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tools.bench import pagecache
-from tools.bench.inputs import blocks
+from tools.bench.inputs import blocks, memory_for
 from tools.bench.measure import timed
 from tools.bench.peers import PEERS
 from tools.bench.peers.base import Array, Layout, Peer, Positions
@@ -66,7 +66,7 @@ class Reading:
         self.peer, self.wanted, self.seconds = peer, wanted, job.seconds
         drawn = np.random.default_rng(job.seed).integers(0, peer.layout.num, (_NUM_WARM + _NUM_COLD, BATCH))
         self.warm, self.cold = list(drawn[:_NUM_WARM]), list(drawn[_NUM_WARM:])
-        self.out = np.empty((BATCH, *peer.layout.shape), np.uint8)
+        self.out = memory_for(BATCH, peer.layout.shape)
 
     def results(self) -> Iterator[tuple[str, float]]:
         """Name and value of every row that this peer can do; opening is the first."""

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
-
+from tools.bench.inputs import memory_for
 from tools.bench.peers.base import SCAN_ROWS, Array, Peer, Positions, each_row
 
 _LARGE_ROW_NBYTES = 16 << 10
@@ -175,7 +174,7 @@ class WebDataset(Peer):
         raise NotImplementedError(self.unsupported["batch"])
 
     def scan(self) -> Iterator[Array]:
-        out = np.empty((SCAN_ROWS, *self.layout.shape), np.uint8)
+        out = memory_for(SCAN_ROWS, self.layout.shape)
         records = (record for (record,) in self._stream)
         while some := list(itertools.islice(records, SCAN_ROWS)):
             yield self.gather(some, out[: len(some)])

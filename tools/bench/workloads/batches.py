@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 import chunkstore
 from tools.bench.bench import BATCH, Bench, ratio_figure
-from tools.bench.inputs import RaggedRows, Rows
+from tools.bench.inputs import RaggedRows, Rows, memory_for
 from tools.bench.measure import Case, Timings, interleave
 from tools.bench.pagecache import warm
 from tools.bench.record import Figure, at_least, at_most
@@ -65,7 +65,7 @@ def _warm_batch(rows: Rows, rounds: int) -> Iterator[Figure]:
     warm([rows.npy, rows.container])
     count = min(_BYTES_A_ROUND, rows.nbytes) // (BATCH * rows.row_nbytes)
     batches = rows.random_batches(max(4, count), BATCH, seed=1)
-    out, bare_out = (np.empty((BATCH, *rows.shape), np.uint8) for _ in range(2))
+    out, bare_out = (memory_for(BATCH, rows.shape) for _ in range(2))
     source = rows.memmap()
     modes = {f"verify={mode}": chunkstore.open(rows.container, verify=mode) for mode in ("off", "once")}
     for data in modes.values():
@@ -158,7 +158,7 @@ def first_pass(bench: Bench) -> Iterator[Figure]:
         warm([rows.container])
         shuffled = np.random.default_rng(4).permutation(rows.num)
         batches = [shuffled[start : start + BATCH] for start in range(0, rows.num - BATCH + 1, BATCH)]
-        out = np.empty((BATCH, *rows.shape), np.uint8)
+        out = memory_for(BATCH, rows.shape)
         cases = [_pass_case(rows, mode, batches, out) for mode in ("once", "off")]
         timings = interleave(cases, bench.rounds)
         names, work = ("verify=once", "verify=off"), {"rows/s": float(BATCH * len(batches))}

@@ -14,7 +14,7 @@ import numpy as np
 import chunkstore
 from tools.bench import pagecache
 from tools.bench.bench import Bench, ratio_figure
-from tools.bench.inputs import Rows
+from tools.bench.inputs import Rows, memory_for
 from tools.bench.measure import Case, interleave
 from tools.bench.record import Figure, at_least, skipped
 from tools.bench.workloads.batches import Array, Verify, check_equal
@@ -33,7 +33,7 @@ class Pass:
     def __init__(self, name: str, rows: Rows, path: Path, open_reader: Callable[[Path, Array], Read]) -> None:
         self.name, self.path = name, path
         self._rows, self._open_reader = rows, open_reader
-        self._out = np.empty((_ROWS_A_READ, *rows.shape), np.uint8)
+        self._out = memory_for(_ROWS_A_READ, rows.shape)
         self._read: Read | None = None
 
     def case(self, *, cold: bool) -> Case:
