@@ -139,6 +139,17 @@ def test_index_of_wrong_type(ds: Reader, index: Any, match: str) -> None:
         ds[index]
 
 
+def test_sample(ds: Reader) -> None:
+    """As by brackets; what is no position is said to be none."""
+    for position in (7, -1, np.uint8(7), True):
+        assert int(ds.sample(position)["label"]) == int(ds[position]["label"]) == LABELS[int(position)]
+    assert ds.sample(True)["image"].shape == (5, 4, 3)
+    with pytest.raises(IndexError, match=r"index -301 is outside \[-300, 300\)"):
+        ds.sample(-301)
+    with pytest.raises(TypeError, match=r"expected a position, found str 'cat/0007'; keys become positions by find"):
+        ds.sample("cat/0007")  # type: ignore[arg-type]
+
+
 def test_ragged_sample(ragged: Reader) -> None:
     """Rows in their own shape, texts as `str`."""
     for place in (0, 5, N - 1):
@@ -152,8 +163,12 @@ def test_ragged_sample(ragged: Reader) -> None:
 
 # --- many samples ---
 
+FAR_STEPS = [slice(3, None, 2**70), slice(3, None, -(2**70)), slice(9, 3, 2**70)]
 
-@pytest.mark.parametrize("index", [slice(10, 20), slice(None), slice(20, 10), slice(None, None, -7), slice(-5, None)])
+
+@pytest.mark.parametrize(
+    "index", [slice(10, 20), slice(None), slice(20, 10), slice(None, None, -7), slice(-5, None), *FAR_STEPS]
+)
 def test_slice(ds: Reader, index: slice) -> None:
     """As of NumPy; fresh arrays."""
     batch = ds[index]
@@ -226,6 +241,18 @@ def test_out(ds: Reader) -> None:
         assert np.array_equal(batch["label"], LABELS[indices])
     with pytest.raises(TypeError, match="out: expected a mapping"):
         ds.batch([1], out=out)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("verify", ["once", "off"])
+def test_out_of_other_arrays(path: Path, backend: Any, verify: Any, tmp_path: Path) -> None:
+    """The memory of subclasses is filled, whatever their methods do."""
+    with chunkstore.open(path, backend=backend, verify=verify) as reader:
+        for indices in ([9, 2, 2], [4, 5, 6]):
+            images = np.ma.masked_array(np.zeros((3, 5, 4, 3), np.uint8))
+            labels = np.memmap(tmp_path / "labels", np.int64, "w+", shape=(3,))
+            reader.batch(indices, out={"image": images, "label": labels})
+            assert np.array_equal(images, IMAGES[indices])
+            assert np.array_equal(labels, LABELS[indices])
 
 
 def test_out_of_ragged_values(ragged: Reader) -> None:
@@ -403,8 +430,8 @@ def test_selection_refuses(ds: Reader) -> None:
         part[30]
     with pytest.raises(chunkstore.SampleNotFoundError, match="'cat/0004' is not in this selection"):
         part["cat/0004"]
-    with pytest.raises(chunkstore.SampleNotFoundError, match="not in this selection"):
-        ds.select([]).find(["cat/0004"])
+    with pytest.raises(chunkstore.SampleNotFoundError, match="'cat/0004' is not in this selection"):
+        ds.select([]).find(iter(["cat/0004"]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="read-only"):
         part.positions[0] = 1
 
@@ -468,6 +495,8 @@ def test_what_is_no_container(tmp_path: Path) -> None:
         chunkstore.open(tmp_path / "absent.cks")
     with pytest.raises(IsADirectoryError):
         chunkstore.open(tmp_path)
+    with open(__file__) as file, pytest.raises(TypeError, match="path: expected a path, a URL or a list of them"):
+        chunkstore.open(file)  # type: ignore[arg-type]
     np.save(tmp_path / "a.npy", np.zeros(3000))
     with pytest.raises(chunkstore.NotAContainerError, match=r"a\.npy: not a chunkstore container"):
         chunkstore.open(tmp_path / "a.npy")

@@ -51,12 +51,7 @@ def as_positions(indices: Any, num_samples: int) -> Positions:
 
 def _as_int64(indices: Any, num_samples: int) -> NDArray[np.int64]:
     if isinstance(indices, range):  # the way of np.asarray goes through each number
-        if indices and not -num_samples <= min(indices[0], indices[-1]) <= max(indices[0], indices[-1]) < num_samples:
-            far = indices[0] if not -num_samples <= indices[0] < num_samples else indices[-1]
-            raise _outside(far, num_samples)
-        return (
-            np.arange(indices.start, indices.stop, indices.step, dtype=np.int64) if indices else np.zeros(0, np.int64)
-        )
+        return _of_range(indices, num_samples)
     if indices is None or isinstance(indices, (bool, np.bool_, float, np.floating, set, frozenset, dict)):
         raise TypeError(
             f"indices: expected a sequence of integers, found {type(indices).__name__}; one sample is ds[i]"
@@ -78,6 +73,16 @@ def _as_int64(indices: Any, num_samples: int) -> NDArray[np.int64]:
             _refuse_dtype(array, num_samples)
         array = np.zeros(0, np.int64)  # an empty list has no dtype of its own
     return array.astype(np.int64, copy=False)
+
+
+def _of_range(numbers: range, num_samples: int) -> NDArray[np.int64]:
+    if not numbers:
+        return np.zeros(0, np.int64)
+    for end in (numbers[0], numbers[-1]):
+        if not -num_samples <= end < num_samples:
+            raise _outside(end, num_samples)
+    step = numbers.step if len(numbers) > 1 else 1  # of one number it may be beyond 64 bits
+    return np.arange(numbers[0], numbers[0] + step * len(numbers), step, dtype=np.int64)
 
 
 def _of_mask(mask: NDArray[Any], num_samples: int) -> NDArray[np.int64]:
@@ -113,8 +118,14 @@ def as_position(index: Any, num_samples: int) -> int:
 
     Raises:
         IndexError: outside [-N, N).
+        TypeError: no integer.
     """
-    position = operator.index(index)
+    try:
+        position = operator.index(index)
+    except TypeError:
+        raise TypeError(
+            f"expected a position, found {type(index).__name__} {index!r:.40}; keys become positions by find()"
+        ) from None
     if not -num_samples <= position < num_samples:
         raise _outside(position, num_samples)
     return position + num_samples if position < 0 else position
@@ -189,8 +200,7 @@ def checked_out(field: Field, out: Any, num_rows: int) -> NDArray[Any]:
         TypeError, ValueError: the message says what was expected.
     """
     dtype = field.numpy_dtype
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out[{field.name!r}]: expected a NumPy array, found {type(out).__name__}")
+    out = _plain(field, out)
     if out.shape != (num_rows, *field.item_shape):
         expected = (num_rows, *field.item_shape)
         raise ValueError(f"out[{field.name!r}]: expected shape {expected}, found {out.shape}")
@@ -205,14 +215,21 @@ def checked_buffer(field: Field, out: Any, num_items: int) -> NDArray[Any]:
     Raises:
         TypeError, ValueError: the message says what was expected.
     """
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out[{field.name!r}]: expected a NumPy array for the values, found {type(out).__name__}")
+    out = _plain(field, out)
     if out.ndim != 1 + len(field.item_shape) or out.shape[1:] != field.item_shape or len(out) < num_items:
         expected = ", ".join(map(str, (f"{num_items} or more", *field.item_shape)))
         raise ValueError(f"out[{field.name!r}]: the field is ragged, expected shape ({expected}), found {out.shape}")
     if not out.flags.carray:
         _refuse_memory(field, out)
     return (out if out.dtype == field.numpy_dtype else _reinterpreted(field, out))[:num_items]
+
+
+def _plain(field: Field, out: Any) -> NDArray[Any]:
+    if type(out) is np.ndarray:
+        return out
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out[{field.name!r}]: expected a NumPy array, found {type(out).__name__}")
+    return np.asarray(out)  # the memory of a matrix, a memmap, a masked array, with the methods of an array
 
 
 def _refuse_memory(field: Field, out: NDArray[Any]) -> None:

@@ -320,7 +320,7 @@ class Containers(Reader):
 
     def _positions(self, index: Any) -> Positions:
         if isinstance(index, slice):
-            return np.arange(*index.indices(len(self)))
+            index = range(*index.indices(len(self)))
         if isinstance(index, str):
             return self.find([index])
         if hasattr(index, "__index__") and getattr(index, "ndim", 0) == 0:
@@ -458,7 +458,7 @@ def open(  # noqa: A001 - the public name
     """
     if isinstance(path, str | bytes | os.PathLike):
         shown, paths = os.fsdecode(path), containers_at(path, remote)
-    elif not isinstance(path, Iterable):
+    elif not isinstance(path, Iterable) or hasattr(path, "read"):  # an open file gives its lines
         raise TypeError(f"path: expected a path, a URL or a list of them, found {type(path).__name__}")
     else:
         paths = [os.fsdecode(each) for each in path]

@@ -282,23 +282,22 @@ class Reader:
         if isinstance(index, slice):
             return self._slice(index)
         if hasattr(index, "__index__") and getattr(index, "ndim", 0) == 0:
-            return self.sample(as_position(index, opened.num_samples))
+            return self.sample(index)
         if isinstance(index, tuple):
             raise TypeError(f"a sample has one position, found {len(index)}: for many samples use ds[[1, 2, 3]]")
         return self.batch(index)
 
     def sample(self, position: int) -> dict[str, Any]:
-        """One sample at a position in `[0, N)`, as `ds[position]`."""
+        """One sample by its position, as `ds[position]`."""
         opened = self._opened
-        if not 0 <= position < opened.num_samples:
-            as_position(position, 0 if position < 0 else opened.num_samples)
+        position = as_position(position, opened.num_samples)
         return {name: get(position) for name, get in opened.getters}
 
     def _slice(self, index: slice) -> dict[str, NDArray[Any] | Ragged]:
         opened = self._opened
         start, stop, step = index.indices(opened.num_samples)
         if step != 1 or opened.source.distant:  # from far away: one call for all fields
-            return self.batch(np.arange(start, stop, step))
+            return self.batch(range(start, stop, step))
         stop = max(start, stop)
         opened.check_size()
         targets = [(name, rows, rows.target(stop - start, None)) for name, rows in opened.rows.items()]

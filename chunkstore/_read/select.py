@@ -137,7 +137,7 @@ class Selection:
         found = order[np.minimum(places, max(len(order) - 1, 0))] if len(order) else np.zeros(len(wanted), np.int64)
         absent = np.flatnonzero(self.positions[found] != wanted) if len(order) else np.arange(len(wanted))
         if absent.size:
-            key = list(keys)[int(absent[0])]
+            key = self.reader.keys[int(wanted[absent[0]])]  # type: ignore[index]
             raise SampleNotFoundError(f"{self.path}: the sample {key!r} is not in this selection")
         return found.astype(np.int64, copy=False)
 
