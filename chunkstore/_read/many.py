@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -458,7 +458,7 @@ def open(  # noqa: A001 - the public name
     """
     if isinstance(path, str | bytes | os.PathLike):
         shown, paths = os.fsdecode(path), containers_at(path, remote)
-    elif not isinstance(path, Iterable) or hasattr(path, "read"):  # an open file gives its lines
+    elif not hasattr(path, "__iter__") or hasattr(path, "read"):  # an open file gives its lines
         raise TypeError(f"path: expected a path, a URL or a list of them, found {type(path).__name__}")
     else:
         paths = [os.fsdecode(each) for each in path]
