@@ -26,13 +26,12 @@ from chunkstore._format.joined_index import JoinedIndex
 from chunkstore._format.lookup import distinct
 from chunkstore._format.superblock import Superblock
 from chunkstore._read.batch import Indices, Positions, as_position, as_positions
-from chunkstore._read.checked import Checker, Verify
+from chunkstore._read.checked import VERIFY, Checker, Verify
 from chunkstore._read.gather import Rows, rows_of
 from chunkstore._read.newest import check_lineage, check_newer, open_newest
 from chunkstore._read.opened import Opened, key_for_message
 from chunkstore._read.ragged import Ragged
-from chunkstore._read.reader import Reader, check_known, check_options
-from chunkstore._read.reader import open as open_one
+from chunkstore._read.reader import Reader, check_known
 from chunkstore._read.select import Selection
 from chunkstore._read.split import SplitRows
 from chunkstore._storage.joined_source import JoinedSource
@@ -465,11 +464,16 @@ def open(  # noqa: A001 - the public name
         if not paths:
             raise ValueError("path: expected at least one container, found an empty list")
         shown = f"{paths[0]} and {len(paths) - 1} more"
-    if len(paths) == 1:
-        return open_one(paths[0], backend=backend, verify=verify, fields=fields, remote=remote)
-    check_options(verify, fields)
+    if verify not in VERIFY:
+        raise ValueError(f"verify: expected one of {', '.join(VERIFY)}, found {verify!r}")
+    if isinstance(fields, str):
+        raise TypeError(f"fields: expected a sequence of names, found one text; use [{fields!r}]")
     if remote is not None and not any(map(is_url, paths)):
-        raise ValueError(f"remote: goes with URLs such as s3://bucket/train.cks, found paths only: {paths[0]!r}")
-    reader = Containers(shown, paths, backend, verify, None if fields is None else tuple(fields), remote=remote)
+        raise ValueError(f"remote: goes with URLs such as s3://bucket/train.cks, found no URL: {paths[0]!r}")
+    names = None if fields is None else tuple(fields)
+    if len(paths) == 1:
+        reader = Reader(paths[0], backend, verify, names, remote=remote)
+    else:
+        reader = Containers(shown, paths, backend, verify, names, remote=remote)
     reader._opened  # noqa: B018 - opens now, so that errors come here
     return reader

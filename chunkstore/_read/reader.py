@@ -1,4 +1,4 @@
-"""`open` and `Reader`: positions or keys in, arrays out.
+"""`Reader`: positions or keys in, arrays out.
 
     Reader -- path, options, superblock          what it is made again from, in another process
       `-- Opened -- Source, Index                one generation; immutable, swapped whole by refresh()
@@ -25,7 +25,7 @@ from chunkstore._format.schema import Field
 from chunkstore._format.superblock import Superblock
 from chunkstore._read import distant
 from chunkstore._read.batch import Indices, Positions, as_position, as_positions, is_run
-from chunkstore._read.checked import VERIFY, Checker, Verify, Where
+from chunkstore._read.checked import Checker, Verify, Where
 from chunkstore._read.gather import FixedRows, RaggedRows, Rows
 from chunkstore._read.keys import Keys, find_all, find_one
 from chunkstore._read.newest import check_lineage, check_newer, open_newest
@@ -518,14 +518,6 @@ def check_known(names: Sequence[str], known: Collection[str], path: str, what: s
             raise ValueError(f"{what}: {path} has no field {name!r}{hint}")
 
 
-def check_options(verify: str, fields: Any) -> None:
-    """Raise ValueError or TypeError for options of `open` that no file is needed to refuse."""
-    if verify not in VERIFY:
-        raise ValueError(f"verify: expected one of {', '.join(VERIFY)}, found {verify!r}")
-    if isinstance(fields, str):
-        raise TypeError(f"fields: expected a sequence of names, found one text; use [{fields!r}]")
-
-
 def _reopen(
     path: str,
     backend: Backend,
@@ -535,18 +527,3 @@ def _reopen(
     remote: Remote | None = None,
 ) -> Reader:
     return Reader(path, backend, verify, names, superblocks.decode_record(superblock), remote)
-
-
-def open(  # noqa: A001 - named as the public one
-    path: str | os.PathLike[str],
-    *,
-    backend: Backend = "auto",
-    verify: Verify = "once",
-    fields: Sequence[str] | None = None,
-    remote: Remote | None = None,
-) -> Reader:
-    """Open one container; arguments and errors are those of the public `open` (many.py)."""
-    check_options(verify, fields)
-    reader = Reader(os.fsdecode(path), backend, verify, None if fields is None else tuple(fields), remote=remote)
-    reader._opened  # noqa: B018 - opens now, so that errors come here
-    return reader

@@ -17,8 +17,8 @@ from chunkstore._format.lookup import Ints
 from chunkstore._format.schema import Field
 from chunkstore._read.batch import Indices
 from chunkstore._read.many import one_container
+from chunkstore._read.many import open as open_reader
 from chunkstore._read.reader import Reader
-from chunkstore._read.reader import open as open_reader
 from chunkstore._rewrite.room import needed_nbytes
 from chunkstore._rewrite.told import Told
 from chunkstore._storage.objects import is_url
