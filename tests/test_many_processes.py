@@ -16,6 +16,7 @@ from test_many import BACKENDS, MODES, append, build, check, sample
 
 import chunkstore
 from chunkstore import ClosedError, Containers, CorruptError, ReplacedError, TruncatedError
+from chunkstore._read import many
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))  # not a package
 
@@ -95,6 +96,23 @@ def test_refresh_keeps_what_was_proven(tmp_path: Path) -> None:
         ds.refresh()
         checker: Any = ds._opened.rows["image"].checker
         assert len(checker.flags) - int(checker.flags.sum()) == 1  # the group of the two new rows
+
+
+def test_refresh_while_a_field_is_first_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may read one more field of the old generation meanwhile."""
+    paths = build(tmp_path / "data")
+    with chunkstore.open(tmp_path / "data") as ds:
+        ds.column("image")
+        append(paths[0], 1000, 2)
+        before, resume = ds._opened, many._resume
+
+        def and_another(*arguments: Any) -> None:
+            before.field("label")
+            resume(*arguments)
+
+        monkeypatch.setattr(many, "_resume", and_another)
+        assert ds.refresh()
+        assert ds[5]["label"] == 1000
 
 
 def test_refresh_is_all_or_none(tmp_path: Path) -> None:

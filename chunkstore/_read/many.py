@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from chunkstore._format import superblock as superblocks
 from chunkstore._format.field_index import FieldIndex
-from chunkstore._format.index import Index, read_generation
+from chunkstore._format.index import Index
 from chunkstore._format.joined_index import JoinedIndex
 from chunkstore._format.lookup import distinct
 from chunkstore._format.superblock import Superblock
 from chunkstore._read.batch import Indices, Positions, as_position, as_positions
 from chunkstore._read.checked import VERIFY, Checker, Verify
 from chunkstore._read.gather import Rows, rows_of
-from chunkstore._read.newest import check_lineage, check_newer, open_newest
+from chunkstore._read.newest import check_newer, open_generation
 from chunkstore._read.opened import Opened, key_for_message
 from chunkstore._read.ragged import Ragged
 from chunkstore._read.reader import Reader, check_known
@@ -146,7 +146,7 @@ class Containers(Reader):
 
     def _open_part(self, path: str, wanted: Superblock | None) -> _Part:
         try:
-            source, index = open_newest(path, self._backend, self._remote_of(path), room=self._room)
+            return _Part(*open_generation(path, self._backend, self._remote_of(path), wanted, self._room))
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
@@ -156,15 +156,6 @@ class Containers(Reader):
                 "Raise the limit (ulimit -n), use backend='pread' (one each), or merge them",
                 path,
             ) from None
-        try:
-            if wanted is not None:
-                check_lineage(path, wanted, index.superblock)
-                if index.superblock.generation != wanted.generation:
-                    index = read_generation(source, wanted)
-        except BaseException:
-            source.close()
-            raise
-        return _Part(source, index)
 
     def _remote_of(self, path: str) -> Remote | None:
         return self._remote if is_url(path) else None
@@ -211,7 +202,7 @@ class Containers(Reader):
             for part in fresh:
                 part.source.close()
             raise
-        for name, rows in opened.made.items():
+        for name, rows in list(opened.made.items()):  # other threads may read further fields meanwhile
             _resume(newer.field(name), rows, newer.joined, opened.joined)
         self._opened = newer
         if self._closed:  # another thread closed it meanwhile, and has missed this one

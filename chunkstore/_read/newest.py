@@ -1,10 +1,10 @@
-"""The newest generation behind a path, and whether it goes on from the one that was open."""
+"""A generation behind a path, and whether it goes on from the one that was open."""
 
 from __future__ import annotations
 
 import os
 
-from chunkstore._format.index import Index, read_index
+from chunkstore._format.index import Index, read_generation, read_index
 from chunkstore._format.superblock import Superblock
 from chunkstore._storage.opening import open_any
 from chunkstore._storage.remote import Remote, Room
@@ -34,6 +34,27 @@ def open_newest(
         except BaseException:
             source.close()
             raise
+
+
+def open_generation(
+    path: str, backend: Backend, remote: Remote | None, wanted: Superblock | None, room: Room | None = None
+) -> tuple[Source, Index]:
+    """As `open_newest`, of the generation that was open before, whatever was appended meanwhile; None: the newest.
+
+    Raises:
+        ReplacedError: as of `check_lineage`.
+    """
+    source, index = open_newest(path, backend, remote, room=room)
+    if wanted is None:
+        return source, index
+    try:
+        check_lineage(path, wanted, index.superblock)
+        if index.superblock.generation != wanted.generation:
+            index = read_generation(source, wanted)
+    except BaseException:
+        source.close()
+        raise
+    return source, index
 
 
 def check_lineage(path: str, mine: Superblock, found: Superblock) -> None:

@@ -28,7 +28,7 @@ from chunkstore._read.batch import Indices, Positions, as_position, as_positions
 from chunkstore._read.checked import Checker, Verify, Where
 from chunkstore._read.gather import FixedRows, RaggedRows, Rows
 from chunkstore._read.keys import Keys, find_all, find_one
-from chunkstore._read.newest import check_lineage, check_newer, open_newest
+from chunkstore._read.newest import check_newer, open_generation, open_newest
 from chunkstore._read.opened import Opened
 from chunkstore._read.ragged import Ragged, split_batch
 from chunkstore._read.select import Selection
@@ -92,27 +92,16 @@ class Reader:
         return opened
 
     def _open(self) -> Opened:
-        source, newest = open_newest(self.path, self._backend, self._remote)
+        source, index = open_generation(self.path, self._backend, self._remote, self._superblock)
         try:
-            index = newest if self._superblock is None else self._read_same(source, newest, self._superblock)
-            self._check_names(index)
+            if self._names is not None:
+                check_known(self._names, [field.name for field in index.fields], self.path)
             opened = Opened(source, index, self._verify, self._names)
         except BaseException:
             source.close()
             raise
         self._superblock = index.superblock
         return opened
-
-    def _read_same(self, source: Source, newest: Index, wanted: Superblock) -> Index:
-        """The index of the generation that this reader had, whatever was appended meanwhile."""
-        check_lineage(self.path, wanted, newest.superblock)
-        if newest.superblock.generation == wanted.generation:
-            return newest
-        return read_generation(source, wanted)
-
-    def _check_names(self, index: Index) -> None:
-        if self._names is not None:
-            check_known(self._names, [field.name for field in index.fields], self.path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._closed:
