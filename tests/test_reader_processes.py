@@ -191,3 +191,20 @@ os.waitpid(child, 0)
 thread.join()
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=20)
+
+
+def test_close_while_another_thread_opens(ds: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of an unpickled reader, which opens at first use: afterwards it is closed, and nothing stays open."""
+    again, opens = pickle.loads(pickle.dumps(ds)), Reader._open
+    before = len(os.listdir("/proc/self/fd"))
+
+    def closed_meanwhile(reader: Reader) -> Any:
+        opened = opens(reader)
+        reader.close()
+        return opened
+
+    monkeypatch.setattr(Reader, "_open", closed_meanwhile)
+    for _ in range(2):
+        with pytest.raises(chunkstore.ClosedError):
+            again.batch([1, 2])
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -89,6 +89,8 @@ class Reader:
             raise ClosedError(f"{self.path}: the reader was closed; open it again")
         # Two threads may both open here; the second takes the place of the first, which is let go.
         opened = self._opened = self._open()
+        if self._closed:  # another thread closed it meanwhile, and has missed this one
+            self.close()
         return opened
 
     def _open(self) -> Opened:
