@@ -22,8 +22,8 @@ from chunkstore._format.index import BLOCK_ENTRY
 from chunkstore._format.layout import section_sizes
 from chunkstore._format.schema import Field, encode_attrs, encode_schema
 from chunkstore._format.segment import (
-    SECTION_ENTRY,
     Directory,
+    SectionEntry,
     directory_nbytes,
     num_pages,
     pad,
@@ -62,15 +62,14 @@ def build(path: Path, num_shards: int, position: int) -> int:
     blocks["first_group"][:, 0] = SHARD_SAMPLES // _ROWS_PER_GROUP * np.arange(num_shards)
     contents[Kind.BLOCKS, NO_FIELD] = {0: blocks.tobytes()}
     end = data_offset + 8 * num_samples
-    table = np.zeros(len(order), SECTION_ENTRY)
+    table = []
     with path.open("wb") as file:
         file.truncate(end)
-        for row, section, offset in zip(table, order, offsets, strict=True):
+        for section, offset in zip(order, offsets, strict=True):
             sums = _write_section(file, offset, sizes[section], contents[section])
-            row["kind"], row["field"], row["offset"], row["nbytes"] = *section, offset, sizes[section]
-            row["sum"] = sum_of_sums(sums)
+            table.append(SectionEntry(*section, offset, sizes[section], sum_of_sums(sums)))
         segment_nbytes = data_offset - HEAD_NBYTES
-        directory = Directory(HEAD_NBYTES, 0, num_samples, 0, num_shards, segment_nbytes, 1, table).encode()
+        directory = Directory(HEAD_NBYTES, 0, num_samples, 0, num_shards, segment_nbytes, 1, tuple(table)).encode()
         file.seek(HEAD_NBYTES)
         file.write(directory)
         digest = sum128(directory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +32,11 @@ from chunkstore._format.constants import (
 from chunkstore.errors import CorruptError, LimitError
 
 _HEADER: Final = struct.Struct("<8sQQQQQIII4x")
+_SECTION: Final = struct.Struct("<IIQQQ")
 _EARLIER: Final = struct.Struct("<QQQQ16s")
 # What is read of the head of a distant file, and of a segment that lies elsewhere, in the hope that it is enough.
 OPENING_NBYTES: Final = 1 << 20
 _OPENING_KINDS: Final = ((Kind.SCHEMA, Kind.SCHEMA), (Kind.SHARD_STARTS, Kind.BLOCKS))
-SECTION_ENTRY: Final = np.dtype(
-    [("kind", "<u4"), ("field", "<u4"), ("offset", "<u8"), ("nbytes", "<u8"), ("sum", "<u8")]
-)
 
 _LIMITS: Final[dict[int, int]] = {
     Kind.SCHEMA: MAX_JSON_NBYTES,
@@ -87,7 +85,7 @@ class Directory:
         first_sample, num_samples, first_shard, num_shards: what it describes.
         segment_nbytes: length of the whole segment.
         num_fields: as in the schema.
-        table: the section table, dtype `SECTION_ENTRY`.
+        table: the section table.
         earlier: the other live segments.
     """
 
@@ -98,13 +96,12 @@ class Directory:
     num_shards: int
     segment_nbytes: int
     num_fields: int
-    table: NDArray[Any]
+    table: tuple[SectionEntry, ...]
     earlier: tuple[Earlier, ...] = ()
     _entries: dict[tuple[int, int], SectionEntry] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        entries = map(SectionEntry._make, self.table.tolist())
-        object.__setattr__(self, "_entries", {entry[:2]: entry for entry in entries})
+        object.__setattr__(self, "_entries", {entry[:2]: entry for entry in self.table})
 
     @property
     def end(self) -> int:
@@ -120,7 +117,7 @@ class Directory:
 
     def sections(self) -> Iterable[SectionEntry]:
         """All sections in the order of the file, those of unknown kinds too."""
-        return self._entries.values()
+        return self.table
 
     def encode(self) -> bytes:
         """The bytes of the directory."""
@@ -139,7 +136,7 @@ class Directory:
             _EARLIER.pack(e.offset, e.directory_nbytes, e.first_sample, e.num_samples, e.directory_sum)
             for e in self.earlier
         )
-        return header + self.table.tobytes() + b"".join(earlier)
+        return header + b"".join(_SECTION.pack(*entry) for entry in self.table) + b"".join(earlier)
 
 
 def pad(value: int, alignment: int) -> int:
@@ -212,18 +209,19 @@ def decode_directory(data: bytes, offset: int, committed_end: int) -> Directory:
         raise LimitError(f"{num_earlier} earlier segments, at most {MAX_SEGMENTS - 1}")
     if len(data) != directory_nbytes(sections, num_earlier):
         raise CorruptError(f"{sections} sections and {num_earlier} earlier segments do not make {len(data)} bytes")
-    table = np.frombuffer(data, SECTION_ENTRY, sections, DIRECTORY_HEADER_NBYTES)
+    start = directory_nbytes(sections, 0)
+    table = tuple(map(SectionEntry._make, _SECTION.iter_unpack(data[DIRECTORY_HEADER_NBYTES:start])))
     _check_table(table, offset + len(data), offset + segment_nbytes)
-    earlier = tuple(Earlier(*row) for row in _EARLIER.iter_unpack(data[DIRECTORY_HEADER_NBYTES + table.nbytes :]))
+    earlier = tuple(Earlier(*row) for row in _EARLIER.iter_unpack(data[start:]))
     _check_earlier(earlier, counts[0], committed_end)
     first_sample, num_samples, first_shard, num_shards = counts
     return Directory(offset, first_sample, num_samples, first_shard, num_shards, segment_nbytes, fields, table, earlier)
 
 
-def _check_table(table: NDArray[Any], start: int, end: int) -> None:
+def _check_table(table: tuple[SectionEntry, ...], start: int, end: int) -> None:
     """Sections in strict order and exactly where `place_sections` would put them."""
     before = (-1, -1)
-    for place, (kind, number, offset, nbytes, _) in enumerate(table.tolist()):
+    for place, (kind, number, offset, nbytes, _) in enumerate(table):
         if (kind, number) <= before:
             raise CorruptError("the section table is not in strictly ascending order of (kind, field)")
         before = (kind, number)

@@ -187,17 +187,16 @@ class FixedRows(_RawRows):
 
         A file of 1 KiB rows has that always: extents begin at multiples of 4096.
         """
-        nbytes, shape = self.row_nbytes, self.field.item_shape
-        offsets = np.array([extent.offset for extent in self.extents], np.int64)
-        base = int(offsets[0]) if len(offsets) == 1 else int(offsets[0]) % nbytes
-        if ((offsets - base) % nbytes).any():
+        nbytes, shape, dtype = self.row_nbytes, self.field.item_shape, self.field.numpy_dtype
+        first = self.extents[0].offset
+        if len(self.extents) == 1:
+            self._grid = self.typed = np.ndarray((len_of(self.extents), *shape), dtype, memory, first)
             return
-        num_rows = len_of(self.extents) if len(offsets) == 1 else (self.source.size - base) // nbytes
-        self._grid = np.ndarray((num_rows, *shape), self.field.numpy_dtype, memory, base)
-        if len(offsets) == 1:
-            self.typed = self._grid
-        else:
-            self._shift = (offsets - base) // nbytes - self._starts
+        base = first % nbytes
+        offsets = np.array([extent.offset for extent in self.extents], np.int64) - base
+        if not (offsets % nbytes).any():
+            self._grid = np.ndarray(((self.source.size - base) // nbytes, *shape), dtype, memory, base)
+            self._shift = offsets // nbytes - self._starts
 
     def batch(self, positions: Positions, target: Any) -> NDArray[Any]:
         rows: NDArray[Any] = target

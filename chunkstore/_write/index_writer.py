@@ -22,9 +22,9 @@ from chunkstore._format.keys import order_dtype
 from chunkstore._format.layout import rows_per_group, section_sizes
 from chunkstore._format.schema import Field, encode_attrs, encode_schema
 from chunkstore._format.segment import (
-    SECTION_ENTRY,
     Directory,
     Earlier,
+    SectionEntry,
     directory_nbytes,
     pad,
     place_sections,
@@ -443,11 +443,11 @@ class IndexWriter:
         nbytes = directory_nbytes(len(sections), len(earlier))
         offsets, end = place_sections(offset + nbytes, sizes)
         run = Joined(sink, offset + nbytes)
-        entries = [
-            (kind, number, at, size, write_section(run, at, size, pieces))
+        entries = tuple(
+            SectionEntry(kind, number, at, size, write_section(run, at, size, pieces))
             for at, ((kind, number), (size, pieces)) in zip(offsets, sections.items(), strict=True)
-        ]
-        directory = self._directory(offset, end, np.array(entries, SECTION_ENTRY), tuple(earlier)).encode()
+        )
+        directory = self._directory(offset, end, entries, tuple(earlier)).encode()
         run.end(directory)
         committed_end = pad(max(end, data_end), PART_ALIGNMENT)
         digest = sum128(directory)
@@ -455,7 +455,9 @@ class IndexWriter:
             return Superblock(uuid_of(digest), 1, committed_end, offset, nbytes, digest)
         return Superblock(before.uuid, before.generation + 1, committed_end, offset, nbytes, digest)
 
-    def _directory(self, offset: int, end: int, table: NDArray[Any], earlier: tuple[Earlier, ...]) -> Directory:
+    def _directory(
+        self, offset: int, end: int, table: tuple[SectionEntry, ...], earlier: tuple[Earlier, ...]
+    ) -> Directory:
         shards = len(self._starts) - 1
         first_sample, first_shard = self._position.first_sample, self._position.first_shard
         segment_nbytes = end - offset
