@@ -193,24 +193,6 @@ def test_what_cannot_be_forgotten_at_once_is_forgotten_later(
     check(tmp_path / "a.cks", samples[:count], ["0", "2"][:count])
 
 
-@pytest.mark.parametrize("most", [3, 100])
-def test_keys_of_a_batch_that_are_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """An interrupt among them ends the writer: which keys belong to no row cannot be told any more."""
-
-    def interrupted(self: object) -> None:
-        raise KeyboardInterrupt
-
-    writer = Writer(tmp_path / "a.cks", shard_nbytes=8 * most)
-    writer.add_batch({"x": np.arange(3)}, ["a", "b", "c"])
-    monkeypatch.setattr(staging.KeyStage, "pack", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        writer.add_batch({"x": np.arange(3)}, ["d", "e", "f"])
-    monkeypatch.undo()
-    with pytest.raises(PoisonedError, match="this writer failed before"):
-        writer.add({"x": 7}, "g")
-    assert not (tmp_path / "a.cks").exists()
-
-
 def test_python_numbers_must_be_exact(tmp_path: Path) -> None:
     """300 is no uint8, and 0.5 no int; 7 is both."""
     with Writer(tmp_path / "a.cks", fields={"n": "uint8"}) as writer:
@@ -466,6 +448,7 @@ def test_a_full_disk_publishes_nothing(tmp_path: Path) -> None:
     """The error is ours, the writer is poisoned, the folder is as before."""
     with syscalls.use(Failing("pwrite", errno.ENOSPC)):
         writer = Writer(tmp_path / "a.cks", shard_nbytes=8)
+        writer.add({"x": 1})
         with pytest.raises(WriteError, match="No space left"):
             writer.add({"x": 1})
     with pytest.raises(PoisonedError, match="failed before"):
@@ -481,6 +464,7 @@ def test_an_interrupted_writer_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr("chunkstore._storage.sink.Sink.pwrite", interrupted)
+    writer.add({"x": 1})
     with pytest.raises(KeyboardInterrupt):
         writer.add({"x": 1})
     with pytest.raises(PoisonedError, match="failed before: KeyboardInterrupt"):

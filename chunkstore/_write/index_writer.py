@@ -98,6 +98,12 @@ class Keys:
         hashes = np.concatenate([part.hashes() for part in parts])
         return cls(b"".join(part.text for part in parts), np.concatenate(offsets).astype(np.int64), hashes)
 
+    def part(self, start: int, stop: int) -> Keys:
+        """Those of samples `[start, stop)`."""
+        offsets = self.offsets[start : stop + 1]
+        known = None if self.known is None else self.known[start:stop]
+        return Keys(self.text[offsets[0] : offsets[-1]], offsets - offsets[0], known)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

@@ -266,24 +266,30 @@ class KeyStage:
     def __init__(self) -> None:
         self.texts: list[bytes] = []
         self._packed: list[Keys] = []
-        self._num_packed = 0
 
     def pack(self) -> None:
         """Put `texts` together: an object for each is quick, and four times as much memory."""
         self._packed.append(Keys.packed(self.texts))
-        self._num_packed += len(self.texts)
         self.texts.clear()
+
+    def put(self, keys: Keys) -> None:
+        """Take many."""
+        if self.texts:
+            self.pack()
+        self._packed.append(keys)
 
     def take(self) -> Keys:
         """All of them; the next ones are collected anew."""
         self.pack()
         taken = Keys.joined(self._packed)
-        self._packed, self._num_packed = [], 0
+        self._packed = []
         return taken
 
     def drop(self, count: int) -> None:
-        """Forget what comes from key `count` on; none of it is packed."""
-        del self.texts[max(count - self._num_packed, 0) :]
+        """Forget what comes from key `count` on: of what is packed whole parts, and all `texts` that are packed."""
+        while (num_packed := sum(map(len, self._packed))) > count:
+            self._packed.pop()
+        del self.texts[count - num_packed :]
 
 
 def encode_text(field: Field, value: object, where: str) -> bytes:

@@ -115,7 +115,7 @@ class Writer:
         self._slots: list[type_slot] = []
         # What `add` compares first: no sample has this length while fields are unknown, or memory for the next row is.
         self._num_slots = -1
-        self._half = False  # whether there may be parts of a sample that was refused
+        self._half = False  # whether there may be parts of samples that were refused
         self._keys = KeyStage()
         self._key_texts = self._keys.texts  # the same list for good
         self._count = 0  # samples, and their bytes, in the shard that is being filled
@@ -259,7 +259,7 @@ class Writer:
         Raises:
             SchemaError: it does not fit, or the key is not one; the writer is as before, and can go on. A key that was
                 used before is found later, when its shard is written.
-            WriteError: a shard could not be written, this one or the one before; the writer takes nothing more.
+            WriteError: a shard before could not be written; the writer takes nothing more.
         """
         if len(sample) != self._num_slots:
             self._prepare(sample)
@@ -287,16 +287,15 @@ class Writer:
                 if 0 in text or not text or len(text) > MAX_KEY_NBYTES:
                     encode_key(key)
                 self._key_texts.append(text)
-            self._count = count + 1
+            if nbytes >= self._shard_nbytes or count + 1 >= self._stop:
+                self._num_slots = -1  # what is to be done may fail: before the next one, which then is not taken
+            self._count, self._nbytes = count + 1, nbytes
         except BaseException as error:
             self._half, self._count = True, count
             self._num_slots = -1  # so that the next one is prepared for
             self._undo()
             self._tell(sample, key, error)
             raise
-        self._nbytes = nbytes
-        if nbytes >= self._shard_nbytes or count + 1 >= self._stop:
-            self._full()
 
     def add_batch(self, batch: Mapping[str, Any], keys: Sequence[str] | None = None) -> None:
         """Add many samples; like `add` for each, at the speed of memory.
@@ -322,7 +321,7 @@ class Writer:
         rows = [batch_rows(field, batch[field.name], where) for field in self._fields]
         named = self._take_batch_keys(keys)
         if any(field.ragged for field in self._fields):
-            self._add_ragged_batch(rows, size, named)
+            self._add_ragged_batch(rows, size, keys)
         else:
             self._add_fixed_batch([np.asarray(array) for array in rows], size, named)
 
@@ -338,6 +337,12 @@ class Writer:
         if len(sample) != len(self._stages):
             raise self._wrong_names(sample)
         self._undo()
+        if self._nbytes >= self._shard_nbytes or self._count >= self._most:
+            self._guarded_flush()
+        elif len(self._key_texts) >= _PACK_KEYS:
+            self._half = True  # an interrupt may come between what is packed and what is waiting
+            self._keys.pack()
+            self._half = False
         self._make_room(self._count + 1)
 
     def _tell(self, sample: Mapping[str, Any], key: str | None, error: BaseException) -> None:
@@ -363,17 +368,16 @@ class Writer:
         encode_key(key)  # if it is none, it is no first one
         self._with_keys = True
 
-    def _take_batch_keys(self, keys: Sequence[str] | None) -> Sequence[str] | None:
+    def _take_batch_keys(self, keys: Sequence[str] | None) -> Keys | None:
         with_keys = keys is not None and len(self) == 0 if self._with_keys is None else self._with_keys
         if (keys is not None) != with_keys:
             raise SchemaError("add_batch: all samples of a container have a key or none has; see keys=")
-        if keys is not None:
-            Keys.of(keys)  # refused before anything is added
+        taken = None if keys is None else Keys.of(keys)  # refused before anything is added
         self._with_keys = with_keys
-        return keys
+        return taken
 
     def _undo(self) -> None:
-        """Forget a sample that was refused half way.
+        """Forget samples that were refused half way.
 
         Where there is no memory for this either, it is done before anything else is taken or written.
         """
@@ -394,42 +398,32 @@ class Writer:
             sample = {name: column[place] for name, column in zip(names, checked, strict=True)}
             self.add(sample, None if keys is None else keys[place])
 
-    def _add_fixed_batch(self, rows: Sequence[NDArray[Any]], size: int, keys: Sequence[str] | None) -> None:
+    def _add_fixed_batch(self, rows: Sequence[NDArray[Any]], size: int, keys: Keys | None) -> None:
         start = 0
         while start < size:
-            stop = min(size, start + self._room())
-            if self._count == 0 and stop - start == self._room():
-                self._stage_keys(keys[start:stop] if keys is not None else ())
+            if self._count >= self._most:
+                self._guarded_flush()
+            stop = min(size, start + self._most - self._count)
+            arrays, named = [array[start:stop] for array in rows], None if keys is None else keys.part(start, stop)
+            if stop - start == self._most:
                 # A whole shard as it is: written from the caller's memory, so before we return.
-                self._guarded_flush([array[start:stop] for array in rows])
+                self._guarded_flush(arrays, named)
             else:
-                self._stage_rows([array[start:stop] for array in rows], keys[start:stop] if keys is not None else [])
+                self._stage_rows(arrays, named)
             start = stop
 
-    def _room(self) -> int:
-        """Samples that the shard still takes, where all have one size."""
-        return self._most - self._count
-
-    def _stage_rows(self, rows: Sequence[NDArray[Any]], keys: Sequence[str]) -> None:
-        self._make_room(self._count + len(rows[0]))
+    def _stage_rows(self, rows: Sequence[NDArray[Any]], keys: Keys | None) -> None:
+        count = self._count + len(rows[0])
+        self._make_room(count)
+        self._num_slots = -1  # there may be no room for more; and what is half there is undone first
+        self._half = True
         for stage, array in zip(self._stages, rows, strict=True):
             assert isinstance(stage, FixedStage)
-            stage.rows[self._count : self._count + len(array)] = array
-        self._stage_keys(keys)
-        self._count += len(rows[0])
-        self._nbytes = self._count * self._sample_nbytes
-        if self._nbytes >= self._shard_nbytes or self._count >= self._capacity:
-            self._full()
-
-    def _full(self) -> None:
-        """The shard is full, or its memory so far, or many keys wait."""
-        if self._nbytes >= self._shard_nbytes or self._count >= self._most:
-            self._guarded_flush()
-        elif self._count >= self._capacity:
-            self._num_slots = -1
-        else:
-            self._keys.pack()
-            self._stop = min(self._capacity, self._count + _PACK_KEYS)
+            stage.rows[self._count : count] = array
+        if keys is not None:
+            self._keys.put(keys)
+        self._count, self._nbytes = count, count * self._sample_nbytes
+        self._half = False
 
     def _make_room(self, count: int) -> None:
         """Memory for `count` rows of the shard: little at first, for most writers that append have little to add."""
@@ -441,15 +435,6 @@ class Writer:
         self._stop = min(self._capacity, self._count + _PACK_KEYS)
         self._slots = [slot_of(stage) for stage in self._stages]
         self._num_slots = len(self._stages)
-
-    def _stage_keys(self, keys: Sequence[str]) -> None:
-        try:
-            for start in range(0, len(keys), _PACK_KEYS):
-                self._keys.texts += map(encode_key, keys[start : start + _PACK_KEYS])
-                self._keys.pack()
-        except BaseException as error:  # no memory, or an interrupt; what is packed cannot be told from those before
-            self._fail(error)
-            raise
 
     # -- shards -------------------------------------------------------------------------------------------------------
 
@@ -511,18 +496,18 @@ class Writer:
         """Bytes of all rows of a field, if they follow from their number."""
         return None if field.row_nbytes is None or field.codec != RAW else num_samples * field.row_nbytes
 
-    def _guarded_flush(self, arrays: Sequence[NDArray[Any]] | None = None) -> None:
+    def _guarded_flush(self, arrays: Sequence[NDArray[Any]] | None = None, keys: Keys | None = None) -> None:
         """Write a shard; if that fails, what is in the file is unknown and the writer takes nothing more."""
         try:
-            self._flush(arrays)
+            self._flush(arrays, keys)
             if arrays is not None:
                 self._shards.wait()
         except BaseException as error:
             self._fail(error)
             raise
 
-    def _flush(self, arrays: Sequence[NDArray[Any]] | None = None) -> None:
-        """Hand over the staged rows, or the given rows of fixed shape, as one shard."""
+    def _flush(self, arrays: Sequence[NDArray[Any]] | None = None, keys: Keys | None = None) -> None:
+        """Hand over what is staged, or the given rows of fixed shape and their keys, as one shard."""
         self._undo()
         count = self._count if arrays is None else len(arrays[0])
         if count == 0:
@@ -531,7 +516,7 @@ class Writer:
             raise SchemaError(f"{self._path}: num_samples={self._promised} was promised, and more were added")
         index = self._ensure_index()
         if self._with_keys:
-            keys = self._keys.take()
+            keys = self._keys.take() if keys is None else keys
             self._target.check_keys(keys)
             index.add_keys(keys)
         self._shards.wait()

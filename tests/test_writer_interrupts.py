@@ -1,0 +1,83 @@
+"""Interrupts and want of memory at each bytecode of the writer's calls."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+
+from chunkstore._storage import syscalls
+from chunkstore._write import writer as writer_of_samples
+from chunkstore._write.writer import Writer
+from chunkstore.errors import PoisonedError
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("before", [0, 4, 5])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_an_error_at_any_bytecode_costs_no_more_than_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], before: int, batch: int
+) -> None:
+    """Rows and keys stay together: the call took samples, whole, or none; or the writer takes nothing more."""
+    monkeypatch.setattr(writer_of_samples, "_PACK_KEYS", 5)
+    for name in ("sync_file", "sync_data", "sync_directory"):
+        monkeypatch.setattr(syscalls.SystemCalls, name, lambda *_: None)  # nobody pulls the plug
+    last = range(before + batch, before + batch + 4)
+    hit = True
+    for place in itertools.count(step=batch):
+        path = tmp_path / f"{place}.cks"
+        writer = Writer(path, fields={"x": "int64"}, shard_nbytes=64)
+        for number in range(before):
+            writer.add({"x": number}, f"k{number}")
+        rows, keys = np.arange(before, last[0]), [f"k{number}" for number in range(before, last[0])]
+        if batch == 1:
+            hit = raised_at(place, error, lambda: writer.add({"x": rows[0]}, keys[0]))  # noqa: B023 - called at once
+        else:
+            hit = raised_at(place, error, lambda: writer.add_batch({"x": rows}, keys))  # noqa: B023 - called at once
+        if not hit:
+            break
+        took = len(writer) - before
+        try:
+            for number in last:
+                writer.add({"x": number}, f"k{number}")
+            writer.commit()
+        except PoisonedError:
+            continue
+        finally:
+            writer.close()
+        assert 0 <= took <= batch
+        numbers = [*range(before + took), *last]
+        container = oracle.read(path)
+        assert list(container.rows("x")) == numbers
+        assert container.keys() == [f"k{number}" for number in numbers]
+    assert place > 50
+
+
+def raised_at(place: int, error: type[BaseException], call: Callable[[], object]) -> bool:
+    """Raise at the bytecode with this number of the modules that write; whether the call had so many."""
+    left = itertools.count(place, -1)
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        if f"{os.sep}_write{os.sep}" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(left) == 0:
+            raise error
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except error:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
