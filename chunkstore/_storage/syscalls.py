@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from chunkstore._storage import platform
 
@@ -115,6 +116,10 @@ class DescriptorOwner:
 
     _fd: int | None
     _calls: SystemCalls
+
+    def __reduce__(self) -> NoReturn:
+        # A descriptor number means another file in another process.
+        raise TypeError(f"{type(self).__name__} cannot be pickled or copied: reopen its path")
 
     def _close_descriptor(self) -> None:
         """Close it, if it is open. Where the memory runs out before the call, the next one goes on."""

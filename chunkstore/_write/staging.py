@@ -7,7 +7,7 @@ fills shorter fixed-width texts, and turns Python numbers into the dtype of the 
 from __future__ import annotations
 
 from array import array as packed
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -47,12 +47,12 @@ def _as_field(name: str, value: Any) -> Field:
         if value.name != name:
             raise SchemaError(f"fields: {name!r} is given the field {value.name!r}")
         return value
-    dtype, shape = value if isinstance(value, tuple) else (value, ())
     try:
+        dtype, shape = value if isinstance(value, tuple) else (value, ())
         return Field(name, dtypes.parse(str(np.dtype(dtype)) if not isinstance(dtype, str) else dtype), tuple(shape))
     except SchemaError:
         raise
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise SchemaError(f"field {name!r}: {error}") from None
 
 
@@ -64,7 +64,10 @@ def infer_field(name: str, value: object) -> Field:
     """
     if isinstance(value, str):
         return Field(name, dtypes.STRING)
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise SchemaError(f"field {name!r}: {error}") from None
     dtype = dtypes.from_numpy(array.dtype)
     if dtype is None:
         raise SchemaError(f"field {name!r}: {_refusal(array)}")
@@ -72,6 +75,8 @@ def infer_field(name: str, value: object) -> Field:
 
 
 def _refusal(array: type_array) -> str:
+    if array.dtype == object and array.shape == ():
+        return f"{array.item()!r:.60} ({type(array.item()).__name__}) is no array, no number of 64 bits and no text"
     if array.dtype == object:
         return (
             "an object array cannot be stored; give rows of one dtype (rows of different length: "
@@ -97,6 +102,8 @@ def as_rows(field: Field, value: object, varying: int, where: str) -> type_array
     """
     wanted = field.numpy_dtype
     array = value if isinstance(value, np.ndarray) else _from_python(field, value, where)
+    if type(array) is not np.ndarray and np.ma.is_masked(array):
+        raise SchemaError(f"{where}, field {field.name!r}: a container has no masks; give it .filled(...)")
     if array.dtype != wanted:
         array = _convert(field, array, where)
     shape = array.shape[varying:]
@@ -163,6 +170,8 @@ def _convert(field: Field, array: type_array, where: str) -> type_array:
         return array.astype(wanted)
     found = dtypes.from_numpy(array.dtype)
     detail = _refusal(array) if found is None else f"expected {field.dtype}, found {found}; cast it with .astype()"
+    if array.dtype.kind == wanted.kind and wanted.kind in "SU":
+        detail = f"{found} does not fit into {field.dtype}; give fields= with the longest"
     raise SchemaError(f"{where}, field {field.name!r}: {detail}")
 
 
@@ -327,7 +336,8 @@ def batch_rows(field: Field, value: object, where: str) -> type_array | Sequence
     if isinstance(value, np.ndarray) and field.is_string:
         return cast("Sequence[object]", value.tolist())
     if hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | bytes | Mapping):
-        return cast("Sequence[object]", value)
+        # In their order: what stands in brackets may be a label, as for a column of pandas.
+        return list(value) if isinstance(value, Iterable) else cast("Sequence[object]", value)
     raise SchemaError(f"{where}, field {field.name!r}: expected a sequence of rows, found {type(value).__name__}")
 
 
@@ -350,6 +360,8 @@ def batch_length(batch: Mapping[str, Any], keys: Sequence[str] | None) -> int:
     Raises:
         SchemaError: its parts differ in length, or one has no first axis.
     """
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"a batch is a mapping, {{field name: rows}}, found {type(batch).__name__}")
     lengths: dict[str, int] = {}
     count: Callable[[Any], int] = len
     for name, value in [*batch.items(), *([("keys", keys)] if keys is not None else [])]:

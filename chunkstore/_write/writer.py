@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,6 +159,9 @@ class Writer:
                 self.commit()
         finally:
             self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Writer cannot be pickled or copied: one process writes, others give it their samples")
 
     def _has_more(self) -> bool:
         """Whether a commit would change anything."""
@@ -313,7 +316,7 @@ class Writer:
         if size == 0:
             return
         if self._fields is None:
-            self._prepare({name: value[0] for name, value in batch.items()})
+            self._prepare({name: next(iter(value)) for name, value in batch.items()})
         assert self._fields is not None
         if batch.keys() != self.fields.keys():
             raise self._wrong_names(batch)
@@ -392,6 +395,7 @@ class Writer:
 
     def _add_ragged_batch(self, rows: Sequence[Any], size: int, keys: Sequence[str] | None) -> None:
         """Row by row, after all rows were checked."""
+        keys = None if keys is None else list(keys)
         names = [stage.field.name for stage in self._stages]
         checked = [rows_one_by_one(stage.field, column, size) for stage, column in zip(self._stages, rows, strict=True)]
         for place in range(size):
@@ -578,6 +582,9 @@ def _check_arguments(path: str | os.PathLike[str], mode: str, shard_nbytes: int,
         raise UrlError(f"{path}: {what}")
     if mode not in ("x", "w", "a"):
         raise ValueError(f"mode: expected 'x' (new), 'w' (replace) or 'a' (append), found {mode!r}")
+    for name, value in (("shard_nbytes", shard_nbytes), ("num_samples", num_samples)):
+        if value is not None and not isinstance(value, int | np.integer):
+            raise TypeError(f"{name}: expected an integer, found {value!r}")
     if shard_nbytes < 1:
         raise ValueError(f"shard_nbytes: expected at least 1, found {shard_nbytes}")
     if num_samples is not None and (num_samples < 0 or mode == "a"):
