@@ -108,9 +108,12 @@ class NewFile:
         self._sync_directory()
 
     def discard(self) -> None:
-        """Close and remove the temporary; nothing after `publish`. Idempotent."""
+        """Close and remove the temporary; nothing after `publish`. Idempotent; an interrupted one may be repeated."""
         self.sink.close()
-        self._remove()
+        if (finalizer := self._remove.peek()) is not None:
+            _, remove, arguments, _ = finalizer
+            remove(*arguments)  # not the finalizer itself, which is dead before it removes anything
+            self._remove.detach()
 
     def __enter__(self) -> Self:
         return self

@@ -124,6 +124,17 @@ class NewFileTests:
         with pytest.raises(ClosedError):
             other.sink.pwrite(other.sink.size, b"x")
 
+    def test_an_interrupted_discard_goes_on(self, path: Path) -> None:
+        """Ctrl-C right before the temporary is removed leaves that to the next call."""
+        with syscalls.use(Failing("unlink", KeyboardInterrupt())):
+            new = NewFile.create(path)
+            with pytest.raises(KeyboardInterrupt):
+                new.discard()
+        assert len(listing(path)) == 1
+        new.discard()
+        assert listing(path) == []
+        assert new.finished
+
     def test_relative_path(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A bare name means the current directory."""
         monkeypatch.chdir(path.parent)
