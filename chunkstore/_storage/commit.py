@@ -16,7 +16,6 @@ import os
 import secrets
 import stat
 import weakref
-from collections.abc import Iterable
 from typing import Literal, NoReturn, Self
 
 from chunkstore._format.constants import SUPERBLOCK_OFFSETS
@@ -181,13 +180,11 @@ def write_superblocks(sink: Sink, superblock: Buffer) -> None:
         sink.pwrite(offset, superblock)
 
 
-def commit_append(sink: Sink, pieces: Iterable[tuple[int, Buffer]], superblock: Buffer) -> None:
-    """Write new bytes behind the committed end, then make them the container's newest generation.
+def commit_append(sink: Sink, superblock: Buffer) -> None:
+    """Make what was written behind the committed end the container's newest generation.
 
     Args:
-        sink: the container, opened under its `WriterLock`. Earlier unsynced writes of the same sink are
-            committed too.
-        pieces: (offset, buffer) pairs, none below the committed end.
+        sink: the container, opened under its `WriterLock`; all that it wrote so far is committed.
         superblock: the encoded new superblock, 4096 bytes.
     Raises:
         WriteError: a write failed; the last commit is unharmed, since a reader takes the newest whole
@@ -198,8 +195,6 @@ def commit_append(sink: Sink, pieces: Iterable[tuple[int, Buffer]], superblock: 
     known well enough to go on from.
     """
     try:
-        for offset, buffer in pieces:
-            sink.pwrite(offset, buffer)
         # The superblock must not be on the disk before what it names.
         sink.sync()
         sink.pwrite(SUPERBLOCK_OFFSETS[0], superblock)

@@ -319,7 +319,7 @@ class AppendTarget:
         with signals_later():  # Ctrl-C finds all of the commit or nothing of it
             # From here on the new end may be the committed one, whatever fails: `close` must not cut it off.
             self._committed_end = superblock.committed_end
-            commit_append(self.sink, (), superblocks.encode(superblock))
+            commit_append(self.sink, superblocks.encode(superblock))
             self.tail = superblock.committed_end
             self.num_samples = sum(entry.num_samples for entry in self._earlier) + index.num_samples
         self.with_keys = index.with_keys if self.num_samples else None
