@@ -334,3 +334,19 @@ def test_a_group_that_ends_before_it_begins(tmp_path: Path, backend: Any) -> Non
                 use()
         assert ds[12]["x"].tolist() == [12] * 1000
     assert chunkstore.recover(path, tmp_path / "saved.cks").num_saved == 10
+
+
+def test_shapes_that_do_not_fit_come_before_a_limit(tmp_path: Path) -> None:
+    """A row of which OFFSETS claim 2^62 items, and SHAPES six, is corrupt, and not beyond a limit (section 14)."""
+    container = Damaged(tmp_path / "a.cks")
+    field = chunkstore.Field("r", "int16", (None, None), "zlib")
+    with Writer(container.path, fields={"r": field}) as writer:
+        for _ in range(3):
+            writer.add({"r": np.ones((2, 3), np.int16)})
+    data = bytearray(container.path.read_bytes())
+    start, _ = container.place("OFFSETS", "r")
+    data[start + 24 : start + 32] = (2**62 + 12).to_bytes(8, "little")
+    repair(data)
+    container.write(data)
+    with chunkstore.open(container.path) as ds, pytest.raises(CorruptError, match="does not fit"):
+        _ = ds[2]

@@ -185,6 +185,9 @@ def test_superblocks_differ(container: Damaged) -> None:
     other = dataclasses.replace(decode(container.good[:4096]), minor=1)
     container.write(container.good[:4096] + encode(other) + container.good[8192:])
     assert "differs from A" in str(container.check().damage[0])
+    other = dataclasses.replace(decode(container.good[:4096]), incompatible=1)  # not looked at where A counts
+    container.write(container.good[:4096] + encode(other) + container.good[8192:])
+    assert "differs from A" in str(container.check().damage[0])
 
 
 def test_padding(container: Damaged) -> None:

@@ -236,7 +236,7 @@ class FieldIndex:
                 return (first - low) * unit + offset, counts * unit, counts
         found = self._variable(self._items, self.field.item_nbytes, positions, self._shards(positions))
         if not self.field.item_nbytes:  # otherwise the block bounds them
-            self._check_limit(positions, found[2][:, None])
+            self._check_counts(positions, found[2])
         return found
 
     def counts(self, positions: Ints) -> Ints:
@@ -248,8 +248,15 @@ class FieldIndex:
             place = int(np.flatnonzero(bad)[0])
             raise self._corrupt(int(positions[place]), f"offsets {first[place]} to {last[place]} descend")
         counts: Ints = last - first
-        self._check_limit(positions, counts[:, None])
+        self._check_counts(positions, counts)
         return counts
+
+    def _check_counts(self, positions: Ints, counts: Ints) -> None:
+        try:
+            self._check_limit(positions, counts[:, None])
+        except LimitError:
+            self.shapes(positions, counts)  # that they do not fit their shapes comes first (spec section 14)
+            raise
 
     def _check_limit(self, positions: Ints, dims: Ints) -> None:
         """Dimensions of 0 left out, a row has less than 2^63 bytes (spec section 15)."""

@@ -161,6 +161,8 @@ def decode_schema(text: bytes, num_fields: int) -> tuple[Field, ...]:
         CorruptError, LimitError, UnsupportedFeatureError: see spec section 6.
     """
     items = _load(text, "SCHEMA").get("fields")
+    if isinstance(items, list) and len(items) > MAX_FIELDS:
+        raise LimitError(f"SCHEMA: {len(items)} fields, at most {MAX_FIELDS}")
     if not isinstance(items, list) or len(items) != num_fields:
         found = len(items) if isinstance(items, list) else type(items).__name__
         raise CorruptError(f"SCHEMA: expected an array of {num_fields} fields, found {found}")

@@ -77,6 +77,7 @@ def test_fields_that_cannot_be(arguments: Any, text: str) -> None:
         ('{"fields":[{"name":"x","dtype":"i1","shape":[],"codec":"raw"}]}', UnsupportedFeatureError),
         ('{"fields":[{"name":"x","dtype":"int8","shape":[9223372036854775808],"codec":"raw"}]}', LimitError),
         ('{"fields":[NaN]}', CorruptError),
+        ('{"fields":[' + "0," * 65535 + "0]}", LimitError),
         ('{"fields":[1e999]}', CorruptError),
         ('{"fields":' + "[" * 5000 + "]" * 5000 + "}", LimitError),
         ('{"fields":' + "[" * 70 + "]" * 70 + "}", LimitError),

@@ -175,6 +175,9 @@ def keys() -> Rows:
             sections[kind, NONE] = content
 
         yield f"key-{name}", CORRUPT, where, "10", what, edited(X, 3, edit)
+    image = converted([scalars(0)], [], keys=[])
+    what = "KEY_OFFSETS of no keys is 1."
+    yield "key-offsets-empty", CORRUPT, "verify", "10", what, section(image, (KEY_OFFSETS, NONE), 0, u64s(1))
 
 
 def codecs() -> Rows:
