@@ -2,8 +2,7 @@
 """A plain decoder of chunkstore containers, format version 1, in the order of chunkstore-1.md, to be read beside it.
 
 It makes every check that section 14 asks of a reader; what a verifier adds is in verify_chunkstore.py. It is a second
-opinion on the package, with which it shares no line: made to be read, not to be fast. As a script, `read_chunkstore.py
-FILE` prints what is in FILE.
+opinion on the package, with which it shares no line: made to be read, not to be fast.
 """
 
 from __future__ import annotations
@@ -60,8 +59,10 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     brackets = re.sub(r'"(?:[^"\\]|\\.)*"|[^][{}"]', "", text)  # without those in texts
     levels = max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
     need(f"{levels} levels of JSON", levels <= 64, error="LimitError")
-    hooks = {"object_pairs_hook": unique, "parse_int": number, "parse_float": number, "parse_constant": number}
-    value = attempt(json.loads, text, **hooks)  # `NaN` and `Infinity` are constants
+    numbers = dict.fromkeys(
+        ("parse_int", "parse_float", "parse_constant"), number
+    )  # `NaN` and `Infinity` are constants
+    value = attempt(json.loads, text, object_pairs_hook=unique, **numbers)
     need("JSON that is no object", isinstance(value, dict))
     return value
 
@@ -108,29 +109,27 @@ class Segment:
         magic, *counts, num_sections, num_earlier = struct.unpack_from("<8s5Q3I", self.directory)
         self.first, self.num, self.first_shard, self.num_shards, self.nbytes, self.num_fields = counts
         need("magic of a directory", magic == b"CKS-INDX")
-        need("counts", self.first + self.num < 2**63, max(counts[2:4]) < 2**63, error="LimitError")
-        need("counts", self.num_fields < 65536, num_earlier < 64, error="LimitError")
+        need("samples or shards", max(sum(counts[:2]), sum(counts[2:4])) < 2**63, error="LimitError")
+        need("nbytes of a segment", self.nbytes % 4096 == 0, self.nbytes <= end - offset)
+        need("fields or segments", self.num_fields < 65536, num_earlier < 64, error="LimitError")
         need("nbytes of a directory", nbytes == 64 + 32 * num_sections + 48 * num_earlier)
         self.earlier = list(struct.iter_unpack("<4Q16s", self.directory[64 + 32 * num_sections :]))
-        self.sections, self.proven, before, stop = {}, set(), (-1, -1), offset + nbytes
+        self.sections, before, stop = {}, (-1, -1), offset + nbytes
         for kind, f, at, size, total in struct.iter_unpack("<2I3Q", self.directory[64 : 64 + 32 * num_sections]):
             need(f"section {kind}", size <= 16 << 20 or kind not in (SCHEMA, ATTRS, DICTIONARY), error="LimitError")
             need(f"place of section {kind}", before < (kind, f), at == pad(stop, 64))
             before, stop = (kind, f), at + pad(size, 8) + 8 * -(-size // 65536)
             self.sections[kind, f] = (at, size, at + pad(size, 8), stop, total)
-        need("nbytes of a segment", offset + self.nbytes == pad(stop, 4096) <= end)
+        need("nbytes of a segment", offset + self.nbytes == pad(stop, 4096))
 
     def section(self, kind: int, f: int = NONE, start: int = 0, stop: int | None = None) -> bytes:  # 5.2
         need(f"section {kind} is missing", (kind, f) in self.sections)
         at, size, sums_at, sums_stop, total = self.sections[kind, f]
         sums, stop = self.data[sums_at:sums_stop], size if stop is None else stop
-        need(f"page sums of section {kind}", (kind, f) in self.proven or xxh3_64(sums) == total)
-        self.proven.add((kind, f))
+        need(f"page sums of section {kind}", xxh3_64(sums) == total)
         for p in range(start // 65536, -(-stop // 65536)):
-            if (kind, f, p) not in self.proven:
-                page = self.data[at + 65536 * p : at + min(65536 * (p + 1), size)]
-                need(f"page {p} of section {kind}", xxh3_64(page) == int.from_bytes(sums[8 * p : 8 * p + 8], "little"))
-                self.proven.add((kind, f, p))
+            page = self.data[at + 65536 * p : at + min(65536 * (p + 1), size)]
+            need(f"page {p} of section {kind}", xxh3_64(page) == int.from_bytes(sums[8 * p : 8 * p + 8], "little"))
         return self.data[at + start : at + stop]
 
     def numbers(self, kind: int, f: int, start: int, stop: int, dtype: str = "<u8") -> list[int]:
@@ -140,23 +139,23 @@ class Segment:
 
 def check_sections(segment: Segment, fields: list[Field], has_keys: bool) -> None:  # 5.3
     have = {place: size for place, (_, size, *_) in segment.sections.items() if SCHEMA <= place[0] <= SUPERSEDED}
-    n, s = segment.num, segment.num_shards
-    want = {(SCHEMA, NONE): None, (ATTRS, NONE): None, (SHARD_STARTS, NONE): 8 * (s + 1)}  # None: any length
-    want |= {(BLOCKS, NONE): 40 * s * len(fields)}
+    n, s, some = segment.num, segment.num_shards, None  # some: any number of bytes
+    want = {SCHEMA: some, ATTRS: some, SHARD_STARTS: 8 * (s + 1), BLOCKS: 40 * s * len(fields)}
+    if has_keys:
+        order_nbytes = (4 if n < 2**32 else 8) * n
+        want |= {KEY_BYTES: some, KEY_OFFSETS: 8 * (n + 1), KEY_HASHES: 8 * n, KEY_ORDER: order_nbytes}
+    if (SUPERSEDED, NONE) in have:
+        want |= {SUPERSEDED: pad(have[SUPERSEDED, NONE], 24)}
+    want = {(kind, NONE): nbytes for kind, nbytes in want.items()}
     for f, field in enumerate(fields):
-        want |= {(CHUNK_SUMS, f): None}
+        want |= {(CHUNK_SUMS, f): some}
         want |= {(OFFSETS, f): 8 * (n + 1)} if field.v else {}
         want |= {(SHAPES, f): 8 * n * field.v} if field.v > 1 else {}
         want |= {(STORED_OFFSETS, f): 8 * (n + 1)} if field.codec != "raw" else {}
-        if (DICTIONARY, f) in have and field.codec not in ("raw", "zlib", "blosc2"):
-            want |= {(DICTIONARY, f): max(1, have[DICTIONARY, f])}
-    if has_keys:
-        want |= {(KEY_BYTES, NONE): None, (KEY_OFFSETS, NONE): 8 * (n + 1), (KEY_HASHES, NONE): 8 * n}
-        want |= {(KEY_ORDER, NONE): (4 if n < 2**32 else 8) * n}
-    if (SUPERSEDED, NONE) in have:
-        want |= {(SUPERSEDED, NONE): pad(have[SUPERSEDED, NONE], 24)}
+        if have.get((DICTIONARY, f)) and field.codec not in ("raw", "zlib", "blosc2"):
+            want |= {(DICTIONARY, f): some}
     need("sections that are missing, or not called for", have.keys() == want.keys())
-    need("a section of a wrong length", all(want[place] in (None, have[place]) for place in want))
+    need("a section of a wrong length", all(want[place] in (some, have[place]) for place in want))
 
 
 # == 6 Schema and attributes
@@ -253,17 +252,21 @@ def read_chunk(segment: Segment, field: Field, i: int) -> bytes:
 # == 10 Keys
 def read_key(segment: Segment, i: int) -> str:
     a, z = segment.numbers(KEY_OFFSETS, NONE, i, i + 2)
-    need("KEY_OFFSETS", a < z <= segment.sections[KEY_BYTES, NONE][1])
+    need("KEY_OFFSETS", a < z <= segment.sections[KEY_BYTES, NONE][1], i > 0 or a == 0)
     need("nbytes of a key", z - a <= 65535, error="LimitError")
     key = attempt(segment.section(KEY_BYTES, NONE, a, z).decode)
     need("U+0000 in a key", "\0" not in key)
     return key
 
 
-def read_hashes(segment: Segment) -> list[tuple[int, int]]:
-    order = segment.numbers(KEY_ORDER, NONE, 0, segment.num, "<u4" if segment.num < 2**32 else "<u8")
-    need("KEY_ORDER", all(i < segment.num for i in order))
-    return list(zip(segment.numbers(KEY_HASHES, NONE, 0, segment.num), order, strict=True))
+def find_key(segment: Segment, key: str) -> int | None:
+    for place, key_hash in enumerate(segment.numbers(KEY_HASHES, NONE, 0, segment.num)):
+        if key_hash == xxh3_64(key.encode()):
+            (i,) = segment.numbers(KEY_ORDER, NONE, place, place + 1, "<u4" if segment.num < 2**32 else "<u8")
+            need("KEY_ORDER", i < segment.num)
+            if read_key(segment, i) == key:
+                return segment.first + i
+    return None
 
 
 # == 11 Codecs
@@ -287,7 +290,7 @@ def decode(codec: str, chunk: bytes, nbytes: int, dictionary: bytes) -> bytes:
         need("compressor or filters", flags >> 5 in (0, 1, 3, 4), max(chunk[16:22]) <= 4, chunk[30] == 0)
         need("dictionary, lazy, or not initialized", chunk[31] & 0x89 == 0, chunk[31] >> 4 <= 3)
         need("block size", flags & 2 or chunk[31] & 0x70 or (block >= width and block % width == 0))
-        raw = library.decompress(chunk)
+        raw = library.decompress2(chunk)
     need(f"{len(raw)} bytes of a row, expected {nbytes}", len(raw) == nbytes)
     return raw
 
@@ -318,10 +321,11 @@ class Container:
         for x in self.segments:  # 12
             need("order of the segments", x.first == self.num_samples, x.first_shard == num_shards)
             self.num_samples, num_shards = x.first + x.num, x.first_shard + x.num_shards
-        need("SCHEMA differs between segments", len({x.section(SCHEMA) for x in self.segments}) == 1)
         members = parse_object(newest.section(SCHEMA)).get("fields")
         need("SCHEMA has no fields", isinstance(members, list), members)
+        need(f"{len(members)} fields", len(members) < 65536, error="LimitError")
         self.fields = [Field(f, member) for f, member in enumerate(members)]
+        need("SCHEMA differs between segments", len({x.section(SCHEMA) for x in self.segments}) == 1)
         self.names, ends = [field.name for field in self.fields], [0] * len(members)
         need("names of fields are not unique", len(set(self.names)) == len(members))
         self.has_keys = (KEY_BYTES, NONE) in newest.sections
@@ -330,34 +334,22 @@ class Container:
             check_sections(x, self.fields, self.has_keys)
             check_shards(x, self.fields, self.end, ends)
 
-    def row(self, name: str, i: int) -> Any:
-        segment = next(x for x in self.segments if i < x.first + x.num)
-        return read_row(segment, self.fields[self.names.index(name)], i - segment.first)
-
     def rows(self, name: str) -> Iterator[Any]:
-        return (self.row(name, i) for i in range(self.num_samples))
+        field = self.fields[self.names.index(name)]
+        return (read_row(x, field, i) for x in self.segments for i in range(x.num))
 
     def keys(self) -> list[str]:
         return [read_key(x, i) for x in self.segments if self.has_keys for i in range(x.num)]
 
     def find(self, key: str) -> int | None:
-        for x in self.segments if self.has_keys else []:
-            for key_hash, i in read_hashes(x):
-                if key_hash == xxh3_64(key.encode()) and read_key(x, i) == key:
-                    return x.first + i
-        return None
+        found = [find_key(x, key) for x in self.segments if self.has_keys]
+        return next((i for i in found if i is not None), None)
 
     def attrs(self) -> dict[str, Any]:
         return parse_object(self.segments[-1].section(ATTRS))
 
 
-def main(path: str) -> None:
-    container = Container(path)
-    print(f"{container.num_samples} samples, generation {container.generation}, {container.fingerprint}")
-    for field in container.fields:
-        print(f"  field {field.name!r}: {field.dtype_name}, shape {field.shape}, codec {field.codec}")
-    print(f"  keys: {container.has_keys}, attrs: {json.dumps(container.attrs(), ensure_ascii=False)[:1000]}")
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    container = Container(*sys.argv[1:])
+    print(f"{container.num_samples} samples, generation {container.generation}, attrs {container.attrs()}")
+    print(*(f"{x.name!r}: {x.dtype_name}, shape {x.shape}, codec {x.codec}" for x in container.fields), sep="\n")
