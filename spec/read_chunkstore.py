@@ -274,7 +274,7 @@ LIBRARIES = {"raw": "builtins", "zlib": "zlib", "zstd": "zstandard", "blosc2": "
 
 
 def decode(codec: str, chunk: bytes, nbytes: int, dictionary: bytes) -> bytes:
-    library, raw = import_module(LIBRARIES[codec]), chunk  # "A row of 0 bytes has a chunk of 0 bytes."
+    library, raw = import_module(LIBRARIES[codec]), chunk  # "A row of 0 bytes, and no other, has a chunk of 0 bytes."
     if codec == "zlib" and nbytes:
         stream = library.decompressobj()
         raw = stream.decompress(chunk, nbytes + 1)  # one more, to see that there is no more

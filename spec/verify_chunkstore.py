@@ -92,7 +92,7 @@ class Verifier:
                 reader.read_chunk(segment, field, i)
         for i in range(segment.num if field.v or field.codec != "raw" else 0):
             is_empty = math.prod(reader.row_shape(segment, field, i)) == 0
-            need("a row of 0 bytes has a chunk of some", not is_empty or places(i) == places(i + 1))  # 11
+            need("a row or its chunk, and not both, has 0 bytes", is_empty == (places(i) == places(i + 1)))  # 11
 
     # 12: "in ascending order of offset"
     def check_superseded(self, segment: Segment) -> None:
