@@ -81,13 +81,13 @@ class Report:
     Attributes:
         path: of the container.
         ok: nothing is wrong.
-        deep: whether chunk sums and rows were checked, too.
+        deep: whether all chunk sums and rows were checked, too.
         fingerprint: of the generation, or None where the head cannot be read.
         generation: counted from 1, or None.
         num_samples: or None where the index cannot be read.
         nbytes: length of the file.
         num_blocks, num_groups, num_pages: how many were held against their sums. Groups are looked at in damaged
-            blocks, and in all with `deep`.
+            blocks and in the first MiB of the others, where a block has more than one; in all with `deep`.
         seconds: how long it took.
         damage: in the order of the file, at most 10,000.
         num_damage: all of them.
