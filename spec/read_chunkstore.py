@@ -109,7 +109,7 @@ class Segment:
         magic, *counts, num_sections, num_earlier = struct.unpack_from("<8s5Q3I", self.directory)
         self.first, self.num, self.first_shard, self.num_shards, self.nbytes, self.num_fields = counts
         need("magic of a directory", magic == b"CKS-INDX")
-        need("samples or shards", max(sum(counts[:2]), sum(counts[2:4])) < 2**63, error="LimitError")
+        need("samples or shards", self.first + self.num < 2**63, max(counts[2:4]) < 2**63, error="LimitError")
         need("nbytes of a segment", self.nbytes % 4096 == 0, self.nbytes <= end - offset)
         need("fields or segments", self.num_fields < 65536, num_earlier < 64, error="LimitError")
         need("nbytes of a directory", nbytes == 64 + 32 * num_sections + 48 * num_earlier)

@@ -572,6 +572,8 @@ def test_wrong_paths(data: Path, container: Path, tmp_path: Path) -> None:
     assert "container already" in bad(1, "convert", container, out)
     assert "directory" in bad(3, "convert", data, tmp_path / "nosuch" / "x.cks")
     assert "directory" in bad(3, "convert", data, tmp_path / "empty")
+    assert "one file is wanted" in bad(3, "append", container.parent, data)
+    assert "one file is wanted" in bad(3, "append", tmp_path / "*.cks", data)
     for command in ("info", "ls", "bench"):
         assert f"chunkstore convert {data}" in bad(3, command, data)
     assert f"chunkstore convert {data}" in bad(3, "verify", data)

@@ -131,6 +131,8 @@ def _advice(error: OSError, name: str) -> str:
         return ""  # we raised it, and it says what to do
     if isinstance(error, FileNotFoundError):
         return _advice_on_name(name)
+    if isinstance(error, IsADirectoryError):
+        return ". Here one file is wanted"
     if isinstance(error, FileExistsError):
         return ". Give another name, or remove it"
     return ""
