@@ -651,6 +651,7 @@ def test_damaged(container: Path) -> None:
     assert extent is not None
     flip_bit(container, extent[0])
     assert "cat/0000" in bad(1, "get", container, "cat/0000")
+    assert "image" in good("get", container, "cat/0000", "--field", "image")
     data = container.read_bytes()
     container.write_bytes(data[:-1])
     assert "cut off" in bad(1, "info", container)

@@ -549,3 +549,25 @@ def test_a_lost_key_is_not_a_lost_row(tmp_path: Path) -> None:
     assert report.lost[0].reason.startswith("its rows are good and can be read by position, but its key cannot: ")
     with chunkstore.open(path) as ds:
         assert [int(ds[number]["x"]) for number in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("codec", ["raw", "zlib"])
+def test_a_row_outside_its_group_is_not_proven_by_it(codec: str, tmp_path: Path) -> None:
+    """Offsets that lead out of a group, all checksums right: those rows are lost, and the others saved as they are."""
+    container = Damaged(tmp_path / "a.cks")
+    rows = np.random.default_rng(7).integers(0, 256, (60, 1000), dtype=np.uint8)
+    with chunkstore.Writer(container.path, fields={"r": chunkstore.Field("r", "uint8", (None,), codec)}) as writer:
+        for row in rows:
+            writer.add({"r": row})
+    data = bytearray(container.path.read_bytes())
+    start, _ = container.place("OFFSETS" if codec == "raw" else "STORED_OFFSETS", "r")
+    for number, value in ((7, 4000), (8, 4500)):  # of the group that begins with row 5, at 5000
+        data[start + 8 * number : start + 8 * number + 8] = value.to_bytes(8, "little")
+    repair(data)
+    container.write(data)
+    report = recover(container.path, tmp_path / "b.cks")
+    assert [(lost.start, lost.stop) for lost in report.lost] == [(6, 7), (7, 9)]
+    with chunkstore.open(tmp_path / "b.cks") as ds:
+        assert [row.tobytes() for row in ds.column("r")] == [
+            row.tobytes() for i, row in enumerate(rows) if i not in (6, 7, 8)
+        ]

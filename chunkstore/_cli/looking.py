@@ -172,7 +172,7 @@ def get(
         check_fields(ds, fields)
         position = _position(ds, which, as_what)
         key = None if ds.keys is None else ds.keys[position]
-        chosen = {name: row for name, row in ds[position].items() if not fields or name in fields}
+        chosen = ds[position] if not fields else _some_rows(ds, position, fields)
         if out is not None:
             write(save(out, chosen, overwrite=overwrite))
             return
@@ -184,6 +184,14 @@ def get(
         write(f"position {position:,} of {plural(len(ds), 'sample')}{named}")
         for name, row in chosen.items():
             write(_row_text(name, row, rows[name]))
+
+
+def _some_rows(ds: Reader, position: int, fields: tuple[str, ...]) -> dict[str, Any]:
+    """The rows of these fields alone: another one may be damaged, or need a package that is not installed."""
+    from chunkstore._read.ragged import Ragged
+
+    rows = ds.batch([position], fields=[name for name in ds.fields if name in fields])
+    return {name: column[0] if isinstance(column, Ragged) else column[0, ...] for name, column in rows.items()}
 
 
 def _position(ds: Reader, which: str, as_what: str | None) -> int:

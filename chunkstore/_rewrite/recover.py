@@ -400,6 +400,8 @@ class _Samples:
         data = [self._group(column, groups, place, first + place) for place in range(last - first + 1)]
         offsets, nbytes = column.rows(positions)
         starts = offsets - groups.offset[ids - first]
+        if np.any(starts < 0) or np.any(starts + nbytes > groups.nbytes[ids - first]):
+            raise CorruptError(f"field {column.field.name!r}: the row lies outside the group whose sum would prove it")
         chunks = [
             data[g][a : a + n] for g, a, n in zip((ids - first).tolist(), starts.tolist(), nbytes.tolist(), strict=True)
         ]
