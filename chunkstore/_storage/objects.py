@@ -24,6 +24,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from datetime import datetime
 from fnmatch import fnmatchcase
 from glob import has_magic
 from itertools import takewhile
@@ -71,7 +72,7 @@ class Version(NamedTuple):
 
     size: int
     etag: str | None
-    modified: float | None
+    modified: datetime | None
 
     @property
     def known(self) -> bool:
@@ -273,8 +274,7 @@ def _fits(parts: list[str], patterns: list[str]) -> bool:
 
 
 def _version_of(meta: Any) -> Version:
-    modified = meta["last_modified"]
-    return Version(int(meta["size"]), meta["e_tag"], None if modified is None else modified.timestamp())
+    return Version(meta["size"], meta["e_tag"], meta["last_modified"])
 
 
 def _shown(version: Version) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from concurrent.futures import Future
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from chunkstore._storage.requests import Request
 
 Offsets = NDArray[np.int64]
 # From here on NumPy copies, which lets other threads run: to get a turn again takes longer than a smaller copy.
@@ -21,19 +22,21 @@ class Piece:
     Attributes:
         owner: tells the object from others.
         memory: the bytes; of a piece of several parts there from the start, and filled by each.
-        parts: one for each request, done when its bytes are in `memory`.
+        parts: the requests that bring it; each is done when its bytes are in `memory`.
+        kept: whether `Kept` has it.
         users: how many readers need it now.
     """
 
-    __slots__ = ("memory", "owner", "parts", "start", "stop", "users")
+    __slots__ = ("kept", "memory", "owner", "parts", "start", "stop", "users")
 
     def __init__(self, start: int, stop: int, memory: memoryview | None, owner: object = None) -> None:
         self.owner = owner
         self.start = start
         self.stop = stop
         self.memory = memory
-        self.parts: list[Future[None]] = []
+        self.parts: list[Request] = []
         self.users = 0
+        self.kept = False
 
     @property
     def nbytes(self) -> int:
@@ -42,12 +45,12 @@ class Piece:
     def wait(self) -> None:
         """Wait for the bytes, and raise what went wrong."""
         for part in self.parts:
-            part.result()
+            part.wait()
         self.parts = []
 
     def failed(self) -> bool:
         """Whether it is known that the bytes do not come."""
-        return any(part.done() and (part.cancelled() or part.exception() is not None) for part in self.parts)
+        return any(part.error is not None for part in self.parts)
 
     def cancel(self) -> None:
         """Ask for no part that was not asked for yet."""
@@ -70,6 +73,8 @@ class Delivery:
     Args:
         last: whether nobody needs the piece afterwards, so that its memory is let go at once, for the next one.
     """
+
+    __slots__ = ("_last", "_lock", "_piece", "_ranges")
 
     def __init__(self, piece: Piece, *, last: bool) -> None:
         self._piece = piece
@@ -151,9 +156,6 @@ class Kept:
         self._owned: dict[object, dict[Piece, None]] = {}
         self._covers: dict[object, Cover] = {}
 
-    def __contains__(self, piece: Piece) -> bool:
-        return piece in self._owned.get(piece.owner, ())
-
     def cover(self, owner: object) -> Cover:
         """All of one object, for lookups."""
         found = self._covers.get(owner)
@@ -163,6 +165,7 @@ class Kept:
 
     def add(self, piece: Piece) -> None:
         """Keep one more; nobody may need those any more that go for it."""
+        piece.kept = True
         self._unused[piece] = None
         self._owned.setdefault(piece.owner, {})[piece] = None
         self._nbytes += piece.nbytes
@@ -170,15 +173,16 @@ class Kept:
 
     def touch(self, piece: Piece) -> None:
         """Note that a reader needs it."""
-        if piece in self:
+        if piece.kept:
             self._unused.pop(piece, None)
             self._used.pop(piece, None)
             self._used[piece] = None
 
     def drop(self, piece: Piece) -> None:
         """Keep it no longer."""
-        if piece not in self:
+        if not piece.kept:
             return
+        piece.kept = False
         mine = self._owned[piece.owner]
         del mine[piece]
         if not mine:

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -368,7 +367,7 @@ class RemoteSource(PreadSource):
                     piece.users += 1
                     state.kept.touch(piece)
             state.kept.shrink()
-            shared = {piece for piece in call.fresh if piece in state.kept}.union(found)
+            shared = {piece for piece in call.fresh if piece.kept}.union(found)
         if into:
             call.deliveries |= _deliveries(call.pieces, shared, starts, stops, into)
         helpers = min(len(call.requests), self._at_a_time()) - (not background)
@@ -397,20 +396,18 @@ class RemoteSource(PreadSource):
         runs = coalesce(starts, stops, self._remote.max_gap_nbytes)
         return list(zip(runs[0].tolist(), runs[1].tolist(), strict=True))
 
-    def _requests(self, piece: Piece, deliveries: Mapping[Piece, Delivery]) -> Iterator[Request]:
+    def _requests(self, piece: Piece, deliveries: Mapping[Piece, Delivery]) -> list[Request]:
         """What brings a piece: one request, or parts of the memory that it has now."""
         most = self._remote.max_request_nbytes // BLOCK_NBYTES * BLOCK_NBYTES
         if piece.nbytes > most:
             piece.memory = np.empty(piece.nbytes, np.uint8).data
         for low, high in cuts(piece.start, piece.stop, most):
-            part: Future[None] = Future()
-            piece.parts.append(part)
             if piece.memory is None:
-                yield Request(part, partial(self._bring, piece, deliveries))
+                bring = partial(self._bring, piece, deliveries)
             else:
-                yield Request(
-                    part, partial(self._bring_part, low, piece.memory[low - piece.start : high - piece.start])
-                )
+                bring = partial(self._bring_part, low, piece.memory[low - piece.start : high - piece.start])
+            piece.parts.append(Request(bring))
+        return piece.parts
 
     def _bring(self, piece: Piece, deliveries: Mapping[Piece, Delivery]) -> None:
         piece.memory = self._get(piece.start, piece.stop)

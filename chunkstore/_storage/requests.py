@@ -7,18 +7,63 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final
 
 _REST_SECONDS: Final = 5.0
 
 
-class Request(NamedTuple):
-    """One request: what makes it and puts its bytes where they belong, and how others learn that it is done."""
+class Request:
+    """One request: what makes it and puts its bytes where they belong, and how others learn that it is done.
 
-    part: Future[None]
-    make: Callable[[], None]
+    Two locks and little else: a `Future` takes about as long as all of ours around a small request. Safe from many
+    threads, of which one may make it.
+    """
+
+    __slots__ = ("_begun", "_done", "_ended", "_make", "error")
+
+    def __init__(self, make: Callable[[], None]) -> None:
+        self._make = make
+        self.error: BaseException | None = None  # why its bytes do not come
+        self._begun = False
+        self._ended = threading.Lock()  # taken once, by who ends it
+        self._done = threading.Lock()  # held until then
+        self._done.acquire()
+
+    def make(self) -> None:
+        """Make it, unless it is cancelled; what goes wrong is raised by `wait` alone.
+
+        Raises:
+            BaseException: an interrupt, which is told to nobody else: to others it is cancelled.
+        """
+        error: BaseException | None = CancelledError()
+        try:
+            self._begun = True
+            if self.error is None:
+                self._make()
+                error = None
+        except Exception as found:  # noqa: BLE001
+            error = found
+        finally:
+            self._end(error)
+
+    def cancel(self) -> None:
+        """Have it not made, if nobody has begun."""
+        if not self._begun:
+            self._end(CancelledError())
+
+    def wait(self) -> None:
+        """Wait until it is done, and raise what went wrong."""
+        with self._done:
+            pass
+        if self.error is not None:
+            raise self.error
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._ended.acquire(blocking=False):
+            self.error = error
+            self._done.release()
 
 
 def work_off(requests: deque[Request]) -> None:
@@ -27,28 +72,17 @@ def work_off(requests: deque[Request]) -> None:
     When one fails, those that nobody has begun are cancelled: each would take as many tries and as long as the first.
 
     Raises:
-        BaseException: an interrupt, which is told to nobody else: the request that it hit is cancelled, the others are
-            left. One that is hit before it is begun is in no list any more: whoever made the requests cancels theirs.
-            What goes wrong with a request is told by its `part` alone.
+        BaseException: an interrupt; the other requests are left. One that is hit before it is begun is in no list any
+            more: whoever made the requests cancels theirs.
     """
-    while True:
-        try:
-            part, make = requests.popleft()
-        except IndexError:
-            return
-        try:
-            if part.set_running_or_notify_cancel():
-                make()
-                part.set_result(None)
-        except Exception as error:  # noqa: BLE001 - raised by who waits for it
-            part.set_exception(error)
-            with suppress(IndexError):
-                while True:
-                    requests.popleft().part.cancel()
-        except BaseException:
-            if not part.done():
-                part.set_exception(CancelledError())
-            raise
+    with suppress(IndexError):
+        while True:
+            request = requests.popleft()
+            request.make()
+            if request.error is not None:
+                break
+        while True:
+            requests.popleft().cancel()
 
 
 class _Threads:
