@@ -322,22 +322,32 @@ class RemoteSource(PreadSource):
         while True:
             call = _Call()
             try:
-                self._plan(call, starts, stops, into)
-                call.collect()
+                try:
+                    self._plan(call, starts, stops, into)
+                    call.collect()
+                except BaseException:
+                    call.cancel()  # and again below: a second interrupt may have come in between
+                    raise
             except BaseException as error:
-                call.cancel()
-                fresh, failed = set(call.fresh), {piece for piece in call.pieces if piece.failed()}
-                state = self._room.state()
-                with state.lock:
-                    for piece in fresh | failed:
-                        state.kept.drop(piece)
-                self._let_go(call.pieces)
+                others = self._give_up(call)
                 self._check_open()  # whoever closed it has cancelled what was under way
                 # What went wrong in the background may go right now, and an error now is one of this read.
-                if failed - fresh and isinstance(error, Exception):
+                if others and isinstance(error, Exception):
                     continue
                 raise
             return call.pieces
+
+    @signals_later()
+    def _give_up(self, call: _Call) -> bool:
+        """End a call that went wrong; whether that was by what somebody else had asked for."""
+        call.cancel()
+        fresh, failed = set(call.fresh), {piece for piece in call.pieces if piece.failed()}
+        state = self._room.state()
+        with state.lock:
+            for piece in fresh | failed:
+                state.kept.drop(piece)
+        self._let_go(call.pieces)
+        return bool(failed - fresh)
 
     def _let_go(self, pieces: list[Piece]) -> None:
         state = self._room.state()

@@ -267,6 +267,34 @@ class TestReads:
             assert not later.is_alive()
         assert out.tobytes() == DATA[2_000_000:2_000_010] + DATA[2_500_000:2_500_010]
 
+    @pytest.mark.parametrize("place", range(4))
+    def test_two_interrupts(self, server: RangeServer, monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+        """The second one, wherever it comes while the first one cleans up, leaves nothing that writes to `out`."""
+        calls: list[remote._Call] = []
+        cancel, left = remote._Call.cancel, [place]
+
+        def interrupted(self: remote._Call) -> None:
+            calls.append(self)
+            for delivery in self.deliveries.values():
+                left[0] -= 1
+                if left[0] == 0:
+                    signal.raise_signal(signal.SIGINT)
+                delivery.cancel()
+            cancel(self)
+
+        def get(self: RemoteSource, start: int, stop: int) -> memoryview:
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            time.sleep(0.05)
+            return memoryview(DATA)[start:stop]
+
+        monkeypatch.setattr(remote._Call, "cancel", interrupted)
+        monkeypatch.setattr(RemoteSource, "_get", get)
+        with opened(server, max_gap_nbytes=0, buffer_nbytes=0) as source, pytest.raises(KeyboardInterrupt):
+            source.read_scattered(np.arange(2_000_000, 4_000_000, 100_000), 10, np.empty(200, np.uint8))
+        assert len(calls[0].deliveries) == 20
+        assert not any(delivery._ranges for delivery in calls[0].deliveries.values())
+
     @pytest.mark.parametrize("buffer_nbytes", [0, 1 << 20])
     @pytest.mark.parametrize("gap", [0, 1 << 20])
     def test_ranges_go_into_memory(self, server: RangeServer, buffer_nbytes: int, gap: int) -> None:
