@@ -93,13 +93,15 @@ def ds(request: pytest.FixtureRequest, folder: Path) -> Any:
 
 
 def test_natural_order(tmp_path: Path) -> None:
-    """A directory and a pattern give containers in natural order: 2 before 10; hidden and other files are left out."""
+    """A directory and a pattern give containers in natural order: 2 before 10; hidden and other files are left out, none is taken twice."""
+    folder = tmp_path / "below"
+    folder.mkdir()
     for number, name in enumerate(["s10.cks", "s2.cks", "s1.cks"]):
-        with Writer(tmp_path / name) as writer:
+        with Writer(folder / name) as writer:
             writer.add({"x": number})
-    (tmp_path / ".s0.cks").write_bytes(b"hidden")
-    (tmp_path / "notes.txt").write_text("other")
-    for given_path in (tmp_path, f"{tmp_path}/", tmp_path / "*.cks", f"{tmp_path}/**/s*.cks"):
+    (folder / ".s0.cks").write_bytes(b"hidden")
+    (folder / "notes.txt").write_text("other")
+    for given_path in (folder, f"{folder}/", folder / "*.cks", f"{tmp_path}/**/**/s*.cks"):
         with chunkstore.open(given_path) as ds:
             assert isinstance(ds, Containers)
             assert [os.path.basename(path) for path in ds.paths] == ["s1.cks", "s2.cks", "s10.cks"]

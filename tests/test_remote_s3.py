@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import os
+import pickle
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -86,6 +88,32 @@ def test_patterns(root: str, rows: Any, tmp_path: Path, server: S3Server, monkey
     monkeypatch.setattr(objects, "_MOST_LISTED", 5)
     with chunkstore.open(f"{root}/train-*.cks", remote=Remote(storage_options=server.options)) as ds:
         assert len(ds) == 10
+
+
+def test_signs_in_names(root: str, rows: Any, tmp_path: Path, server: S3Server) -> None:
+    """`#` and `?` are letters of a name in a store; `?` and `**` stand for others in a pattern, as they do in paths."""
+    chunkstore.convert(tmp_path / "x.npy", tmp_path / "x.cks", layout="rows")
+    for number, name in enumerate(["a#1.cks", "b?2.cks", "below/c3.cks", "below/more/d4.cks"]):
+        chunkstore.repack(tmp_path / "x.cks", f"{root}/{name}", positions=[number])
+    for pattern, numbers in {
+        "a#1.cks": [0],
+        "b?2.cks": [1],
+        "*.cks": [0, 1],
+        "a?1.cks": [0],
+        "**/*.cks": [0, 1, 2, 3],
+        "below/**": [2, 3],
+        "**/more/*": [3],
+    }.items():
+        with chunkstore.open(f"{root}/{pattern}") as ds:
+            assert np.array_equal(ds[:]["data"], rows[numbers])
+            assert np.array_equal(pickle.loads(pickle.dumps(ds))[:]["data"], rows[numbers])
+    for target in ("/odd", "/odd/folder//x.cks"):  # a bucket of its own: nobody can list it any more
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("PUT", target)
+        assert connection.getresponse().status == 200
+        connection.close()
+    with pytest.raises(ValueError, match=r"folder//x\.cks.*rename it, or list the URLs"):
+        chunkstore.open("s3://odd/folder/*.cks")
 
 
 def test_convert_reads_back(root: str, rows: Any, tmp_path: Path) -> None:

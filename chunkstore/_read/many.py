@@ -377,7 +377,9 @@ def containers_at(path: Path, remote: Remote | None = None) -> list[str]:
         pattern = RemoteObject(text, (remote or Remote()).storage_options)
         found = pattern.matches() if pattern.in_store else [text]
     else:
-        found = [name for name in glob.glob(text, recursive=True) if not os.path.isdir(name)]
+        found = [
+            name for name in set(glob.glob(text, recursive=True)) if not os.path.isdir(name)
+        ]  # `**/**` names twice
     if not found:
         what = "object" if is_url(text) else "file"
         raise FileNotFoundError(errno.ENOENT, f"no {what} has this name or matches this pattern", text)
@@ -427,7 +429,7 @@ def open(  # noqa: A001 - the public name
             and one more for each earlier segment (appends), all at once.
             Or several, of which positions run through in this order: a list of paths; a directory, for
             all `*.cks` in it; a pattern such as `"data/*.cks"` (`**` for directories below), where no file has that
-            very name, or `"s3://bucket/train-*.cks"` (`*` and `[...]`; not of a web server, which lists nothing). The
+            very name, or `"s3://bucket/train-*.cks"` (the same signs; not of a web server, which lists nothing). The
             latter two in natural order, 2 before 10.
         backend: "mmap" (fastest; if somebody truncates the file meanwhile, the process may die by SIGBUS), "pread"
             (copies; such a file is a clean `TruncatedError`), "auto": mmap on local file systems, else pread.

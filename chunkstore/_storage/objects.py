@@ -22,14 +22,14 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from fnmatch import fnmatchcase
 from glob import has_magic
 from itertools import takewhile
 from typing import Any, Final, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from chunkstore._importing import IMPORTING
 from chunkstore.errors import MissingExtraError, RemoteError, ReplacedError
@@ -174,10 +174,11 @@ class RemoteObject:
     def matches(self) -> list[str]:
         """The URLs of all objects that this one stands for as a pattern, in no order.
 
-        `*` and `[...]` stand for anything but a slash. An object of this very name goes before the pattern.
+        `*`, `?` and `[...]` stand for anything but a slash, `**` for any folders, also none. An object of this very
+        name goes before the pattern.
 
         Raises:
-            UrlError: there are more objects to look through than anybody means.
+            UrlError: there are more objects to look through than anybody means, or one whose name the client refuses.
             PermissionError, RemoteError: as the server says.
         """
         if self.look() is not None:  # asked for by itself: nobody need be allowed to list for that
@@ -235,6 +236,12 @@ class RemoteObject:
         if name in ("PermissionDeniedError", "UnauthenticatedError"):
             text = f"the server refuses access; the client takes credentials from {_CREDENTIALS[self._kind]}"
             return PermissionError(errno.EACCES, f"{text} ({reason})", self.url)
+        if name == "InvalidPathError":
+            return UrlError(
+                f"{self.url}: {what}: {reason}. The client cannot read that name: rename it, or list the URLs"
+            )
+        if isinstance(error, ValueError) and reason.startswith("Could not parse path"):
+            return UrlError(f"{self.url}: the client refuses this name: {reason}. Rename the object")
         if name == "NotSupportedError" and "ange" in reason:
             reason = "the server does not answer range requests"
         return RemoteError(f"{self.url}: {what}: {reason}. {self._todo(name, reason)}")
@@ -255,22 +262,29 @@ class RemoteObject:
 
 def _split_url(url: str) -> tuple[str, str, str]:
     """(name of the store class, root of the store, key)."""
-    parts = urlsplit(url)
-    key = parts.path.removeprefix("/")
-    bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # without what may be secret
-    if "@" in parts.netloc:
+    # Not `urlsplit`: it drops tabs and line ends, and so may name another object.
+    scheme, _, rest = url.partition("://")
+    web = scheme in ("http", "https")
+    found = re.search(r"[?#]" if web else r"\?.*=", rest)  # else, in a store, both are signs of a name like others
+    where = rest[: found.start()] if found else rest
+    host, _, key = where.partition("/")
+    bare = f"{scheme}://{host.rpartition('@')[2]}/{key}"  # without what may be secret
+    if "@" in host:
         text = "URLs with a user or a password are not supported, for errors and logs show them"
         raise UrlError(f"{bare}: {text}; give credentials as options, such as default_headers in client_options")
-    if not parts.netloc or not key or key.endswith("/"):
-        raise UrlError(f"{url}: expected the URL of one object, such as s3://bucket/train.cks")
-    if parts.query or parts.fragment:
+    if found:
         raise UrlError(f"{bare}: URLs with a query or a fragment are not supported; give credentials as options")
-    web = parts.scheme in ("http", "https")
-    return _STORES[parts.scheme], f"{parts.scheme}://{parts.netloc}", unquote(key) if web else key
+    if not host or not key or key.endswith("/"):
+        raise UrlError(f"{url}: expected the URL of one object, such as s3://bucket/train.cks")
+    return _STORES[scheme], f"{scheme}://{host}", unquote(key) if web else key
 
 
-def _fits(parts: list[str], patterns: list[str]) -> bool:
-    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+def _fits(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":  # any number of folders
+        return any(_fits(parts[skipped:], patterns[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _fits(parts[1:], patterns[1:])
 
 
 def _version_of(meta: Any) -> Version:

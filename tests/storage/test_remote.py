@@ -592,12 +592,30 @@ class TestUrls:
         with pytest.raises(ValueError, match="query"):
             open_any("https://host/a.cks?signature=x")
 
-    @pytest.mark.parametrize("url", ["https://me:hidden@host/a.cks", "https://host/a.cks?signature=hidden"])
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://me:hidden@host/a.cks",
+            "https://me:hidden@more@host/a.cks",
+            "https://host/a.cks?signature=hidden",
+            "https://host/?signature=hidden",
+            "https://host?hidden",
+            "https://host/a.cks#hidden",
+            "az://host/a.cks?sv=1&sig=hidden",
+        ],
+    )
     def test_secrets_in_urls(self, url: str) -> None:
         """They are refused, by an error that does not repeat them."""
-        with pytest.raises(ValueError, match=r"https://host/a\.cks: URLs with") as caught:
+        with pytest.raises(ValueError, match=r"://host/(a\.cks)?: URLs with") as caught:
             open_any(url)
         assert "hidden" not in str(caught.value)
+
+    def test_names_that_the_client_refuses(self, server: RangeServer) -> None:
+        """A tab is not dropped, which would name another object; and nobody is told to try again."""
+        server.objects["t.bin"] = b"12345"
+        for name in ("\tt.bin", "a//b.bin", "a/../b.bin"):
+            with pytest.raises(ValueError, match=r"the client refuses this name: .*Rename the object"):
+                open_any(server.url(name))
 
     def test_options_that_do_not_fit(self, tmp_path: Path) -> None:
         """Of a file, of an object, of the client."""
