@@ -93,7 +93,7 @@ def ds(request: pytest.FixtureRequest, folder: Path) -> Any:
 
 
 def test_natural_order(tmp_path: Path) -> None:
-    """A directory and a pattern give containers in natural order: 2 before 10; hidden and other files are left out, none is taken twice."""
+    """A directory and a pattern give containers in natural order, 2 before 10, once; hidden and others are left out."""
     folder = tmp_path / "below"
     folder.mkdir()
     for number, name in enumerate(["s10.cks", "s2.cks", "s1.cks"]):

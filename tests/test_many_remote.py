@@ -130,6 +130,21 @@ def test_the_first_batch_takes_two_round_trips(long: dict[str, bytes], kinds: tu
     assert seconds < 4 * 0.4  # one after another they took six and more
 
 
+@pytest.mark.parametrize("num", [1, PARTS])
+def test_a_prefetch_that_fails_is_told_by_the_batch(long: dict[str, bytes], num: int) -> None:
+    """Also where it waits for offsets of ragged rows; and nothing is told if the server has come back by then."""
+    objects = {f"{part}.cks": long["raw"] for part in range(PARTS)}
+    with RangeServer(objects) as server, chunkstore.open(urls(server)[:num]) as ds:
+        server.fault = lambda request: Fault(status=400)
+        with server.counting() as requests:
+            ds.prefetch([LONG - 1, 30_000])
+        assert requests
+        with pytest.raises(chunkstore.RemoteError, match="400"):
+            ds.batch([LONG - 1, 30_000])
+        server.fault = lambda request: None
+        assert ds.batch([LONG - 1, 30_000])["b"].counts().tolist() == [(LONG - 1) % 7, 30_000 % 7]
+
+
 def test_one_buffer_for_all(server: RangeServer) -> None:
     """What is kept in memory is bounded for the reader, not for each container; also after `refresh`."""
     limit, rng = 3 << 20, np.random.default_rng(3)

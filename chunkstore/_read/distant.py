@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from chunkstore._read.gather import FixedRows, Rows
 from chunkstore._read.ragged import Ragged
 from chunkstore._storage.remote import RemoteSource
 from chunkstore._storage.source import Source
+from chunkstore.errors import FormatError, ReplacedError
 
 _STAGED_NBYTES: Final = 256 << 20
 INDEX_NBYTES = 256 << 20  # of pages that a reader keeps: the sums of 128 GB of small rows
@@ -69,8 +70,9 @@ def is_heavy(source: Source) -> bool:
 
 
 def prefetch(source: Source, positions: Positions, rows: Collection[Rows]) -> None:
-    """Fetch in the background what `batch` will need."""
-    source.advise(*needed(source, rows, positions))
+    """Fetch in the background what `batch` will need. Nothing goes wrong here: `batch` asks again, and tells."""
+    with suppress(OSError, FormatError, ReplacedError):  # of pages of the index, which are waited for
+        source.advise(*needed(source, rows, positions))
 
 
 def getters(source: Source, rows: Mapping[str, Rows], found: list[tuple[str, Getter]]) -> list[tuple[str, Getter]]:

@@ -390,7 +390,8 @@ class Reader:
 
         Does nothing while the data turn out to be in memory already (it looks now and then). Of a remote container the
         rows are fetched in the background, into a buffer of `Remote.buffer_nbytes`, and the batch takes them from it;
-        only offsets of ragged rows are waited for, the first time that a page of them is needed.
+        only offsets of ragged rows are waited for, the first time that a page of them is needed. What goes wrong with
+        either is told by the batch, if it still goes wrong then.
 
         Raises:
             IndexError, TypeError, ValueError: as `batch`.
