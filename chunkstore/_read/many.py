@@ -448,6 +448,8 @@ def open(  # noqa: A001 - the public name
         RemoteError: a server failed, although the client tried again. MissingExtraError: there is no client.
         ValueError: no path, or an unknown backend, verify or field.
     """
+    if not isinstance(remote, Remote | None):
+        raise TypeError(f"remote: expected chunkstore.Remote(...), found {type(remote).__name__}")
     if isinstance(path, str | bytes | os.PathLike):
         shown, paths = os.fsdecode(path), containers_at(path, remote)
     elif not hasattr(path, "__iter__") or hasattr(path, "read"):  # an open file gives its lines

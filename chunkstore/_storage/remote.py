@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
@@ -45,6 +45,7 @@ _AHEAD: Final = 3  # requests that are under way while a file is read in order
 # From a server that answers that fast, more requests at a time than these bring nothing, and each costs a thread.
 _FEW_REQUESTS: Final = 8
 _QUICK_SECONDS: Final = 0.005
+_TRIED_AGAIN: Final = " retries, max_retries"  # in the words of the client
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,10 @@ class Remote:
     cache_nbytes: int = 16 << 30
 
     def __post_init__(self) -> None:
+        if not isinstance(self.storage_options, Mapping):
+            raise TypeError(f"storage_options: expected a dict, found {type(self.storage_options).__name__}")
+        if not isinstance(self.cache_dir, str | os.PathLike | None):
+            raise TypeError(f"cache_dir: expected a path, found {self.cache_dir!r}")
         least = {
             "max_gap_nbytes": 0,
             "max_request_nbytes": BLOCK_NBYTES,
@@ -482,9 +487,12 @@ def _read_head(client: RemoteObject) -> tuple[memoryview, Version]:
         if version.size > MAX_FILE_NBYTES:
             raise LimitError(f"{client.url}: the server says that it has {version.size} bytes, which no file can have")
         return head, version
-    except RemoteError:
-        # An object without bytes has no range to give.
-        found = client.look()
+    except RemoteError as error:
+        # An object without bytes has no range to give. Who did not answer after some tries is not asked again as often.
+        found = None
+        if _TRIED_AGAIN not in str(error):
+            with suppress(RemoteError):
+                found = client.look()
         if found is None or found.size:
             raise
         return memoryview(b""), found

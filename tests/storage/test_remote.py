@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from object_server import Fault, RangeServer, Request
 
+import chunkstore
 from chunkstore._storage import remote, requests
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.opening import open_any
@@ -502,6 +503,14 @@ class TestFaults:
         with pytest.raises(LimitError, match="the server says that it has 18446744073709551615 bytes"):
             opened(server)
 
+    @pytest.mark.parametrize("status", [400, 503])
+    def test_opening_fails_by_its_own_error(self, server: RangeServer, status: int) -> None:
+        """That of the request for bytes; a server that did not answer all tries is not tried as often once more."""
+        server.fault = lambda request: Fault(status=status)
+        with server.counting() as asked, pytest.raises(RemoteError, match=rf"bytes \[0, 1048576\): .*{status}"):
+            opened(server)
+        assert [request.method for request in asked] == (["GET"] * 4 if status == 503 else ["GET", "HEAD"])
+
     def test_no_ranges(self, server: RangeServer) -> None:
         """A server that sends the whole object each time cannot be read from."""
         server.fault = lambda request: Fault(no_range=True)
@@ -634,6 +643,14 @@ class TestUrls:
         """Where they are given, not where they are used."""
         with pytest.raises(ValueError, match=name):
             Remote(**{name: value})  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("options", [{"storage_options": "x"}, {"storage_options": None}, {"cache_dir": 5}])
+    def test_types_are_checked(self, options: dict[str, Any]) -> None:
+        """The same; and options that are no `Remote`."""
+        with pytest.raises(TypeError, match=f"{next(iter(options))}: expected a"):
+            Remote(**options)
+        with pytest.raises(TypeError, match=r"expected chunkstore\.Remote\(\.\.\.\), found dict"):
+            chunkstore.open("s3://bucket/a.cks", remote=options)  # type: ignore[arg-type]
 
     def test_secrets_are_not_shown(self) -> None:
         """`repr` goes into logs."""
