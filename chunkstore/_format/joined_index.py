@@ -19,7 +19,7 @@ from chunkstore._format.checksum import sum128
 from chunkstore._format.constants import ATTRS_RESERVED, NO_FIELD, PAGE_NBYTES, Kind
 from chunkstore._format.index import BLOCK_ENTRY, Index
 from chunkstore._format.keys import KeyIndex
-from chunkstore._format.lookup import Ints, Lookup, distinct
+from chunkstore._format.lookup import Ints, Lookup, grouped
 from chunkstore._format.schema import Field
 from chunkstore._format.section import Column, Section, join_ranges
 from chunkstore._format.segment import num_pages
@@ -85,9 +85,8 @@ class JoinedColumn(Column):
         if self._all_seen:
             return positions[:0], positions[:0]
         size, found = self._dtype.itemsize, []
-        which = self._lookup.find(positions)
-        for part in distinct(which).tolist():
-            rows = positions[which == part] + (shift - int(self._starts[part]))
+        for part, places in grouped(self._lookup.find(positions)):
+            rows = positions[places] + (shift - int(self._starts[part]))
             for item in self._ends:
                 offsets, nbytes = self._parts[part].unread(rows * self._width + item, size)
                 found.append((offsets + self._bases[part], nbytes))
@@ -110,8 +109,9 @@ class JoinedColumn(Column):
             pages = items // per_page + self._first_page.take(which)
             unseen = ~self._seen.take(pages)
             if unseen.any():
-                for part in distinct(which[unseen]).tolist():
-                    self._parts[part].ensure_items(items[unseen & (which == part)], self._dtype.itemsize)
+                missing = items[unseen]
+                for part, places in grouped(which[unseen]):
+                    self._parts[part].ensure_items(missing[places], self._dtype.itemsize)
                 self._seen[pages] = True
                 self._all_seen = bool(self._seen.all())
 

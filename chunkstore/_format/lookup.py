@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -65,6 +66,14 @@ class Lookup:
             self._next = np.append(starts[1:], np.iinfo(np.int64).max)
             self._width, self._rounds = width, rounds
             self._table = table  # behind the others: another thread may be searching
+
+
+def grouped(numbers: Ints) -> Iterator[tuple[int, Ints]]:
+    """(number, where it is), ascending, for each different number of an array."""
+    order = np.argsort(numbers, kind="stable")
+    cuts = np.flatnonzero(np.diff(numbers[order], prepend=-1)).tolist()
+    for low, high in zip(cuts, [*cuts[1:], len(order)], strict=False):  # none of no numbers
+        yield int(numbers[order[low]]), order[low:high]
 
 
 def distinct(numbers: NDArray[Any]) -> NDArray[Any]:

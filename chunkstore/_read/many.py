@@ -23,7 +23,7 @@ from chunkstore._format import superblock as superblocks
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index
 from chunkstore._format.joined_index import JoinedIndex
-from chunkstore._format.lookup import distinct
+from chunkstore._format.lookup import grouped
 from chunkstore._format.superblock import Superblock
 from chunkstore._read.batch import Indices, Positions, as_position, as_positions
 from chunkstore._read.checked import VERIFY, Checker, Verify
@@ -80,9 +80,8 @@ class _OpenedMany(Opened):
 
     def shares(self, positions: Positions) -> Iterator[tuple[int, Positions]]:
         """(number of a container, positions there), for each that has some of the positions."""
-        which = self.joined.starts.searchsorted(positions, "right") - 1
-        for number in distinct(which).tolist():
-            yield number, positions[which == number] - self.joined.starts[number]
+        for number, places in grouped(self.joined.starts.searchsorted(positions, "right") - 1):
+            yield number, positions[places] - self.joined.starts[number]
 
 
 class Containers(Reader):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkstore._format.lookup import Lookup
+from chunkstore._format.lookup import Lookup, grouped
 from chunkstore._format.schema import Field
 from chunkstore._format.section import join_ranges
 from chunkstore._read.batch import Positions, items_of, target_of
@@ -44,11 +44,7 @@ class SplitRows:
 
     def shares(self, positions: Positions) -> Iterator[tuple[int, Positions]]:
         """(number of a container, which of the positions are in it, in their order), for each that has some."""
-        which = self.lookup.find(positions)
-        order = np.argsort(which, kind="stable")
-        cuts = np.flatnonzero(np.diff(which[order], prepend=-1)).tolist()
-        for low, high in zip(cuts, [*cuts[1:], len(order)] if cuts else [], strict=True):
-            yield int(which[order[low]]), order[low:high]
+        return grouped(self.lookup.find(positions))
 
     def batch(self, positions: Positions, target: Any) -> NDArray[Any] | Ragged:
         if not self.field.ragged:

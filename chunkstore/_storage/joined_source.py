@@ -10,6 +10,7 @@ from typing import Final, Literal, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from chunkstore._format.lookup import grouped
 from chunkstore._format.span import spanning
 from chunkstore._storage import platform
 from chunkstore._storage.buffers import Buffer, byte_view
@@ -176,13 +177,8 @@ class JoinedSource:
     def _by_file(self, offsets: Offsets) -> Iterator[tuple[int, Offsets]]:
         """(number of a file, which of the offsets are in it, in their order), for each that has some."""
         self._check_open()
-        if not len(offsets):
-            return
-        which = self._sorted.searchsorted(offsets, "right") - 1
-        order = np.argsort(which, kind="stable")
-        cuts = np.flatnonzero(np.diff(which[order], prepend=-1)).tolist()
-        for low, high in zip(cuts, [*cuts[1:], len(order)], strict=True):
-            yield int(self._order[which[order[low]]]), order[low:high]
+        for place, those in grouped(self._sorted.searchsorted(offsets, "right") - 1):
+            yield int(self._order[place]), those
 
 
 def _put(piece: NDArray[np.uint8], lengths: Offsets, targets: Offsets, view: memoryview) -> None:

@@ -136,11 +136,6 @@ class Cover:
             last -= 1
         return -1
 
-    def find(self, start: int, stop: int) -> Piece | None:
-        """The piece around one range."""
-        place = self.places(np.array([start]), np.array([stop]))[0]
-        return None if place < 0 else self.pieces[place]
-
 
 class Kept:
     """The pieces that the sources of one data set keep: bounded; those that were used go first, then the oldest.

@@ -29,7 +29,6 @@ from chunkstore._format.checksum import sum64
 from chunkstore._format.constants import MAX_FILE_NBYTES
 from chunkstore._format.lookup import distinct
 from chunkstore._format.segment import OPENING_NBYTES
-from chunkstore._storage import platform
 from chunkstore._storage.blockcache import BLOCK_NBYTES, BlockCache
 from chunkstore._storage.buffers import Buffer, byte_view
 from chunkstore._storage.interrupts import signals_later
@@ -38,7 +37,7 @@ from chunkstore._storage.pieces import Cover, Delivery, Kept, Piece, copy_bytes
 from chunkstore._storage.ranges import align, coalesce, cuts
 from chunkstore._storage.requests import Request, start_requests, work_off
 from chunkstore._storage.source import Identity, Offsets, PreadSource, as_ranges
-from chunkstore.errors import ClosedError, LimitError, RemoteError
+from chunkstore.errors import LimitError, RemoteError
 
 _STEP_NBYTES: Final = 64 << 20  # of one large read: what is in memory twice
 _AHEAD: Final = 3  # requests that are under way while a file is read in order
@@ -243,16 +242,7 @@ class RemoteSource(PreadSource):
         self._check_open()
         return None
 
-    def sequential_view(self, offset: int, nbytes: int) -> memoryview | None:
-        self._check_open()
-        return None
-
-    def writable_view(self, offset: int, nbytes: int) -> memoryview | None:
-        self._check_open()
-        return None
-
-    def reserve(self, nbytes: int) -> memoryview:
-        return platform.reserve(nbytes)
+    sequential_view = writable_view = view
 
     def advise(self, offsets: Offsets, nbytes: int | Offsets) -> None:
         """Fetch ranges in the background, as many of them as the buffer holds; errors come when they are read."""
@@ -285,9 +275,6 @@ class RemoteSource(PreadSource):
     def _check_open(self) -> None:
         if self._object is None:
             raise self._closed_error()
-
-    def _closed_error(self) -> ClosedError:
-        return ClosedError(f"{self.path}: the source was closed; open it again")
 
     def _checked(self, offsets: Offsets, nbytes: int | Offsets) -> tuple[Offsets, Offsets]:
         self._check_open()

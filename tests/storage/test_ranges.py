@@ -79,5 +79,4 @@ def test_what_was_used_goes_before_what_was_not() -> None:
     kept.add(later)
     kept.shrink()
     assert kept.cover(None).pieces == [ahead, later]
-    assert kept.cover(None).find(12, 20) is ahead
-    assert kept.cover(None).find(2, 4) is None
+    assert kept.cover(None).places(np.array([12, 2]), np.array([20, 4])) == [0, -1]
