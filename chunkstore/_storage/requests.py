@@ -37,16 +37,16 @@ class Request:
         Raises:
             BaseException: an interrupt, which is told to nobody else: to others it is cancelled.
         """
-        error: BaseException | None = CancelledError()
+        error, done = None, False
         try:
             self._begun = True
             if self.error is None:
                 self._make()
-                error = None
+            done = True
         except Exception as found:  # noqa: BLE001
             error = found
         finally:
-            self._end(error)
+            self._end(None if done else error or CancelledError())
 
     def cancel(self) -> None:
         """Have it not made, if nobody has begun."""
@@ -72,13 +72,17 @@ def work_off(requests: deque[Request]) -> None:
     When one fails, those that nobody has begun are cancelled: each would take as many tries and as long as the first.
 
     Raises:
-        BaseException: an interrupt; the other requests are left. One that is hit before it is begun is in no list any
+        BaseException: an interrupt; the other requests are left. One that is just taken from the list is in none any
             more: whoever made the requests cancels theirs.
     """
     with suppress(IndexError):
         while True:
             request = requests.popleft()
-            request.make()
+            try:
+                request.make()
+            except BaseException:  # perhaps before it was begun: by an interrupt, or for want of memory
+                request.cancel()
+                raise
             if request.error is not None:
                 break
         while True:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,19 @@ class TestReads:
         for request in asked:
             request.wait()
         assert max(most) == 2
+
+    def test_a_request_that_cannot_be_begun(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """For want of memory, say: who waits for it is told so, and does not wait for ever."""
+
+        def refused(_: requests.Request) -> None:
+            raise MemoryError
+
+        request = requests.Request(lambda: None)
+        monkeypatch.setattr(requests.Request, "make", refused)
+        with pytest.raises(MemoryError):
+            requests.work_off(deque([request]))
+        with pytest.raises(CancelledError):
+            request.wait()
 
     def test_without_threads_the_caller_does_all(self, server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
         """None start while the interpreter ends, or where the system gives no more."""
