@@ -681,16 +681,54 @@ def test_system_errors_show_no_number() -> None:
     assert message(chunkstore.WriteError(errno.ENOSPC, "cannot write: full", "x.cks")) == "x.cks: cannot write: full"
 
 
-def check_interrupted(code: str) -> None:
-    """A process that runs this code says in one line that it was interrupted, and ends with 130."""
+def check_interrupted(folder: Path, *arguments: str) -> None:
+    """Python with these arguments says in one line that it was interrupted, and ends with 130."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, *arguments]
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 130
     assert run.stderr == "\ninterrupted: nothing was changed. Run the same again: it starts over\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_second_interrupt() -> None:
+def test_interrupt_in_text_that_is_run(tmp_path: Path) -> None:
+    """Ctrl-C inside `exec` of a text, by which the imports of a command make classes, ends `python -m` with 130, too,
+    and not by the signal.
+    """
+    code = """if True:
+        import sys
+        import click
+        from chunkstore._cli import main
+
+        def interrupted():
+            exec("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+
+        main.cli.get_command = lambda context, name: click.Command(name, callback=interrupted)
+        sys.argv = ["chunkstore", "verify"]
+        main.run()
+    """
+    (tmp_path / "interrupted_module.py").write_text(code)
+    check_interrupted(tmp_path, "-m", "interrupted_module")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_interrupt_at_the_end() -> None:
+    """Ctrl-C while the interpreter ends after a good command changes no exit code: what was asked for is done."""
+    code = """if True:
+        import atexit, os, signal, sys
+        from chunkstore._cli import main
+
+        atexit.register(os.kill, os.getpid(), signal.SIGINT)
+        sys.argv = ["chunkstore", "--version"]
+        main.run()
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_second_interrupt(tmp_path: Path) -> None:
     """Ctrl-C once more while the interpreter ends adds nothing to the message, and changes no exit code."""
     code = """if True:
         import atexit, os, signal, sys
@@ -705,12 +743,12 @@ def test_second_interrupt() -> None:
         sys.argv = ["chunkstore", "verify"]
         main.run()
     """
-    check_interrupted(code)
+    check_interrupted(tmp_path, "-c", code)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("module", ["click", "numpy", "chunkstore._cli.looking"])
-def test_interrupt_while_it_is_imported(module: str) -> None:
+def test_interrupt_while_it_is_imported(module: str, tmp_path: Path) -> None:
     """Ctrl-C before a command has begun, whatever is being imported, ends with the same line and code."""
     code = f"""if True:
         import os, signal, sys
@@ -728,7 +766,7 @@ def test_interrupt_while_it_is_imported(module: str) -> None:
         sys.argv = ["chunkstore", "info", "x.cks"]
         main()
     """
-    check_interrupted(code)
+    check_interrupted(tmp_path, "-c", code)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell that closes streams")

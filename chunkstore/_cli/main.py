@@ -99,7 +99,7 @@ def run() -> None:
         # From here on Ctrl-C would only show where the interpreter was ending, or have it end in another way.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if isinstance(end.code, int) and end.code > _BY_SIGNAL:
-            # CPython ends by SIGINT, whatever the code, where an interrupt once came out of an `exec` of text, as
+            # `python -m` ends by SIGINT, whatever the code, where an interrupt once came out of an `exec` of text, as
             # dataclasses have: so this does at once what it would do now.
             atexit._run_exitfuncs()
             os._exit(end.code)
