@@ -606,6 +606,19 @@ def test_existing_target(data: Path, container: Path) -> None:
     assert container.read_bytes() != before
 
 
+def test_forgotten_target_of_merge(container: Path) -> None:
+    """`merge *.cks` without OUT takes the first for it: the message says so, before it speaks of `--overwrite`."""
+    before = container.read_bytes()
+    assert "the first name is that of the new container" in bad(3, "merge", container, container)
+    assert container.read_bytes() == before
+
+
+def test_export_without_parent(container: Path, tmp_path: Path) -> None:
+    """A directory that cannot be made is named as it was given."""
+    directory = tmp_path / "none" / "files"
+    assert bad(3, "export", container, directory).startswith(f"error: {directory}: cannot make this directory")
+
+
 @pytest.mark.parametrize("option", [[], ["--overwrite"]])
 def test_forgotten_target(data: Path, container: Path, tmp_path: Path, option: list[str]) -> None:
     """`convert *.npy` without DST takes the last source for it: it stays as it is, and `--overwrite` is no advice."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from typing import Any
 
 import click
@@ -23,7 +22,6 @@ from chunkstore._cli.options import (
 )
 from chunkstore._cli.output import printable, rate_text, samples_bar, write, write_json, write_prose
 from chunkstore._format.constants import SHARD_NBYTES
-from chunkstore._storage.replace import check_replaceable
 
 _LAYOUTS = """\b
 How files become samples (--layout):
@@ -91,9 +89,6 @@ def convert(
         raise click.UsageError("name what to convert and the container to make: chunkstore convert data/ train.cks")
     *sources, dst = paths
     refuse_container_sources(sources)
-    if os.path.isfile(dst) and not overwrite and not options["dry_run"]:
-        check_replaceable(dst, sources)  # else `--overwrite` would be bad advice
-        raise FileExistsError(f"{dst}: there is such a file. Give another name; --overwrite replaces it")
     with samples_bar("convert") as progress:
         report = chunkstore.convert(
             sources, dst, mode="w" if overwrite else "x", shard_nbytes=shard_size, progress=progress, **options

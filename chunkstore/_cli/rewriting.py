@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import click
@@ -50,6 +51,11 @@ def merge(out: str, files: tuple[str, ...], overwrite: bool, as_json: bool) -> N
     differ are not kept, and listed. Data are copied by the system where it can, and OUT is verified as a whole before
     it gets its name. Each FILE may be a directory or a quoted pattern of containers; each FILE, and OUT, a URL.
     """
+    if os.path.isfile(out) and not overwrite:
+        raise FileExistsError(
+            f"{out}: the first name is that of the new container, and this file exists: it stays as it is. Name a new "
+            "one before the containers to merge; --overwrite replaces it"
+        )
     for file in files:
         advise_if_no_container(file)
     with bytes_bar("merge") as progress:

@@ -67,8 +67,9 @@ class NewFile:
         """
         if mode not in ("x", "w"):
             raise ValueError(f"mode: expected 'x' or 'w', found {mode!r}")
-        target, calls = _check_target(os.path.join(os.getcwd(), os.fspath(path)), mode), syscalls.active()
-        sink = _create_temporary(target, calls)
+        named, calls = _check_target(os.fspath(path), mode), syscalls.active()
+        target = os.path.join(os.getcwd(), named)  # whoever changes directories goes on with the same file
+        sink = _create_temporary(target, named, calls)
         try:
             with contextlib.suppress(OSError):
                 calls.lock(sink.fileno())
@@ -259,7 +260,7 @@ def _is_unlocked(path: str, calls: syscalls.SystemCalls) -> bool:
 def _check_target(path: str, mode: Literal["x", "w"]) -> str:
     """Refuse a name that cannot be published; returns the name to publish under."""
     if not os.path.basename(path):
-        raise IsADirectoryError(errno.EISDIR, "expected the name of a file, found that of a directory", path)
+        raise _is_directory(path, "that of a directory")
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -272,7 +273,7 @@ def _check_target(path: str, mode: Literal["x", "w"]) -> str:
         except FileNotFoundError:
             return path
     if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, "expected the name of a file, found a directory", path)
+        raise _is_directory(path, "a directory")
     if mode == "x":
         raise _taken(path)
     if not stat.S_ISREG(status.st_mode):
@@ -281,11 +282,17 @@ def _check_target(path: str, mode: Literal["x", "w"]) -> str:
     return path
 
 
+def _is_directory(path: str, found: str) -> IsADirectoryError:
+    inside = os.path.join(path, "data.cks")
+    return IsADirectoryError(errno.EISDIR, f"expected the name of a file, such as {inside!r}, found {found}", path)
+
+
 def _taken(path: str) -> FileExistsError:
     return FileExistsError(errno.EEXIST, 'the file exists and stays as it is; mode "w" (--overwrite) replaces it', path)
 
 
-def _create_temporary(path: str, calls: syscalls.SystemCalls) -> Sink:
+def _create_temporary(path: str, named: str, calls: syscalls.SystemCalls) -> Sink:
+    """A new file beside `path`; errors speak of `named`, which is what the caller calls it."""
     directory, name = os.path.split(path)
     while True:
         temporary = os.path.join(directory, _temporary_start(name) + secrets.token_hex(_TOKEN_NBYTES))
@@ -294,14 +301,17 @@ def _create_temporary(path: str, calls: syscalls.SystemCalls) -> Sink:
         except FileExistsError:
             continue  # somebody else's
         except OSError as error:
-            _refuse(error, path, directory)
+            _refuse(error, named)
         except BaseException:  # an interrupt right after the file was made
             _remove_own(temporary, calls, os.getpid())
             raise
 
 
-def _refuse(error: OSError, path: str, directory: str) -> NoReturn:
-    text = f"cannot make a file in the directory {directory or os.curdir!r}: {error.strerror}"
+def _refuse(error: OSError, path: str) -> NoReturn:
+    directory = os.path.dirname(path) or os.curdir
+    text = f"cannot make a file in the directory {directory!r}: {error.strerror}"
+    if not os.path.lexists(directory):
+        text += ". Make it first"
     if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
         raise type(error)(error.errno, text, path) from error
     raise WriteError(error.errno, text, path) from error

@@ -182,8 +182,21 @@ class TestTargets:
     @pytest.mark.parametrize("mode", MODES)
     def test_directory(self, path: Path, mode: Mode) -> None:
         for name in (path.parent, f"{path}/"):
-            with pytest.raises(IsADirectoryError, match="expected the name of a file"):
+            with pytest.raises(IsADirectoryError, match=r"expected the name of a file, such as '.*data.cks'"):
                 NewFile.create(name, mode)
+
+    def test_named_as_given(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is in the way is named as the caller named it, and the file goes where that was, wherever he goes."""
+        path.touch()
+        monkeypatch.chdir(path.parent)
+        for name, error in ((path.name, FileExistsError), (".", IsADirectoryError), ("no/a.cks", FileNotFoundError)):
+            with pytest.raises(error) as caught:
+                NewFile.create(name)
+            assert caught.value.filename == name
+        with NewFile.create("b.cks") as new:
+            monkeypatch.chdir("/")
+            new.publish()
+        assert (path.parent / "b.cks").exists()
 
     def test_device_and_fifo(self, path: Path) -> None:
         """Mode "w" would replace a device by a file, if one let it."""

@@ -137,7 +137,7 @@ def convert(
         nullcontext(os.fspath(path)) if dry_run else uploaded(path, mode, remote) as target,
     ):
         if not dry_run:
-            check_replaceable(target, named, mode=mode)
+            check_replaceable(target, named)  # in mode "x", too: what replaces it would be bad advice
             NewFile.create(target, mode).discard()  # what is in the way is found before any work
         scan = scan_sources(named, include=_texts(include), exclude=_texts(exclude))
         work = _Work(target, mode, workers, executor, shard_nbytes, codecs, dict(attrs or {}), verify, progress)

@@ -90,7 +90,11 @@ class _NewDirectory:
             raise FileExistsError(errno.EEXIST, text, os.fspath(path))
         head, tail = os.path.split(self.path)
         self.temporary = os.path.join(head, f".{tail}.tmp-{secrets.token_hex(8)}")
-        os.mkdir(self.temporary)
+        try:
+            os.mkdir(self.temporary)
+        except OSError as error:
+            text = f"cannot make this directory: {error.strerror}. Its parent must exist, and take new files"
+            raise OSError(error.errno, text, os.fspath(path)) from None
 
     def publish(self) -> None:
         """Give it its name; an empty directory of that name is replaced."""
