@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -197,6 +198,48 @@ def test_error_of_a_task(source: Path, tmp_path: Path, target: Path) -> None:
         with pytest.raises(IngestError, match="CRC"):
             chunkstore.convert(tmp_path / "bad", target, executor=pool, **OPTIONS)
         assert pool.submit(abs, -1).result() == 1
+
+
+@pytest.mark.parametrize("under_way", [1, 2, 7, 40])
+@pytest.mark.parametrize("layout", ["rows", "files"])
+def test_first_of_several_errors(source: Path, tmp_path: Path, target: Path, layout: str, under_way: int) -> None:
+    """Of several damaged files the one is named that one process would name, whichever is found first."""
+    shutil.copytree(source, tmp_path / "bad")
+    for name in ("5.npz", "3.npz", "2.npz", "1.npz"):
+        damaged = bytearray((tmp_path / "bad" / name).read_bytes())
+        damaged[-3000] ^= 1  # in the data of `y`
+        (tmp_path / "bad" / name).write_bytes(damaged)
+    options: dict[str, Any] = {"layout": layout, "shard_nbytes": 20_000}
+    with pytest.raises(IngestError, match="archive is damaged") as alone:
+        chunkstore.convert(tmp_path / "bad", tmp_path / "one.cks", workers=1, **options)
+    with ThreadPoolExecutor(4) as pool, pytest.raises(IngestError) as found:
+        chunkstore.convert(tmp_path / "bad", target, executor=Last(pool), workers=under_way, **options)
+    assert str(found.value) == str(alone.value)
+    with pytest.raises(IngestError) as found:
+        chunkstore.convert(tmp_path / "bad", target, workers=2, **options)
+    assert str(found.value) == str(alone.value)
+
+
+class Last(Executor):
+    """Begins with what was given to it last, as far as that is there."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor, self._jobs = executor, list[tuple[Future[Any], Any]]()
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._jobs.append((future, lambda: fn(*args, **kwargs)))
+        self._executor.submit(self._next)
+        return future
+
+    def _next(self) -> None:
+        time.sleep(0.01)
+        future, job = self._jobs.pop()
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(job())
+            except BaseException as error:
+                future.set_exception(error)
 
 
 def test_interrupt(source: Path, target: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import platform
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -52,9 +51,9 @@ class Outcome:
     """What comes back. An error comes as a value: what the engine itself raises is then the engine's failure.
 
     Attributes:
-        written: checksums of the blocks.
+        written: checksums of the blocks; after an error, of those before it.
         part: (offset in the container, bytes) that the worker could not write.
-        error: that of the task; the rest is empty then.
+        error: that of the task.
     """
 
     written: list[Written]
@@ -85,34 +84,34 @@ def carry_out(order: Order) -> Outcome:
         Abandoned: it is gone;
         Unseen: this worker cannot do it.
     """
+    written: list[Written] = []
     try:
         sink = _join(order)
         if sink is not None:
             with sink:
-                return Outcome(_write(order, sink))
+                _write(order, sink, written)
+            return Outcome(written)
         if order.task.num_bytes > PART_NBYTES:
             raise Unseen(order.task.temporary)
         part = _Part()
-        return Outcome(list(write_blocks(order.task, part, lambda _: None)), part.pieces)
+        written.extend(write_blocks(order.task, part, lambda _: None))
+        return Outcome(written, part.pieces)
     except Exception as error:  # noqa: BLE001 - it is raised by whoever takes the outcome
-        return Outcome([], error=error)
+        return Outcome(written, error=error)
 
 
-def take(outcome: Outcome, task: Task, sink: Sink) -> Iterator[Written]:
-    """Put what came back in its place, and give the blocks, all of which are written when this ends.
+def take(outcome: Outcome, sink: Sink) -> list[Written]:
+    """Put what came back in its place; the blocks, all of which are written now.
 
     Raises:
         Exception: that of the task.
         WriteError: the container cannot be written.
     """
-    if isinstance(outcome.error, Unseen):
-        yield from write_blocks(task, sink, lambda _: None)
-        return
     if outcome.error is not None:
         raise outcome.error
     for offset, piece in outcome.part:
         sink.pwrite(offset, piece)
-    yield from outcome.written
+    return outcome.written
 
 
 def _join(order: Order) -> Sink | None:
@@ -126,16 +125,17 @@ def _join(order: Order) -> Sink | None:
         return None
 
 
-def _write(order: Order, sink: Sink) -> list[Written]:
+def _write(order: Order, sink: Sink, written: list[Written]) -> None:
+    """Do the task, and note each block that is done."""
+
     def check(nbytes: int) -> None:
         # The converter removes the file when it gives up; this works on any engine that shares a file system.
         if os.fstat(sink.fileno()).st_nlink == 0:
             raise Abandoned(order.task.temporary)
 
-    written = list(write_blocks(order.task, sink, check))
+    written.extend(write_blocks(order.task, sink, check))
     if order.host != platform.node():
         _sync(sink)  # the sync of the converter is for what its own machine holds back
-    return written
 
 
 def _sync(sink: Sink) -> None:

@@ -15,11 +15,11 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from multiprocessing import connection, parent_process
 from typing import Any, Final
 
-from chunkstore._ingest.convert.engine import Order, Outcome, carry_out, mark, take
+from chunkstore._ingest.convert.engine import Order, Outcome, Unseen, carry_out, mark, take
 from chunkstore._ingest.convert.tasks import Task, Written, write_blocks
 from chunkstore._storage.commit import NewFile
 from chunkstore._storage.interrupts import ENDING, signals_later
-from chunkstore.errors import WriteError
+from chunkstore.errors import IngestError, WriteError
 
 _LAST_PIECE_SECONDS: Final = 10.0
 
@@ -127,18 +127,21 @@ def run_on(
         join_in: whether this process does tasks, too, beside those that are under way.
     Raises:
         WriteError: a worker died, or the executor could not run a task.
-    What a task raises is raised here. When this is left before the end, nothing new is started, and what runs is
+    What a task raises is raised here. Of what is wrong with several sources that is what one process would find first:
+    tasks that come before it are still done. When this is left before the end, nothing new is started, and what runs is
     ended, or ends with its next piece.
     """
-    crew = _Crew(executor, iter(tasks), most, new)
+    crew = _Crew(executor, tasks, most, new)
     finished = False
     try:
         while crew.hand_out():
             own = next(crew.tasks, None) if join_in else None
-            for block in write_blocks(own, new.sink, lambda _: None) if own is not None else ():
+            for block in crew.do(own) if own is not None else ():
                 yield block
                 yield from crew.collect(0)
             yield from crew.collect(None if own is None else 0)
+        if crew.failure is not None:
+            raise crew.failure
         finished = True
     finally:
         if not finished:
@@ -149,18 +152,42 @@ def run_on(
 class _Crew:
     """An executor and the tasks that are under way on it."""
 
-    def __init__(self, executor: Executor, tasks: Iterator[Task], most: int, new: NewFile) -> None:
+    def __init__(self, executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -> None:
         self._executor, self._most, self._new = executor, most, new
         self._token = mark(new.sink, shared=not isinstance(executor, WorkerPool))
-        self.tasks = tasks
+        self.tasks = filter(self._wants, tasks)
         self.waiting: dict[Future[Outcome], Task] = {}
+        self.failure: IngestError | None = None
+        self._failed_at = (sys.maxsize, 0)
+
+    def _wants(self, task: Task, done: int = 0) -> bool:
+        """Whether what is left of a task can change what is raised, or nothing has failed."""
+        return task.block(done) < self._failed_at
+
+    def _fail(self, error: IngestError, task: Task, done: int) -> None:
+        if self._wants(task, done):
+            self.failure, self._failed_at = error, task.block(done)
 
     def hand_out(self) -> bool:
-        """Have as many tasks under way as there may be; whether there are any."""
-        while len(self.waiting) < self._most and (task := next(self.tasks, None)) is not None:
+        """Have as many tasks under way as there may be; whether there are any to wait for."""
+        num = sum(map(self._wants, self.waiting.values()))
+        while num < self._most and (task := next(self.tasks, None)) is not None:
             with _engine_errors(self._new.path):
                 self.waiting[self._executor.submit(carry_out, Order(task, self._token))] = task
-        return bool(self.waiting)
+            num += 1
+        return num > 0
+
+    def do(self, task: Task) -> Iterator[Written]:
+        """Do a task here."""
+        done = 0
+        try:
+            for block in write_blocks(task, self._new.sink, lambda _: None):
+                yield block
+                done += 1
+                if not self._wants(task, done):
+                    return
+        except IngestError as error:
+            self._fail(error, task, done)
 
     def collect(self, seconds: float | None) -> Iterator[Written]:
         """Blocks of tasks that are done, waiting so long for the first; new tasks take their place."""
@@ -175,7 +202,12 @@ class _Crew:
         with _engine_errors(self._new.path):
             outcome = future.result()
         del future
-        yield from take(outcome, task, self._new.sink)
+        if isinstance(outcome.error, Unseen):
+            yield from self.do(task)
+        elif isinstance(outcome.error, IngestError):
+            self._fail(outcome.error, task, len(outcome.written))
+        else:
+            yield from take(outcome, self._new.sink)
 
 
 @contextlib.contextmanager
