@@ -123,7 +123,7 @@ def sample_rows(plan: Plan, number: int) -> list[bytes]:
     places = sample_places(sizes)
     found = []
     with PlanReader(plan) as rows:
-        if plan.forward_only(number):
+        if plan.columns[number].forward_only():
             ends = np.cumsum(sizes[: len(places)]).tolist()
             whole = bytearray(ends[-1])
             if whole:

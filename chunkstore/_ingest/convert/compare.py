@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Final
 
@@ -23,7 +23,6 @@ from chunkstore._verify.verify import verify
 from chunkstore.errors import CorruptError, IngestError
 
 _ADVICE: Final = "Nothing was published. Check the memory and the disk of this machine."
-_UNIT_FILES: Final = 100
 _UNIT_KEYS: Final = 10_000
 
 
@@ -145,49 +144,15 @@ def find_unreadable(plan: Plan) -> dict[str, Skipped]:
     Returns:
         Path to open a file by -> its relative path and the reason.
     """
-    bad: dict[str, Skipped] = {}
-    for start, stop in _units(plan):
-        part = plan.slice(start, stop)
-        for number in range(len(plan.fields)):
-            reason = _read_error(part, number)
-            if reason is None:
-                continue
-            if stop - start > 1 and plan.columns[number].start is None:
-                for sample in range(stop - start):
-                    _blame(part.slice(sample, sample + 1), number, bad)
-            else:
-                _blame(part, number, bad)
-    return bad
-
-
-def _units(plan: Plan) -> Iterator[tuple[int, int]]:
-    """Samples to look at together: those of one file, or a hundred files."""
-    starts = next((column.start for column in plan.columns if column.start is not None), None)
-    if starts is None:
-        starts = np.append(np.arange(0, plan.num_samples, _UNIT_FILES), plan.num_samples)
-    for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        if stop > start:
-            yield start, stop
-
-
-def _read_error(plan: Plan, number: int) -> str | None:
-    """What goes wrong when all rows of a field are read."""
-    nbytes = np.array([[plan.nbytes(number)] for number in range(len(plan.fields))], np.int64)
-    starts = np.array([0, plan.num_samples], np.int64)
-    task = Task("", plan, (number,), 0, starts, nbytes, np.zeros_like(nbytes), False)
-    try:
-        with PlanReader(plan) as rows:
-            for _ in PlannedBlock(task, 0, number, rows).pieces(_Scratch().buffer):
-                pass
-    except (IngestError, OSError) as error:
-        return str(error)
-    return None
-
-
-def _blame(plan: Plan, number: int, bad: dict[str, Skipped]) -> None:
-    reason = _read_error(plan, number)
-    if reason is None:
-        return
-    file = int(plan.columns[number].file[0])
-    path = plan.file_path(file)
-    bad.setdefault(path, Skipped(plan.paths[file], reason.removeprefix(path).lstrip(": ")))
+    bad: dict[int, str] = {}
+    scratch = _Scratch()
+    with PlanReader(plan) as rows:
+        for number, column in enumerate(plan.columns):
+            for piece, file in enumerate(column.file.tolist()):
+                start, stop = column.samples(piece)
+                try:
+                    for _ in rows.stream(number, start, stop, scratch.buffer):
+                        pass
+                except (IngestError, OSError) as error:
+                    bad.setdefault(file, str(error).removeprefix(plan.file_path(file)).lstrip(": "))
+    return {plan.file_path(file): Skipped(plan.paths[file], bad[file]) for file in sorted(bad)}

@@ -114,7 +114,7 @@ def cut_tasks(plan: Plan, arrangement: Arrangement, temporary: str, *, split: bo
 
 def in_order(plan: Plan, number: int) -> bool:
     """Whether one worker should read each source of the field from its start on: for its CRC, or since it must."""
-    return plan.forward_only(number) or _has_stored_crc(plan, number)
+    return plan.columns[number].forward_only() or _has_stored_crc(plan, number)
 
 
 def _has_stored_crc(plan: Plan, number: int) -> bool:
@@ -144,8 +144,8 @@ def forward_runs(plan: Plan, arrangement: Arrangement, forward: tuple[int, ...])
 
 
 def _piece_start(plan: Plan, number: int, sample: int) -> int:
-    start = plan.columns[number].start
-    return sample if start is None else int(start[int(np.searchsorted(start, sample, "right")) - 1])
+    column = plan.columns[number]
+    return column.samples(column.piece(sample))[0]
 
 
 def _cut(

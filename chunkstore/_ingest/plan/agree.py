@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chunkstore._ingest.npy.casts import native, resolve_cast
-from chunkstore._ingest.plan.columns import OBJECT, PER_PIECE, Column
+from chunkstore._ingest.plan.columns import OBJECT, Column
 from chunkstore._ingest.plan.inventory import Inventory
 from chunkstore._ingest.plan.specs import DtypeSpec, Leaf, check_distinct, find_leaf
 from chunkstore.errors import IngestError
@@ -221,7 +221,7 @@ def _common(dtypes: Sequence[np.dtype[Any]]) -> str | None:
 def take_column(inventory: Inventory, pick: Pick, files: npt.NDArray[np.int64], *, rows: bool) -> Column:
     """Column of a field over the files, in their order."""
     table = inventory.tables[pick.leaf.array, pick.leaf.ndim - len(pick.leaf.subshape)]
-    parts = {name: _shrink(table.column(name, files)) for name in PER_PIECE}
+    parts = {name: _shrink(values) for name, values in table.columns(files).items()}
     start = None
     if rows:
         start = np.zeros(len(files) + 1, np.int64)
@@ -232,5 +232,5 @@ def take_column(inventory: Inventory, pick: Pick, files: npt.NDArray[np.int64], 
 def _shrink(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A column that is constant takes no memory."""
     if len(values) > 1 and (values == values[0]).all():
-        return np.broadcast_to(values[:1], values.shape)
-    return values
+        return np.broadcast_to(values[:1].copy(), values.shape)
+    return np.ascontiguousarray(values)

@@ -67,6 +67,14 @@ class Column:
         """Whether the first axis of a piece counts samples."""
         return self.start is not None
 
+    def samples(self, piece: int) -> tuple[int, int]:
+        """First sample of a piece, and the one behind its last."""
+        return (piece, piece + 1) if self.start is None else (int(self.start[piece]), int(self.start[piece + 1]))
+
+    def piece(self, sample: int) -> int:
+        """The piece that a sample lies in."""
+        return sample if self.start is None else int(np.searchsorted(self.start, sample, "right")) - 1
+
     def row_dims(self) -> Ints:
         """Shapes of the rows, per piece: int64 [P, n]."""
         dims = self.dims[:, 1:] if self.is_rows else self.dims
@@ -76,7 +84,7 @@ class Column:
         return np.concatenate([dims, tail], axis=1)
 
     def forward_only(self) -> bool:
-        """Whether several samples come out of one stream that only goes forward."""
+        """Whether several samples come out of one stream that only goes forward: going back in it starts over."""
         return self.is_rows and (
             (self.shapes is not None and self.target != "string") or bool((self.method == DEFLATED).any())
         )
@@ -91,7 +99,7 @@ class Column:
         if self.start is None:
             low, high, begin = start, stop, None
         else:
-            low = int(np.searchsorted(self.start, start, "right")) - 1
+            low = self.piece(start)
             high = int(np.searchsorted(self.start, stop, "left"))
             begin = self.start[low : high + 1] - start
         cut = {f.name: getattr(self, f.name)[low:high] for f in fields(self) if f.name in PER_PIECE}

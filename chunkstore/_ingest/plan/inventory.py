@@ -30,26 +30,26 @@ Signature = tuple[tuple[str | None, int, int], ...]
 """Of one file: per array its name, the number of its dtype, and its dimensions."""
 
 
+_NUMBERS: Final = ("file", "kind", "method", "offset", "stored", "nbytes", "crc")
+
+
 @dataclass
 class ArrayTable:
-    """All arrays of one name and one number of dimensions, a row per file that has one."""
+    """All arrays of one name and one number of dimensions, a row per file that has one.
+
+    Attributes:
+        ndim: of the arrays.
+        numbers: row after row, what `_NUMBERS` says and the dimensions.
+    """
 
     ndim: int
-    file: array[int] = field(default_factory=lambda: array("i"))
-    kind: array[int] = field(default_factory=lambda: array("i"))
-    method: array[int] = field(default_factory=lambda: array("b"))
-    offset: array[int] = field(default_factory=lambda: array("q"))
-    stored: array[int] = field(default_factory=lambda: array("q"))
-    nbytes: array[int] = field(default_factory=lambda: array("q"))
-    crc: array[int] = field(default_factory=lambda: array("q"))
-    dims: array[int] = field(default_factory=lambda: array("q"))
+    numbers: array[int] = field(default_factory=lambda: array("q"))
 
-    def column(self, name: str, files: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """One of the columns for these files; `dims` has the shape (files, ndim)."""
-        values = np.array(getattr(self, name))
-        rows = values.reshape(len(self.file), self.ndim) if name == "dims" else values
-        found: npt.NDArray[Any] = rows[np.searchsorted(np.array(self.file), files)]
-        return found
+    def columns(self, files: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
+        """The columns for these files; `dims` has the shape (files, ndim)."""
+        rows = np.frombuffer(self.numbers, np.int64).reshape(-1, len(_NUMBERS) + self.ndim)
+        rows = rows[np.searchsorted(rows[:, 0], files)]
+        return {name: rows[:, place] for place, name in enumerate(_NUMBERS)} | {"dims": rows[:, len(_NUMBERS) :]}
 
 
 class Inventory:
@@ -57,7 +57,7 @@ class Inventory:
 
     Attributes:
         scan: whose files they are.
-        kinds: what many arrays share; `ArrayTable.kind` counts in it.
+        kinds: what many arrays share; the column `kind` of a table counts in it.
         dtypes: distinct dtypes; `Signature` counts in it.
         descrs: per dtype the `descr` of the header.
         signatures: distinct contents of a file.
@@ -169,14 +169,7 @@ class Inventory:
         table = self.tables.get((name, ndim))
         if table is None:
             table = self.tables[name, ndim] = ArrayTable(ndim)
-        table.file.append(place)
-        table.kind.append(kind)
-        table.method.append(numbers[0])
-        table.offset.append(numbers[1])
-        table.stored.append(numbers[2])
-        table.nbytes.append(numbers[3])
-        table.crc.append(numbers[4])
-        table.dims.extend(header.shape)
+        table.numbers.extend((place, kind, *numbers, *header.shape))
 
     def _signature(self, arrays: list[tuple[str | None, int, int]]) -> int:
         signature = tuple((name, self.dtype_of_kind[kind], ndim) for name, kind, ndim in arrays)

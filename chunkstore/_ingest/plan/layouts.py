@@ -103,7 +103,7 @@ def first_axes(
 def dims_of(inventory: Inventory, pick: Pick, files: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Shapes of the pick's array in those files, shape (files, ndim); subarray dimensions left out."""
     table = inventory.tables[pick.leaf.array, pick.leaf.ndim - len(pick.leaf.subshape)]
-    return table.column("dims", files)
+    return table.columns(files)["dims"]
 
 
 def _choose_one(inventory: Inventory, place: int, wanted: Wanted) -> Choice:
@@ -156,8 +156,8 @@ def field_options(picks: Sequence[Pick]) -> str:
 
 def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice | None:
     paths = inventory.scan.names()
-    numbers = files.tolist()
-    for pairing in find_pairings(paths, numbers, complete=True):
+    found = find_pairings(paths, files.tolist())
+    for pairing in filter(lambda pairing: pairing.complete, found):
         roles = " + ".join(repr(name) for name in pairing.names)
         if _differ_enough(inventory, pairing):
             if SPLIT_WORDS.issuperset(key.lower() for key in pairing.keys):
@@ -177,11 +177,11 @@ def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice
                 f"{count_text(len(pairing.roles), 'field')}) or --layout "
                 f"files ({len(files):,} samples of one field)."
             )
-    for pairing in find_pairings(paths, numbers, complete=False):
-        whole = sum(-1 not in row for row in zip(*pairing.files, strict=True))
-        likely = whole * 2 > len(pairing.keys) or _roles_differ(inventory, pairing)
-        if pairing.spoken and pairing.pattern == "folder" and likely:
-            if not whole:
+    for pairing in found:
+        if not pairing.spoken or pairing.pattern != "folder":
+            continue
+        if pairing.num_whole * 2 > len(pairing.keys) or _roles_differ(inventory, pairing):
+            if not pairing.num_whole:
                 raise IngestError(
                     f"--layout auto: {', '.join(map(repr, pairing.names))} could be parts of samples, but no file name "
                     f"is in two of them ({pairing.roles[0]}/{pairing.keys[0]}, ...). Name the parts of a sample alike, "
@@ -196,13 +196,12 @@ def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice
 
 def missing_partner(pairing: Pairing, paths: Sequence[str]) -> str:
     """Names the first file without a partner."""
-    incomplete = sum(any(column[place] < 0 for column in pairing.files) for place in range(len(pairing.keys)))
-    place = next(place for place in range(len(pairing.keys)) if any(column[place] < 0 for column in pairing.files))
-    role = next(name for name, column in zip(pairing.names, pairing.files, strict=True) if column[place] < 0)
-    there = next(paths[column[place]] for column in pairing.files if column[place] >= 0)
+    row = next(row for row in zip(*pairing.files, strict=True) if -1 in row)
+    role = pairing.names[row.index(-1)]
+    there = next(paths[file] for file in row if file >= 0)
     return (
         f"the files pair as {', '.join(map(repr, pairing.names))}, but {there!r} has no partner in {role!r} "
-        f"({incomplete:,} of {len(pairing.keys):,} are incomplete)"
+        f"({len(pairing.keys) - pairing.num_whole:,} of {len(pairing.keys):,} are incomplete)"
     )
 
 
@@ -239,7 +238,7 @@ def _one_shape(inventory: Inventory, files: list[int]) -> tuple[bytes, ...] | No
     places = np.array([place for place in files if place >= 0])
     places.sort()
     for name, _, ndim in inventory.signatures[inventory.signature_of[int(places[0])]]:
-        dims = inventory.tables[name, ndim].column("dims", places)
+        dims = inventory.tables[name, ndim].columns(places)["dims"]
         if (dims != dims[0]).any():
             return None
         found.append(dims[0].tobytes())
@@ -290,7 +289,7 @@ def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
         return  # most are alike: the others are the odd ones
     by_axis: dict[int, list[str]] = {}
     for place, ((name, _, ndim),) in zip(files.tolist(), arrays, strict=True):
-        axis = int(inventory.tables[name, ndim].column("dims", np.array([place]))[0, 0])
+        axis = int(inventory.tables[name, ndim].columns(np.array([place]))["dims"][0, 0])
         by_axis.setdefault(axis, []).append(inventory.scan.names()[place])
     length, paths = max(by_axis.items(), key=lambda item: (len(item[1]), item[0]))
     if length > 1 and len(paths) > 1:
@@ -313,7 +312,7 @@ def _refuse_folders(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
         return
     paths = inventory.scan.names()
     signature_of = np.array(inventory.signature_of)
-    for pairing in find_pairings(paths, files.tolist(), complete=True):
+    for pairing in filter(lambda pairing: pairing.complete, find_pairings(paths, files.tolist())):
         uniform = all(len(set(signature_of[column].tolist())) == 1 for column in pairing.files)
         if pairing.pattern == "folder" and uniform and len(pairing.keys) > 1:
             first = " + ".join(paths[column[0]] for column in pairing.files[:3])

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -45,6 +44,11 @@ class Pairing:
     files: list[list[int]]
 
     @property
+    def num_whole(self) -> int:
+        """Keys that have every role."""
+        return sum(-1 not in row for row in zip(*self.files, strict=True))
+
+    @property
     def complete(self) -> bool:
         """Whether every key has every role."""
         return all(-1 not in column for column in self.files)
@@ -65,18 +69,16 @@ def stem(path: str) -> str:
     return path[:-4] if path[-4:].lower() in (".npy", ".npz") else path.rpartition(".")[0] or path
 
 
-def find_pairings(paths: Sequence[str], numbers: Sequence[int], *, complete: bool) -> list[Pairing]:
-    """Ways to pair the files `numbers` of `paths`: most plausible first (spoken roles, then folders from the left).
-
-    Args:
-        complete: only those in which every key has every role.
+def find_pairings(paths: Sequence[str], numbers: Sequence[int]) -> list[Pairing]:
+    """Ways to pair the files `numbers` of `paths`: most plausible first (spoken roles, complete ones, then folders from
+    the left).
     """
     found: list[Pairing] = []
     depth = min(paths[number].count("/") for number in numbers)
     for position in range(min(depth, 4)):
-        found += _pair(paths, numbers, _folder(position), "folder", position, complete)
-    found += _pair(paths, numbers, _suffix, "suffix", 0, complete)
-    found += _pair(paths, numbers, _prefix, "prefix", 0, complete)
+        found += _pair(paths, numbers, _folder(position), "folder", position)
+    found += _pair(paths, numbers, _suffix, "suffix")
+    found += _pair(paths, numbers, _prefix, "prefix")
     return sorted(found, key=lambda pairing: (not pairing.spoken, not pairing.complete))
 
 
@@ -104,8 +106,7 @@ def _pair(
     numbers: Sequence[int],
     split: Callable[[str], tuple[str, str] | None],
     pattern: Pattern,
-    position: int,
-    complete: bool,
+    position: int = 0,
 ) -> Iterator[Pairing]:
     """The pairing that `split` gives, if it is one."""
     parts = []
@@ -118,16 +119,13 @@ def _pair(
         if len(seen) > MAX_ROLES:
             return
         parts.append(part)
-    counts = Counter(role for role, key in parts)
-    if len(counts) < 2 or (complete and len(set(counts.values())) > 1):
+    if len(seen) < 2:
         return
-    roles = natural_sort(list(counts))
+    roles = natural_sort(list(seen))
     column = {role: place for place, role in enumerate(roles)}
     row: dict[str, int] = {}
     for _, key in parts:
         row.setdefault(key, len(row))
-    if complete and len(row) * len(roles) != len(parts):
-        return
     files = [[-1] * len(row) for _ in roles]
     for number, (role, key) in zip(numbers, parts, strict=True):
         if files[column[role]][row[key]] != -1:

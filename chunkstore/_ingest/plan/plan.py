@@ -106,10 +106,6 @@ class Plan:
         """Stored bytes of all fields."""
         return sum(map(self.nbytes, range(len(self.fields))))
 
-    def forward_only(self, number: int) -> bool:
-        """Whether one worker should read the whole field in order: going back in a deflated member starts over."""
-        return self.columns[number].forward_only()
-
     def slice(self, start: int, stop: int) -> Plan:
         """Samples `[start, stop)`, numbered from 0, with nothing but what they need."""
         bare = replace(self, explanation="", notes=(), skipped=(), attrs={}, origin={})
@@ -161,8 +157,7 @@ class Plan:
         column = self.columns[number]
         if column.values is not None:
             return f"class number of sample {sample}"
-        piece = sample if column.start is None else int(np.searchsorted(column.start, sample, "right")) - 1
-        path = self.file_path(int(column.file[piece]))
+        path = self.file_path(int(column.file[column.piece(sample)]))
         return path if column.array is None else f"{path}: array {column.array!r}"
 
     def check_sources(self) -> None:

@@ -188,22 +188,18 @@ class _Builder:
 
     def best_pairing(self, files: npt.NDArray[np.int64]) -> Pairing:
         numbers, paths = files.tolist(), self.scan.names()
-        found = find_pairings(paths, numbers, complete=True)
-        if found:
-            return found[0]
-        partial = [
-            p
-            for p in find_pairings(paths, numbers, complete=False)
-            if any(-1 not in row for row in zip(*p.files, strict=True))
-        ]
-        if not partial:
+        found = [pairing for pairing in find_pairings(paths, numbers) if pairing.num_whole]
+        if not found:
             raise IngestError(
                 "--layout paired: the names do not pair. Expected equal stems in folders that name the role "
                 "(images/0001.npy, labels/0001.npy), "
                 f"or roles at the end of the name (0001_image.npy, 0001_label.npy); found {paths[numbers[0]]!r}, "
                 f"{paths[numbers[-1]]!r}."
             )
-        best = max(partial, key=lambda p: (p.spoken, sum(-1 not in row for row in zip(*p.files, strict=True))))
+        complete = [pairing for pairing in found if pairing.complete]
+        if complete:
+            return complete[0]
+        best = max(found, key=lambda pairing: (pairing.spoken, pairing.num_whole))
         if not self.inventory.skips:
             raise IngestError(
                 f"--layout paired: {layouts.missing_partner(best, paths)}. Add it, leave the file out with "

@@ -135,7 +135,7 @@ class PlanReader:
         column = self._plan.columns[number]
         if self._plan.uniform:
             raise Deviation  # such rows are left to the full plan, which can read parts of them
-        piece = row if column.start is None else int(np.searchsorted(column.start, row, "right")) - 1
+        piece = column.piece(row)
         source = self._source(number, piece)
         num = source.num_elements
         first = 0
@@ -217,7 +217,7 @@ class PlanReader:
             for row, (low, high) in enumerate(pairwise([0, *ends.tolist()]), start):
                 yield row, 0, 1, view[low:high]
             return
-        piece = int(np.searchsorted(column.start, start, "right")) - 1
+        piece = column.piece(start)
         row, begin = start, 0
         while row < stop:
             low, high = int(column.start[piece]), int(column.start[piece + 1])
