@@ -26,7 +26,8 @@ from chunkstore import __main__ as start_module
 from chunkstore._cli import demo as demo_module
 from chunkstore._cli.guard import exit_code, message
 from chunkstore._cli.main import cli
-from chunkstore._cli.output import bytes_bar, samples_bar, wrapped
+from chunkstore._cli.output import bar, wrapped
+from chunkstore._ingest.convert.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = cli.list_commands(click.Context(cli))
@@ -906,18 +907,18 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for wait, shown in ((0.0, False), (0.35, True)):
         terminal = Terminal()
         monkeypatch.setattr(sys, "stderr", terminal)
-        with samples_bar("convert") as samples, bytes_bar("verify") as nbytes:
+        with Progress(True, "convert", 1000, 2 << 20) as samples, bar("verify") as nbytes:
             time.sleep(wait)
-            samples(500, 1000, 1 << 20, 2 << 20)
+            samples.advance(1 << 20)
             nbytes(1 << 20, 2 << 20)
         text = terminal.getvalue()
-        assert all((word in text) is shown for word in ("convert: ", "samples/s", "MiB/s", "verify: ", "1.00M/2.00M"))
+        assert all((word in text) is shown for word in ("convert: ", "samples/s", "MB/s", "verify: ", "1.00M/2.00M"))
         assert not text.strip("\r\n").endswith(("s]", "B]"))
 
 
 def test_no_bar_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with bytes_bar("verify") as progress:
+    with bar("verify") as progress:
         time.sleep(0.35)
         progress(1, 2)
     assert isinstance(sys.stderr, io.StringIO)

@@ -17,7 +17,7 @@ from chunkstore._cli.options import (
     open_container,
 )
 from chunkstore._cli.output import (
-    bytes_bar,
+    bar,
     duration_text,
     log,
     nbytes_text,
@@ -79,7 +79,7 @@ def verify(ctx: click.Context, files: tuple[str, ...], deep: bool, show_all: boo
 
 def _verify(file: str, *, deep: bool) -> chunkstore.Report:
     advise_if_no_container(file)
-    with bytes_bar("verify") as progress:
+    with bar("verify") as progress:
         return chunkstore.verify(file, deep=deep, progress=progress)
 
 

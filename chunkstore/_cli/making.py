@@ -20,7 +20,7 @@ from chunkstore._cli.options import (
     size_callback,
     source_options,
 )
-from chunkstore._cli.output import printable, rate_text, samples_bar, write, write_json, write_prose
+from chunkstore._cli.output import printable, rate_text, write, write_json, write_prose
 from chunkstore._format.constants import SHARD_NBYTES
 
 _LAYOUTS = """\b
@@ -89,10 +89,9 @@ def convert(
         raise click.UsageError("name what to convert and the container to make: chunkstore convert data/ train.cks")
     *sources, dst = paths
     refuse_container_sources(sources)
-    with samples_bar("convert") as progress:
-        report = chunkstore.convert(
-            sources, dst, mode="w" if overwrite else "x", shard_nbytes=shard_size, progress=progress, **options
-        )
+    report = chunkstore.convert(
+        sources, dst, mode="w" if overwrite else "x", shard_nbytes=shard_size, progress=True, **options
+    )
     if as_json:
         write_json(report.as_dict())
     else:
@@ -146,8 +145,7 @@ def append(ctx: click.Context, /, file: str, sources: tuple[str, ...], as_json: 
 
     advise_if_no_container(file)
     refuse_container_sources(sources)
-    with samples_bar("append") as progress:
-        report = append_files(sources, file, progress=progress, **options)
+    report = append_files(sources, file, progress=True, **options)
     if as_json:
         write_json(report.as_dict())
     else:
@@ -175,9 +173,9 @@ def export(file: str, directory: str, fields: tuple[str, ...], as_json: bool) ->
     note says so; .npz files come without compression. DIR must not exist or be empty; it appears when everything is
     written.
     """
-    with open_container(file) as ds, samples_bar("export") as progress:
+    with open_container(file) as ds:
         check_fields(ds, fields)
-        report = chunkstore.export(ds, directory, fields=list(fields) or None, progress=progress)
+        report = chunkstore.export(ds, directory, fields=list(fields) or None, progress=True)
     if as_json:
         write_json(report.as_dict())
     else:

@@ -9,12 +9,11 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import Any, Final, TextIO
 
 import click
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from chunkstore._ingest.convert.progress import open_bar
 
 _RATE_NBYTES: Final = 16 << 20
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -139,34 +138,12 @@ def table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = (), indent: s
 
 
 @contextmanager
-def bytes_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr for `progress(done_bytes, total_bytes)`; silent where stderr is no terminal."""
-    with _bar(description, unit="B", unit_divisor=1024) as bar:
+def bar(description: str, unit: str = "B") -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr for `progress(done, total)`; silent where stderr is no terminal."""
+    with open_bar(description, unit=unit, unit_divisor=1024 if unit == "B" else 1000) as shown:
 
         def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            shown.total = total
+            shown.update(done - shown.n)
 
         yield progress
-
-
-@contextmanager
-def samples_bar(description: str) -> Iterator[Callable[[int, int, int, int], None]]:
-    """The same for `progress(done_samples, total_samples, done_bytes, total_bytes)`."""
-    with _bar(description, unit=" samples") as bar:
-
-        def progress(done: int, total: int, done_nbytes: int, total_nbytes: int) -> None:
-            bar.total = total
-            elapsed = bar.format_dict["elapsed"]
-            if elapsed:
-                bar.set_postfix_str(f"{nbytes_text(done_nbytes / elapsed)}/s", refresh=False)
-            bar.update(done - bar.n)
-
-        yield progress
-
-
-def _bar(description: str, **options: Any) -> tqdm[None]:
-    """A bar that shows up when there is something to wait for, and goes when the result comes."""
-    from tqdm import tqdm
-
-    return tqdm(desc=description, total=0, unit_scale=True, disable=None, leave=False, delay=0.3, **options)

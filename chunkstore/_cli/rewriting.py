@@ -10,7 +10,7 @@ import click
 import chunkstore
 from chunkstore._cli import guard
 from chunkstore._cli.options import advise_if_no_container, codec_option, json_option
-from chunkstore._cli.output import bytes_bar, nbytes_text, one_line, plural, samples_bar, write, write_json, write_prose
+from chunkstore._cli.output import bar, nbytes_text, one_line, plural, write, write_json, write_prose
 
 _SHOWN = 20
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace the container OUT, once the new one is complete.")
@@ -58,7 +58,7 @@ def merge(out: str, files: tuple[str, ...], overwrite: bool, as_json: bool) -> N
         )
     for file in files:
         advise_if_no_container(file)
-    with bytes_bar("merge") as progress:
+    with bar("merge") as progress:
         merged = chunkstore.merge(files, out, mode=_mode(overwrite), progress=progress)
     _report(out, as_json, merged.notes)
 
@@ -92,7 +92,7 @@ def repack(file: str, out: str, keys_file: Any, codec: tuple[str, ...], overwrit
     """
     advise_if_no_container(file)
     keys = None if keys_file is None else [line.rstrip("\n") for line in keys_file if line.strip()]
-    with bytes_bar("repack") as progress:
+    with bar("repack") as progress:
         chunkstore.repack(file, out, keys=keys, mode=_mode(overwrite), codec=codec, progress=progress)
     _report(out, as_json)
 
@@ -116,10 +116,8 @@ def recover(ctx: click.Context, file: str, out: str, show_all: bool, overwrite: 
     FILE and OUT may be URLs. Exit code 1 if anything is lost.
     """
     advise_if_no_container(file)
-    with samples_bar("recover") as progress:
-        report = chunkstore.recover(
-            file, out, mode=_mode(overwrite), progress=lambda done, total: progress(done, total, 0, 0)
-        )
+    with bar("recover", " samples") as progress:
+        report = chunkstore.recover(file, out, mode=_mode(overwrite), progress=progress)
     if as_json:
         write_json(report.as_dict())
     else:

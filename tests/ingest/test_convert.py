@@ -391,7 +391,7 @@ def test_verified_says_what_is_equal(tmp_path: Path, dtype: str, text: str) -> N
     np.save(tmp_path / "x.npy", np.array([0.1, 0.2]))
     report = chunkstore.convert(tmp_path / "x.npy", tmp_path / "x.cks", dtype=[dtype], verify=True)
     assert report.summary().splitlines()[-1].endswith(text)
-    assert report.as_dict()["rounded"] == (["data"] if dtype == "float32" else [])
+    assert report.as_dict()["rounded"] == (("data",) if dtype == "float32" else ())
 
 
 @pytest.mark.parametrize("how", ["write", "replace", "move"])

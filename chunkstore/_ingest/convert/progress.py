@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 Tell = Callable[[int, int, int, int], None]
 """(done_samples, total_samples, done_bytes, total_bytes)"""
 _SECONDS: Final = 0.05
+_DELAY_SECONDS: Final = 0.3
 
 
 class Progress:
@@ -29,7 +30,7 @@ class Progress:
         self._num_samples, self._nbytes = num_samples, nbytes
         self._done = 0
         self._next = 0.0
-        self._bar = _bar(what, num_samples) if tell is True else None
+        self._bar = open_bar(what, total=num_samples, unit=" samples") if tell is True else None
 
     def advance(self, nbytes: int) -> None:
         """So many bytes more are done."""
@@ -55,7 +56,7 @@ class Progress:
         self._show(self._num_samples)
 
     def close(self) -> None:
-        """Take the bar away; it stays on the screen. Idempotent."""
+        """Take the bar away. Idempotent."""
         if self._bar is not None:
             self._bar.close()
 
@@ -66,7 +67,8 @@ class Progress:
         self.close()
 
 
-def _bar(what: str, num_samples: int) -> tqdm[Any]:
+def open_bar(description: str, **options: Any) -> tqdm[Any]:
+    """A bar that shows up when there is something to wait for, and goes when the result comes."""
     from tqdm import tqdm  # 20 ms, and most conversions in a program show no bar
 
-    return tqdm(total=num_samples, desc=what, unit=" samples", unit_scale=True, disable=None)
+    return tqdm(desc=description, unit_scale=True, disable=None, leave=False, delay=_DELAY_SECONDS, **options)

@@ -16,7 +16,14 @@ _SHOWN: Final = 20  # fields in a text for people
 
 
 @dataclass(frozen=True)
-class ConvertReport:
+class _Report:
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ConvertReport(_Report):
     """The result of `convert`.
 
     Attributes:
@@ -53,20 +60,6 @@ class ConvertReport:
     verified: bool = False
     rounded: tuple[str, ...] = ()
     codecs: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        return {
-            **self.__dict__,
-            "fields": [
-                {"name": field.name, "dtype": field.dtype, "shape": list(field.shape), "codec": field.codec}
-                for field in self.fields
-            ],
-            "notes": list(self.notes),
-            "rounded": list(self.rounded),
-            "codecs": list(self.codecs),
-            "skipped": [{"path": item.path, "reason": item.reason} for item in self.skipped],
-        }
 
     def summary(self) -> str:
         """Text for people, several lines."""
@@ -109,7 +102,7 @@ def left_behind(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class AppendReport:
+class AppendReport(_Report):
     """The result of `append`.
 
     Attributes:
@@ -132,10 +125,6 @@ class AppendReport:
     skipped: tuple[Skipped, ...]
     seconds: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        return asdict(self)
-
     def summary(self) -> str:
         """Text for people, several lines."""
         lines = [self.explanation, *(f"note: {note}" for note in self.notes)]
@@ -147,7 +136,7 @@ class AppendReport:
 
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(_Report):
     """The result of `export`.
 
     Attributes:
@@ -164,10 +153,6 @@ class ExportReport:
     nbytes: int
     notes: tuple[str, ...]
     seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        return {**self.__dict__, "notes": list(self.notes)}
 
     def summary(self) -> str:
         """Text for people."""
