@@ -614,6 +614,20 @@ def test_forgotten_target_of_merge(container: Path) -> None:
     assert container.read_bytes() == before
 
 
+def test_order_of_arguments(data: Path, tmp_path: Path) -> None:
+    """The container named before the directory that it is to be made of: the message has the right order."""
+    assert f"convert {data} {tmp_path / 'x.cks'}" in bad(2, "convert", tmp_path / "x.cks", data)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that takes nothing")
+def test_errors_that_cannot_be_said(tmp_path: Path) -> None:
+    """The exit code is right also where stderr takes no message."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "chunkstore", "info", str(tmp_path / "none.cks")]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        assert subprocess.run(command, env=environment, stderr=full, check=False).returncode == 3
+
+
 def test_export_without_parent(container: Path, tmp_path: Path) -> None:
     """A directory that cannot be made is named as it was given."""
     directory = tmp_path / "none" / "files"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Any
 
 import click
@@ -88,6 +89,8 @@ def convert(
     if len(paths) < 2:
         raise click.UsageError("name what to convert and the container to make: chunkstore convert data/ train.cks")
     *sources, dst = paths
+    if os.path.isdir(dst) and not any(map(os.path.exists, sources)):
+        raise click.UsageError(f"sources come first, the container to make last: chunkstore convert {dst} {sources[0]}")
     refuse_container_sources(sources)
     report = chunkstore.convert(
         sources, dst, mode="w" if overwrite else "x", shard_nbytes=shard_size, progress=True, **options

@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TextIO
 
 import click
@@ -45,8 +45,9 @@ def _plain(value: Any) -> Any:
 
 
 def log(text: str) -> None:
-    """A remark, to stderr."""
-    click.echo(wrapped(printable(text), sys.stderr), err=True)
+    """A remark, to stderr; lost where that cannot be written, for the exit code says the same."""
+    with suppress(OSError):
+        click.echo(wrapped(printable(text), sys.stderr), err=True)
 
 
 def write_prose(text: str) -> None:

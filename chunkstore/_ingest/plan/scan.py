@@ -131,14 +131,9 @@ def scan_sources(
         scan.source_of = [number for number, count in enumerate(counts) for _ in range(count)]
     scan.prefixes = _prefixes(scan, counts)
     if not scan.paths and not scan.problems:
-        raise IngestError(f"{', '.join(names)}: no .npy or .npz file found: {scan.summary()}. {_empty_hint(scan)}")
+        hint = "Check --include and --exclude." if scan.num_excluded else "Is this the right directory?"
+        raise IngestError(f"{', '.join(names)}: no .npy or .npz file found: {scan.summary()}. {hint}")
     return scan
-
-
-def _empty_hint(scan: Scan) -> str:
-    if scan.num_excluded:
-        return "Check --include and --exclude."
-    return "Is this the right directory?"
 
 
 def _root(name: str) -> str:
@@ -160,7 +155,8 @@ def _check_distinct(names: tuple[str, ...]) -> None:
             parent = os.path.dirname(parent)
         if parent in directories and parent != path:
             raise IngestError(
-                f"{name}: this source lies inside the source {directories[parent]}: its files would be taken twice."
+                f"{name}: this source lies inside the source {directories[parent]}: its files would be taken twice. "
+                "Name one of the two; a pattern for --include or --exclude needs quotes."
             )
 
 
