@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chunkstore._cli.options import open_container
 from chunkstore._cli.output import nbytes_text, one_line, plural, shape_text, table
@@ -21,6 +22,7 @@ from chunkstore._format.constants import (
 )
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index
+from chunkstore._format.schema import Field
 from chunkstore._read.many import Containers
 from chunkstore._read.reader import Reader
 
@@ -73,17 +75,7 @@ def joined_facts(ds: Containers) -> dict[str, Any]:
     for path in ds.paths:
         with open_container(path) as part:
             parts.append(container_facts(part))
-    fields = [
-        {
-            "name": field.name,
-            "dtype": field.dtype,
-            "shape": list(field.shape),
-            "codec": field.codec,
-            "row_nbytes": field.row_nbytes,
-            "nbytes": int(ds._field_index(field.name).block_nbytes.sum()),
-        }
-        for field in ds.fields.values()
-    ]
+    fields = [_schema_facts(field, ds._field_index(field.name).block_nbytes) for field in ds.fields.values()]
     return {
         "path": ds.path,
         "num_samples": len(ds),
@@ -118,19 +110,24 @@ def joined_text(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _field_facts(index: Index, number: int) -> dict[str, Any]:
-    field = index.fields[number]
-    blocks = index.blocks[:, number]
-    found = FieldIndex(index, number)
-    extents = found.extents()
-    nbytes, decoded = int(blocks["nbytes"].sum()), found.decoded_nbytes()
+def _schema_facts(field: Field, block_nbytes: NDArray[Any]) -> dict[str, Any]:
     return {
         "name": field.name,
         "dtype": field.dtype,
         "shape": list(field.shape),
         "codec": field.codec,
         "row_nbytes": field.row_nbytes,
-        "nbytes": nbytes,
+        "nbytes": int(block_nbytes.sum()),
+    }
+
+
+def _field_facts(index: Index, number: int) -> dict[str, Any]:
+    found = FieldIndex(index, number)
+    extents, decoded = found.extents(), found.decoded_nbytes()
+    facts = _schema_facts(index.fields[number], index.blocks[:, number]["nbytes"])
+    nbytes = facts["nbytes"]
+    return {
+        **facts,
         "decoded_nbytes": decoded,
         "ratio": decoded / nbytes if nbytes else 1.0,
         "num_extents": len(extents),

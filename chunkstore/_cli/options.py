@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, TypeVar
 
 import click
@@ -39,15 +40,15 @@ def json_option(function: _F) -> _F:
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
 
 
-def _checked(parse: str) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[str, ...]]:
-    """Callback: what the converter cannot parse is an error of usage, found before any file is looked at."""
+def _checked(
+    module: str, parse: str, **options: bool
+) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], tuple[str, ...]]:
+    """Callback: what that function cannot parse is an error of usage, found before any file is looked at."""
 
     def callback(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-        from chunkstore._ingest.plan import specs
-
         try:
-            getattr(specs, parse)(value)
-        except IngestError as error:
+            getattr(import_module(module), parse)(value, **options)
+        except ValueError as error:
             raise click.BadParameter(str(error), ctx, param) from None
         return value
 
@@ -60,16 +61,7 @@ def codec_option(*, auto: bool) -> Callable[[_F], _F]:
     Args:
         auto: whether `auto` is one.
     """
-
-    def callback(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-        from chunkstore._format.encode import parse_codecs
-
-        try:
-            parse_codecs(value, auto=auto)
-        except ValueError as error:
-            raise click.BadParameter(str(error), ctx, param) from None
-        return value
-
+    callback = _checked("chunkstore._format.encode", "parse_codecs", auto=auto)
     text = (
         "Store the chunks of FIELD, or of all fields with rows that are not short, by CODEC: raw, zlib[:LEVEL], "
         "zstd[:LEVEL,dict], blosc2[:CODEC,LEVEL,FILTER]; each option behind the colon can be left out"
@@ -93,14 +85,14 @@ def source_options(function: _F) -> _F:
             "fields",
             multiple=True,
             metavar="NAME=SOURCE",
-            callback=_checked("parse_fields"),
+            callback=_checked("chunkstore._ingest.plan.specs", "parse_fields"),
             help="Take the array SOURCE as field NAME; repeat it for more. Arrays that are not named are left out.",
         ),
         click.option(
             "--dtype",
             multiple=True,
             metavar="[NAME=]TYPE",
-            callback=_checked("parse_dtypes"),
+            callback=_checked("chunkstore._ingest.plan.specs", "parse_dtypes"),
             help="Store field NAME (or all) as TYPE: integers exactly or not at all, floats rounded, and the report "
             "says so. float64 for longdouble, bfloat16 for files that hold it as raw bytes.",
         ),

@@ -220,7 +220,7 @@ def _common(dtypes: Sequence[np.dtype[Any]]) -> str | None:
 
 def take_column(inventory: Inventory, pick: Pick, files: npt.NDArray[np.int64], *, rows: bool) -> Column:
     """Column of a field over the files, in their order."""
-    table = inventory.tables[pick.leaf.array, pick.leaf.ndim - len(pick.leaf.subshape)]
+    table = inventory.tables[pick.leaf.array, pick.leaf.array_ndim]
     parts = {name: _shrink(values) for name, values in table.columns(files).items()}
     start = None
     if rows:

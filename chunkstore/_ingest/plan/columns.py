@@ -137,19 +137,6 @@ def make_field(name: str, column: Column) -> Field:
     return Field(name, column.target, shape)
 
 
-def row_shapes(column: Column, field: Field, num_samples: int) -> Ints:
-    """The leading dimensions up to the last that varies, int64 [N, v]."""
-    if column.shapes is not None:
-        return column.shapes[:, : field.varying]
-    if column.values is not None or field.varying == 0:
-        return np.zeros((num_samples, 0), np.int64)
-    dims = column.row_dims()[:, : field.varying]
-    if column.start is None:
-        return dims
-    bounds = np.clip(column.start, 0, num_samples)  # the first and last piece of a slice may be cut
-    return np.repeat(dims, np.diff(bounds), axis=0)
-
-
 def cast_of(column: Column, kind: ArrayKind, name: str) -> Cast | None:
     """Cast for pieces of a kind; None for object arrays."""
     leaf = leaf_of(column.array, kind.dtype, column.dims.shape[1], column.member)

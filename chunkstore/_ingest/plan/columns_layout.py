@@ -64,7 +64,7 @@ def _wholes(inventory: Inventory, files: npt.NDArray[np.int64]) -> dict[str, _Wh
 
 def _column(inventory: Inventory, field: str, whole: _Whole, wanted: Wanted) -> Column:
     path = inventory.scan.file_path(whole.place)
-    if whole.leaf.ndim - len(whole.leaf.subshape) < 1:
+    if whole.leaf.array_ndim < 1:
         raise IngestError(
             f"{path}: the array has no dimension, so it has no rows, which --layout columns needs. Leave the file out "
             "with --exclude, or take others with --field NAME=FILE."

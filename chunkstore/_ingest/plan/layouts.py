@@ -93,8 +93,7 @@ def first_axes(
     """First axis per file and pick, shape (files, picks); None where an array has no dimension."""
     columns = []
     for pick in picks:
-        ndim = pick.leaf.ndim - len(pick.leaf.subshape)
-        if ndim < 1:
+        if pick.leaf.array_ndim < 1:
             return None
         columns.append(dims_of(inventory, pick, files)[:, 0])
     return np.stack(columns, axis=1) if columns else None
@@ -102,7 +101,7 @@ def first_axes(
 
 def dims_of(inventory: Inventory, pick: Pick, files: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Shapes of the pick's array in those files, shape (files, ndim); subarray dimensions left out."""
-    table = inventory.tables[pick.leaf.array, pick.leaf.ndim - len(pick.leaf.subshape)]
+    table = inventory.tables[pick.leaf.array, pick.leaf.array_ndim]
     return table.columns(files)["dims"]
 
 

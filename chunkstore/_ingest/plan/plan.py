@@ -13,7 +13,7 @@ from chunkstore._format.schema import Field
 from chunkstore._ingest.npy.arrays import ArrayKind, Place
 from chunkstore._ingest.npy.files import check_unchanged
 from chunkstore._ingest.npy.npz import Member
-from chunkstore._ingest.plan.columns import DEFLATED, NPY, Column, count_items, renumber, row_shapes
+from chunkstore._ingest.plan.columns import DEFLATED, NPY, Column, count_items, renumber
 from chunkstore._ingest.plan.scan import Skipped
 from chunkstore._ingest.plan.texts import Texts
 
@@ -81,7 +81,16 @@ class Plan:
         """Leading dimensions of each row of a field up to the last that varies: int64 [N, v]; [N, 0] where all rows are
         alike.
         """
-        return row_shapes(self.columns[number], self.fields[number], self.num_samples)
+        column, varying = self.columns[number], self.fields[number].varying
+        if column.shapes is not None:
+            return column.shapes[:, :varying]
+        if column.values is not None or varying == 0:
+            return np.zeros((self.num_samples, 0), np.int64)
+        dims = column.row_dims()[:, :varying]
+        if column.start is None:
+            return dims
+        bounds = np.clip(column.start, 0, self.num_samples)  # the first and last piece of a slice may be cut
+        return np.repeat(dims, np.diff(bounds), axis=0)
 
     def row_items(self, number: int) -> npt.NDArray[np.int64]:
         """Items of each row, int64 [N]; 1 where all rows are alike."""

@@ -123,7 +123,7 @@ class _Builder:
         axes = layouts.first_axes(self.inventory, picks, files)
         path = self.scan.file_path(int(files[0]))
         if axes is None:
-            flat = next(pick.leaf.label for pick in picks if pick.leaf.ndim - len(pick.leaf.subshape) < 1)
+            flat = next(pick.leaf.label for pick in picks if pick.leaf.array_ndim < 1)
             raise IngestError(
                 f"{path}: array {flat!r} has no dimension, so it has no rows. Take others with --field, or say "
                 "--layout files."

@@ -25,7 +25,7 @@ class Leaf:
         member: names from the structured dtype down to the member; empty for the array itself.
         dtype: of the elements, subarray dimensions taken off.
         subshape: those dimensions.
-        ndim: dimensions of the array, those included.
+        ndim: dimensions of the array and of the member.
     """
 
     array: str | None
@@ -33,6 +33,11 @@ class Leaf:
     dtype: np.dtype[Any]
     subshape: tuple[int, ...]
     ndim: int
+
+    @property
+    def array_ndim(self) -> int:
+        """Dimensions of the array, those of the member left out."""
+        return self.ndim - len(self.subshape)
 
     @property
     def label(self) -> str:
