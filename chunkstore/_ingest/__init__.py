@@ -5,7 +5,7 @@
       |  plan/planner           the steps that follow, one after another:
       |  plan/inventory         the header of each; npy/ is the one gate for the bytes of sources
       |  plan/uniform           or only the first header, where the others seem to be the same; checked at the copy
-      |  plan/layouts           which arrays make one sample (pairing, columns_layout), what `auto` chooses
+      |  plan/layouts           which arrays make one sample (pairing), what `auto` chooses
       |  plan/agree             do they fit each other; specs: `--field`, `--dtype`; row_shapes: what headers do not say
     plan/plan                   every sample, its fields, where each row is now (columns); nothing is written
       |  convert/arrangement    where each block goes, by arithmetic (coded: where chunks tell)

@@ -141,14 +141,12 @@ def _most_frequent(
 ) -> int:
     """Signature whose key most files have; the earliest file decides between equals."""
     total: Counter[Any] = Counter()
-    first: dict[Any, tuple[int, int]] = {}
-    for number, place, count in zip(numbers.tolist(), firsts.tolist(), counts.tolist(), strict=True):
+    first: dict[Any, int] = {}
+    for _, number, count in sorted(zip(firsts.tolist(), numbers.tolist(), counts.tolist(), strict=True)):
         if number in keys:
-            key = keys[number]
-            total[key] += count
-            first[key] = min(first.get(key, (place, number)), (place, number))
-    best = max(total, key=lambda key: (total[key], -first[key][0]))
-    return first[best][1]
+            total[keys[number]] += count
+            first.setdefault(keys[number], number)
+    return first[total.most_common(1)[0][0]]
 
 
 def _difference(

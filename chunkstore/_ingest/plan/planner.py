@@ -7,6 +7,7 @@ reads it, and says when the guess was wrong.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -16,16 +17,15 @@ import numpy.typing as npt
 from chunkstore._format.schema import check_fields
 from chunkstore._ingest.npy.casts import is_inexact
 from chunkstore._ingest.plan import layouts
-from chunkstore._ingest.plan.agree import Pick, Wanted, agree, take_column
+from chunkstore._ingest.plan.agree import Pick, Wanted, agree, make_pick, take_column
 from chunkstore._ingest.plan.columns import OBJECT, Column, cast_of, label_column, make_field, renumber
-from chunkstore._ingest.plan.columns_layout import whole_columns
 from chunkstore._ingest.plan.inventory import Inventory
 from chunkstore._ingest.plan.origin import describe_origin
 from chunkstore._ingest.plan.pairing import Pairing, find_pairings, stem
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.row_shapes import fill_shapes
 from chunkstore._ingest.plan.scan import Scan, count_text
-from chunkstore._ingest.plan.specs import DtypeArg, DtypeSpec, FieldArg, parse_dtypes, parse_fields
+from chunkstore._ingest.plan.specs import DtypeArg, DtypeSpec, FieldArg, Leaf, parse_dtypes, parse_fields
 from chunkstore._ingest.plan.texts import Texts
 from chunkstore._storage.names import natural_sort
 from chunkstore.errors import IngestError, SchemaError
@@ -89,7 +89,7 @@ class _Builder:
             pairing = pairing or self.best_pairing(files)
             named, keys = self.paired(pairing, by_role)
         elif choice.layout == "columns":
-            named, keys = whole_columns(self.inventory, files, self.wanted), None
+            named, keys = self.columns(files), None
         else:
             named, keys, files = self.by_file(choice.layout, files)
         self.wanted.dtypes.check_names(list(named))
@@ -185,6 +185,69 @@ class _Builder:
         number = {name: place for place, name in enumerate(classes)}
         named[LABEL] = label_column(np.fromiter((number[name] for name in names), np.int64, len(names)))
         self.attrs["class_names"] = {LABEL: classes}
+
+    def columns(self, files: npt.NDArray[np.int64]) -> dict[str, Column]:
+        """The array of each `.npy`, under the name of the file."""
+        found = self.whole_arrays(files)
+        named = {}
+        for field, source in (self.wanted.fields or {name: name for name in found}).items():
+            chosen = found.get(source) or found.get(stem(source))
+            if chosen is None:
+                names = ", ".join(map(repr, list(found)[:20]))
+                raise IngestError(f"--field {field}={source}: there is no such file; there are {names}.")
+            named[field] = self.whole_column(field, *chosen)
+        self.same_rows(named)
+        return named
+
+    def whole_arrays(self, files: npt.NDArray[np.int64]) -> dict[str, tuple[int, Leaf]]:
+        """What can be a field, and the number of its file: by the stem of the file, and `stem.member` for members of a
+        structured array.
+        """
+        found: dict[str, tuple[int, Leaf]] = {}
+        names = self.scan.names()
+        for place in files.tolist():
+            path = self.scan.file_path(place)
+            for leaf in self.inventory.leaves(self.inventory.signature_of[place]):
+                if leaf.array is not None:
+                    raise IngestError(
+                        f"{path}: --layout columns takes .npy files, each one a field. The arrays of an .npz have "
+                        "names already: convert it alone, with --layout rows."
+                    )
+                name = stem(names[place])
+                name = f"{name}.{leaf.label}" if leaf.member else name
+                if name in found:
+                    raise IngestError(
+                        f"{self.scan.file_path(found[name][0])} and {path} would both be the field {name!r}. Leave one "
+                        "of them out with --exclude."
+                    )
+                found[name] = place, leaf
+        return found
+
+    def whole_column(self, field: str, place: int, leaf: Leaf) -> Column:
+        path = self.scan.file_path(place)
+        if leaf.array_ndim < 1:
+            raise IngestError(
+                f"{path}: the array has no dimension, so it has no rows, which --layout columns needs. Leave the file "
+                "out with --exclude, or take others with --field NAME=FILE."
+            )
+        try:
+            pick = make_pick(field, leaf, self.wanted)
+        except IngestError as error:
+            raise IngestError(f"{path}: {error}") from None
+        return take_column(self.inventory, pick, np.array([place]), rows=True)
+
+    def same_rows(self, named: dict[str, Column]) -> None:
+        """Refuse files of different numbers of rows: the one that differs from most is named."""
+        lengths = {field: int(column.dims[0, 0]) for field, column in named.items()}
+        usual = Counter(lengths.values()).most_common(1)[0][0]
+        odd = next((field for field, length in lengths.items() if length != usual), None)
+        if odd is not None:
+            other = next(field for field, length in lengths.items() if length == usual)
+            paths = [self.scan.file_path(int(named[field].file[0])) for field in (odd, other)]
+            raise IngestError(
+                f"{paths[0]}: --layout columns: it has {lengths[odd]:,} rows, {paths[1]} has {usual:,}. Take those "
+                "that belong together with --field NAME=FILE."
+            )
 
     def best_pairing(self, files: npt.NDArray[np.int64]) -> Pairing:
         numbers, paths = files.tolist(), self.scan.names()
