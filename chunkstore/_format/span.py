@@ -31,7 +31,7 @@ def spanning(pieces: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], ND
         (array, read-only, of as many bytes as the addresses span; places, shape (pieces,)). The array begins at a
         multiple of 4096 if all pieces do.
     """
-    addresses = [int(piece.__array_interface__["data"][0]) for piece in pieces]
+    addresses = [piece.ctypes.data for piece in pieces]
     low = min(addresses)
     high = max(address + piece.nbytes for address, piece in zip(addresses, pieces, strict=True))
     memory: NDArray[Any] = np.asarray(_Memory(low, high - low, list(pieces)))

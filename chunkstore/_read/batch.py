@@ -179,15 +179,8 @@ def empty_items(field: Field, num_items: int) -> NDArray[Any]:
 def aligned_bytes(nbytes: int) -> NDArray[np.uint8]:
     """Memory that begins at a multiple of 64; `pread` into any other is half as fast."""
     memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -address_of(memory) % _ALIGNMENT
+    start = -memory.ctypes.data % _ALIGNMENT  # `__array_interface__` ends the process where there is no memory
     return memory[start : start + nbytes]
-
-
-def address_of(memory: NDArray[Any] | memoryview) -> int:
-    """Where in memory an array, or a view that is not empty, begins."""
-    array = np.frombuffer(memory, np.uint8) if isinstance(memory, memoryview) else memory
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def checked_out(field: Field, out: Any, num_rows: int) -> NDArray[Any]:

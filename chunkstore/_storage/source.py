@@ -430,9 +430,9 @@ class MmapSource(PreadSource):
         return memoryview(mapped)[offset : offset + nbytes]
 
     def close(self) -> None:
-        # The map is not closed but dropped: `mmap.close` would fail while views are alive.
-        super().close()
-        self._views = self._map = None
+        # The map is not closed but dropped: `mmap.close` would fail while views are alive. Not by `super()`, which
+        # takes memory: this is how an error lets go of the file when there is none.
+        self._file = self._views = self._map = None
 
     def _advisable_map(self) -> mmap.mmap | None:
         return self._map
