@@ -110,8 +110,9 @@ class FakeDriver:
     def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
         assert self.current is self.copies
         if destination.nbytes:
-            into, out_of = raw(destination), raw(source)
-            self.copies.issue(lambda: np.copyto(into, out_of))
+            into, out_of, held = raw(destination), raw(source), [source.untyped_storage()]
+            # As torch's allocator of pinned memory: what is let go in the middle of a copy is not given away.
+            self.copies.issue(lambda: (np.copyto(into, out_of), held.clear()))
 
     def record(self) -> threading.Event:
         event = threading.Event()

@@ -16,13 +16,12 @@ import chunkstore
 
 torch = pytest.importorskip("torch")
 
-import torch_containers as containers  # noqa: E402
 from fake_device import FakeDriver, raw  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
 from chunkstore._torch import transfer  # noqa: E402
 from chunkstore._torch.transfer import Staging  # noqa: E402
-from chunkstore.torch import Dataset, Loader, RaggedTensors, prefetch  # noqa: E402
+from chunkstore.torch import Dataset, Loader, prefetch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 N = 96
@@ -261,48 +260,6 @@ def test_close_in_full_flight(path: str, drivers: list[FakeDriver], static: bool
     assert driver.num_pinned > 4
 
 
-def test_errors_leave_the_ring_whole(path: str, drivers: list[FakeDriver]) -> None:
-    """A transform or device_transform that fails leaves its slot and its static set to the next iteration."""
-    drivers.append(driver := FakeDriver(0))
-    broken = True
-
-    def fail(batch: Any) -> Any:
-        if broken:
-            raise LookupError("no")
-        return batch
-
-    for options in ({"transform": fail}, {"batch_transform": fail}):
-        broken = True
-        loader = staged_loader(path, driver, static=True, **options)  # type: ignore[arg-type]
-        for _ in range(10):
-            with pytest.raises(LookupError):
-                list(loader)
-        broken = False
-        loader.set_epoch(0)
-        assert train(loader, driver) == 0
-
-
-def test_ragged_rows_and_texts(tmp_path: Path, drivers: list[FakeDriver]) -> None:
-    """Ragged values, offsets and nested tensors go to the device; texts stay; buffers grow with the batches."""
-    drivers.append(driver := FakeDriver(0.001))
-    file = containers.ragged(tmp_path / "a.cks")
-    for mode in ("offsets", "nested", "list", "pad"):
-        loader = staged_loader(file, driver, ragged=mode, fields=["tokens", "text", "label"])
-        expected = iter(Loader(file, BATCH, ragged=mode, fields=["tokens", "text", "label"]))
-        for batch in loader:
-            assert driver.record().wait(30)
-            wanted = next(expected)
-            assert batch["text"] == wanted["text"]
-            have, want = batch["tokens"], wanted["tokens"]
-            if mode == "nested":
-                have, want = have.unbind(), want.unbind()
-            if mode == "offsets":
-                assert isinstance(have, RaggedTensors)
-            for left, right in zip(have, want, strict=True):
-                assert left is right is None or torch.equal(left, right)
-        loader.close()
-
-
 def test_inference_mode_of_the_user(path: str, drivers: list[FakeDriver]) -> None:
     """An epoch in inference mode, then one outside: what is kept between them can still be written, without threads."""
     drivers.append(driver := FakeDriver(0))
@@ -436,34 +393,18 @@ def test_cuda_device_transform(large_path: str) -> None:
 
     def decode(batch: Any) -> Any:
         streams.add(torch.cuda.current_stream().cuda_stream)
-        return {"x": batch["x"].float() / 255, "label": batch["label"]}
+        return {"x": batch["x"].float() / 256, "label": batch["label"]}
 
     with Loader(large_path, 16, shuffle=True, device="cuda", device_transform=decode) as loader:
         for _ in range(3):
             for batch in loader:
                 torch.cuda._sleep(1_000_000)
-                wrong.append((batch["x"] != (batch["label"] / 255)[:, None]).sum())
+                wrong.append((batch["x"] != (batch["label"] / 256)[:, None]).sum())
                 assert batch["x"].is_cuda
                 del batch
     assert int(sum(wrong)) == 0
     assert len(streams) == 1
     assert torch.cuda.current_stream().cuda_stream not in streams
-
-
-@pytest.mark.needs_cuda
-@pytest.mark.parametrize("mode", ["offsets", "nested", "list", "pad"])
-def test_cuda_ragged(tmp_path: Path, mode: Any) -> None:
-    """Every form of a ragged field arrives on the device with its values."""
-    file = containers.ragged(tmp_path / "a.cks")
-    options: Any = {"ragged": mode, "fields": ["tokens", "text"]}
-    with Loader(file, 16, device="cuda", **options) as loader, Loader(file, 16, **options) as expected:
-        for batch, wanted in zip(loader, expected, strict=True):
-            assert batch["text"] == wanted["text"]
-            have, want = batch["tokens"], wanted["tokens"]
-            if mode == "nested":
-                have, want = have.unbind(), want.unbind()
-            for left, right in zip(have, want, strict=True):
-                assert left is right is None or (left.is_cuda and torch.equal(left.cpu(), right))
 
 
 @pytest.mark.needs_cuda
@@ -502,20 +443,30 @@ def test_cuda_dataloader_pin_memory(large_path: str) -> None:
 
 
 @pytest.mark.needs_cuda
-def test_cuda_loading_hides_behind_compute(large_path: str) -> None:
-    """A step of 5 ms on the device is hardly longer with loading than without, measured in one run."""
+def test_cuda_copies_do_not_wait_for_compute(large_path: str) -> None:
+    """While one kernel keeps the user's stream busy for a second, all batches that are made ahead arrive."""
+    arrived = []
 
-    def step() -> None:
-        torch.cuda._sleep(8_000_000)
+    def note(batch: Any) -> Any:
+        arrived.append(torch.cuda.Event())
+        arrived[-1].record()
+        return batch
 
-    with Loader(large_path, 16, shuffle=True, device="cuda") as loader:
-        times = {}
-        for name in ("alone", "both", "alone again"):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(5):
-                for _ in loader if name == "both" else range(16):
-                    step()
-            torch.cuda.synchronize()
-            times[name] = time.perf_counter() - start
-    assert times["both"] < 1.1 * max(times["alone"], times["alone again"])
+    with Loader(large_path, 16, device="cuda", prefetch=3, device_transform=note) as loader:
+        for _ in loader:  # memory is taken, which may wait for kernels
+            pass
+        torch.cuda.synchronize()
+        arrived.clear()
+        batches = iter(loader)
+        next(batches)
+        torch.cuda._sleep(2_000_000_000)
+        busy = torch.cuda.Event()
+        busy.record()
+        stop = time.monotonic() + 60
+        while len(arrived) < 4 and time.monotonic() < stop:
+            time.sleep(0.001)
+        for event in arrived[:4]:
+            event.synchronize()
+        assert not busy.query()
+        assert len(arrived) >= 4
+        torch.cuda.synchronize()

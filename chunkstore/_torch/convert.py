@@ -223,13 +223,22 @@ def _same_mapping(tree: Mapping[str, Any], mapped: dict[str, Any]) -> Any:
 
 def num_bytes(tree: Any) -> int:
     """Bytes of all tensors of a tree."""
-    if type(tree) is dict and all(type(value) is torch.Tensor and not value.is_nested for value in tree.values()):
-        return sum(value.nbytes for value in tree.values())
+    if type(tree) is dict and all(type(value) is torch.Tensor for value in tree.values()):
+        return sum(map(_num_bytes_of, tree.values()))
     total = 0
 
     def add(tensor: torch.Tensor) -> None:
         nonlocal total
-        total += tensor.values().nbytes if tensor.is_nested else tensor.nbytes
+        total += _num_bytes_of(tensor)
 
     map_tensors(tree, add)
     return total
+
+
+def _num_bytes_of(tensor: torch.Tensor) -> int:
+    parts = (tensor,)
+    if tensor.is_nested:
+        parts = (tensor.values(),)
+    elif tensor.layout is torch.sparse_coo:
+        parts = (tensor._indices(), tensor._values())
+    return sum(part.nbytes for part in parts)

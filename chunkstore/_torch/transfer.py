@@ -81,8 +81,8 @@ class Host(Transfer):
             return np.ndarray(shape, dtype, owners[-1].numpy())
 
         def deliver(tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.is_nested:
-                return _map_nested(tensor, deliver)
+            if tensor.layout is not torch.strided or tensor.is_nested:
+                return _map_parts(tensor, deliver)
             owner = _owner_of(tensor, owners)
             return _pinned(tensor) if owner is None else _part_of(owner, tensor)
 
@@ -358,8 +358,8 @@ class Staging(Transfer, Generic[Event]):
             nonlocal count
             if tensor.device.type != "cpu":
                 return tensor
-            if tensor.is_nested:
-                return _map_nested(tensor, move)
+            if tensor.layout is not torch.strided or tensor.is_nested:
+                return _map_parts(tensor, move)
             place, shape = count, tuple(tensor.shape)
             count += 1
             destination = (
@@ -378,8 +378,10 @@ class Staging(Transfer, Generic[Event]):
         return sent.batch
 
     def _keep(self, tensor: torch.Tensor) -> None:
-        for part in (tensor.values(), tensor.offsets()) if tensor.is_nested else (tensor,):
-            self._driver.keep(part)
+        jagged = tensor.layout is torch.jagged
+        for part in (tensor.values(), tensor.offsets(), tensor.lengths()) if jagged else (tensor,):
+            if part is not None:
+                self._driver.keep(part)
 
     def release(self) -> None:
         if self._received is not None:
@@ -410,9 +412,21 @@ def _array_as_tensor(leaf: Any) -> Any:
     return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc" else leaf
 
 
-def _map_nested(tensor: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    values, offsets = function(tensor.values()), function(tensor.offsets())
-    return torch.nested.nested_tensor_from_jagged(values, offsets=offsets)
+def _map_parts(tensor: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """A jagged tensor of which each part is replaced; also one whose rows have gaps, or vary in another dimension.
+
+    Raises:
+        TypeError: its parts are not tensors as others are.
+    """
+    if tensor.layout is not torch.jagged:
+        kind = f"a {'nested ' * tensor.is_nested}tensor of layout {tensor.layout}"
+        raise TypeError(f"{kind} cannot go by way of pinned memory: make it dense, or nested and jagged")
+    parts = {"offsets": function(tensor.offsets())}
+    if (lengths := tensor.lengths()) is not None:
+        parts["lengths"] = function(lengths)
+    if (dim := tensor._ragged_idx) != 1:
+        parts["jagged_dim"] = dim
+    return torch.nested.nested_tensor_from_jagged(function(tensor.values()), **parts)
 
 
 def as_device(device: Any) -> torch.device:
