@@ -41,6 +41,13 @@ ENDINGS = {
         0,
         None,  # its ClosedError; how much of that is printed before the end is chance
     ),
+    "exit from another thread's loop without threads": (
+        "loader = Loader(sys.argv[1], 1, batch_transform=busy, prefetch=0)\n"
+        + RUN
+        + "threading.Thread(target=run, daemon=True).start(); time.sleep(0.2)",
+        0,
+        "",
+    ),
     "a transform that raises": (
         "loader.dataset.batch_transform = lambda b: b['nope']\nfor batch in loader: pass",
         1,

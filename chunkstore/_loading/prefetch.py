@@ -71,7 +71,7 @@ class _Shared(Generic[Task, Result]):
         self.make = make
         self.num_forks = _num_forks
         self.threads: list[threading.Thread] = []
-        self.started = threading.Event()  # `threads` are all there are: at exit one may run before it is among them
+        self.making = threading.RLock()  # held by the user's own thread while it makes a result, without threads
         self.results: dict[int, tuple[Result | _Failure, float]] = {}  # number -> (result, seconds it took)
         self.stopped = False
         self._ready: SimpleQueue[None] = SimpleQueue()  # a token for each result that was put, or a reason to look
@@ -173,7 +173,8 @@ class Ring(Generic[Task, Result]):
 
     An exception in `make` or `tasks` is raised by the `next()` that would have given the result, after all results
     before it; then the ring is closed. Threads stop when the tasks end, at `close()`, when the ring is collected, and
-    at the exit of the interpreter, which waits for the calls of `make` that are under way. After a fork the child
+    at the exit of the interpreter, which waits for the calls of `make` that are under way, also inside `next()` of a
+    daemon thread, which then goes no further. After a fork the child
     has no threads: it must make a ring of its own. Take results from one thread at a time.
     """
 
@@ -184,25 +185,22 @@ class Ring(Generic[Task, Result]):
         self._inline = depth == 0
         self._ended = False
         self.make_seconds = 0.0
-        if self._inline:
-            self._shared.started.set()
-        else:
-            self._start(min(threads, depth))
+        self._start(min(threads, depth))
 
     def _start(self, num_threads: int) -> None:
         shared = self._shared
         try:
             _RUNNING.add(shared)
-            if _exiting:  # looked at last: an exit that begins now finds the ring
+            # Looked at last: an exit that begins now finds the ring.
+            if _exiting and (num_threads or threading.current_thread().daemon):
                 raise ClosedError("the interpreter is exiting; no new iteration can begin")
             for number in range(num_threads):
                 # Daemons: otherwise the interpreter would wait for them before it tells anybody that it exits.
                 thread = threading.Thread(target=_work, args=(shared,), name=f"chunkstore-loader-{number}", daemon=True)
-                thread.start()
+                # First: who stops the ring must find all that may run. One that starts later finds the ring stopped.
                 shared.threads.append(thread)
-            shared.started.set()
+                thread.start()
         except BaseException:
-            shared.started.set()
             self.close()
             _end_daemon()
             raise
@@ -236,16 +234,18 @@ class Ring(Generic[Task, Result]):
         return result
 
     def check_process(self) -> None:
-        """Raise RuntimeError in a forked child, which has none of the threads."""
+        """Raise RuntimeError in a forked child, which has none of the threads; let no daemon thread on at exit."""
         if self._shared.num_forks != _num_forks:
             raise RuntimeError("a loader's iteration cannot go on in a forked process; begin one there with iter()")
+        _end_daemon()
 
     def _make_one(self) -> None:
-        try:
-            _work_once(self._shared)
-        except BaseException:
-            self.close()  # interrupted outside `make`: the task is lost, and nobody must wait for its result
-            raise
+        with self._shared.making:
+            try:
+                _work_once(self._shared)
+            except BaseException:
+                self.close()  # interrupted outside `make`: the task is lost, and nobody must wait for its result
+                raise
 
     def close(self) -> None:
         """Stop the threads and wait until they have ended; results not taken are dropped. Idempotent."""
@@ -314,9 +314,9 @@ def _stop(shared: _Shared[Any, Any], patience_seconds: float | None) -> None:
     deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
     if threading.current_thread() in shared.threads:
         return
-    shared.started.wait(patience_seconds)
     for thread in shared.threads:
-        thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():  # not before it has started: what `join` demands
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
     shared.results.clear()  # what was put meanwhile
     if not any(thread.is_alive() for thread in shared.threads):
         _RUNNING.discard(shared)
@@ -347,6 +347,8 @@ def _stop_all() -> None:
             shared.stop()
     for shared in list(_RUNNING):
         _stop(shared, None)
+        if shared.num_forks == _num_forks:
+            shared.making.acquire()  # and no call of `make` begins any more
 
 
 atexit.register(_stop_all)

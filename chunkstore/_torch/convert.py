@@ -236,7 +236,7 @@ def num_bytes(tree: Any) -> int:
 
 
 def _num_bytes_of(tensor: torch.Tensor) -> int:
-    parts = (tensor,)
+    parts: tuple[torch.Tensor, ...] = (tensor,)
     if tensor.is_nested:
         parts = (tensor.values(),)
     elif tensor.layout is torch.sparse_coo:

@@ -234,8 +234,7 @@ class Loader:
         device: where batches are delivered; default and "cpu": in host memory. With CUDA, batches are gathered into
             pinned buffers, copied on a stream of the loader's own, and ordered before the work of the stream that is
             current when they are taken.
-        prefetch: batches ready or in the making while the user is busy. 0: no threads, all is done in `next()`, which
-            then is no call for a daemon thread: torch aborts a process that ends while one is inside it. Small
+        prefetch: batches ready or in the making while the user is busy. 0: no threads, all is done in `next()`. Small
             batches in host memory without transforms are made up to 16 at a time, up to 2 MiB, and count as one.
         threads: that make batches. Default, without transforms: 2 where at least 512 KiB a field are read at a time
             (1.3 to 1.6 times the speed of one) and for a container behind a URL; else 1. More can pay for cold data,

@@ -294,6 +294,36 @@ def test_a_forked_child_is_told_to_make_its_own() -> None:
     ring.close()
 
 
+@pytest.mark.parametrize("place", ["behind it", "in the middle"])
+def test_interrupted_while_a_thread_starts(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Ctrl-C when `start()` returns: the ring waits for that thread. In the middle of it: the thread makes nothing."""
+    start, made = threading.Thread.start, []
+
+    def make(task: int) -> None:
+        made.append(task)
+        time.sleep(0.2)
+
+    def interrupted(self: threading.Thread) -> None:
+        if place == "in the middle":  # the signal comes before the thread's sign of life
+            raise KeyboardInterrupt
+        start(self)
+        wait_until(lambda: len(made) == 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    running = set(prefetch._RUNNING)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Ring(range(1000), make, depth=2)
+    assert loader_threads() == []
+    assert running == prefetch._RUNNING
+    monkeypatch.undo()
+    if place == "in the middle":
+        ring = next(each.frame.f_locals["shared"] for each in caught.traceback if "shared" in each.frame.f_locals)
+        ring.threads[0].start()
+        ring.threads[0].join()
+    assert len(made) == (place == "behind it")
+
+
 def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the system gives no second thread, the first one is stopped and the error comes at once."""
     start, started = threading.Thread.start, []
