@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import pickle
 import socket
 import time
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_every_sample_once(path: str, shuffle: Any, drop_last: bool) -> None:
     assert len(batches) == len(sampler) == (3 if drop_last else 4)
     seen = [i for batch in batches for i in batch]
     assert len(set(seen)) == len(seen) == (96 if drop_last else N)
+
+
+def test_a_copy_in_the_middle_of_an_epoch() -> None:
+    """A sampler that is being iterated pickles, and begins the next epoch as the first one does."""
+    sampler = BatchSampler(N, 32, shuffle=True)
+    batches = iter(sampler)
+    next(batches)
+    copied = pickle.loads(pickle.dumps(sampler))
+    assert len(list(batches)) == 3
+    assert list(copied) == list(sampler)
 
 
 def test_blocks_are_the_shards(path: str) -> None:

@@ -29,6 +29,11 @@ class Epochs:
         """The epoch that runs, or the one that comes next where none runs."""
         return self._cursor().epoch
 
+    @property
+    def num_left(self) -> int:
+        """Batches of the current iteration that were not delivered yet."""
+        return self.order.num_batches(self._running.samples_seen) - self._num_delivered
+
     def begin(self) -> Iterator[IntArray]:
         """Start the next iteration and return its batches of sample ids."""
         epoch, start = self._running = self._upcoming()

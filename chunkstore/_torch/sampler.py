@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sized
-from typing import Any
+from typing import Any, Self
 
 import torch.distributed
 from torch.utils.data import Sampler
 
 from chunkstore._loading.epochs import Epochs
-from chunkstore._loading.permutation import IntArray
 from chunkstore._loading.source import Pad, Shuffle, make_order
 from chunkstore._read.reader import Reader
 from chunkstore._torch.dataset import Dataset
@@ -109,14 +108,7 @@ class BatchSampler(Sampler[list[int]]):
         """The batches of the next epoch, or of the rest of one after `load_state_dict`. Ends an iteration before."""
         self._ranks.check()
         self._num_iterations += 1
-        return self._batches(self._epochs.begin(), self._num_iterations)
-
-    def _batches(self, batches: Iterator[IntArray], iteration: int) -> Iterator[list[int]]:
-        for batch in batches:
-            if iteration != self._num_iterations:
-                raise RuntimeError("this iteration of the BatchSampler was ended by a newer one")
-            self._epochs.deliver()
-            yield batch.tolist()
+        return _Iteration(self)
 
     @property
     def epoch(self) -> int:
@@ -144,3 +136,33 @@ class BatchSampler(Sampler[list[int]]):
             StateError: the state is that of another data set or order; nothing was changed.
         """
         self._epochs.load_state(state)
+
+
+class _Iteration:
+    """The batches of one epoch; its state, which torchdata keeps beside the sampler's, says whether they have ended.
+
+    That state is the begin of the next epoch, where torchdata first makes the iterator anew that had ended, and takes
+    some batches from it ahead: they would count as begun, and the iteration that is really used would skip an epoch.
+    """
+
+    def __init__(self, sampler: BatchSampler) -> None:
+        self._sampler = sampler
+        self._number = sampler._num_iterations
+        self._batches = sampler._epochs.begin()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> list[int]:
+        batch: list[int] = next(self._batches).tolist()
+        if self._number != self._sampler._num_iterations:
+            raise RuntimeError("this iteration of the BatchSampler was ended by a newer one")
+        self._sampler._epochs.deliver()
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ended": not self._sampler._epochs.num_left}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["ended"]:
+            self._batches = iter(())
