@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._loading.recycle import Recycler
-from chunkstore._read.reader import Reader
-from chunkstore._read.select import Selection
+from chunkstore._loading.source import Rows, chosen_fields
+from chunkstore._read.reader import Reader, check_known
 from chunkstore.errors import MissingExtraError
 
 __all__ = ["batch", "column"]
@@ -36,12 +36,13 @@ def column(reader: Reader, name: str) -> Any:
         name: a field of fixed shape, of numbers.
     Raises:
         ValueError: no such field, or its rows differ in size.
-        TypeError: JAX has no such dtype.
+        TypeError: no reader, or JAX has no such dtype.
         CorruptError: a chunk is not what was written.
     """
     jax = _jax()
-    if name not in reader.fields:
-        raise ValueError(f"name: {reader.path} has no field {name!r}; there are {', '.join(map(repr, reader.fields))}")
+    if not isinstance(reader, Reader):
+        raise TypeError(f"reader: expected a Reader, as chunkstore.open gives, found {type(reader).__name__}")
+    check_known([name], reader.fields, reader.path, "name")
     _check(reader, name)
     array = reader._exportable(name)
     cpu = jax.devices("cpu")[0]
@@ -51,9 +52,7 @@ def column(reader: Reader, name: str) -> Any:
     return jax.dlpack.from_dlpack(array)
 
 
-def batch(
-    reader: Reader | Selection, indices: Any, *, fields: Sequence[str] | None = None, device: Any = None
-) -> dict[str, Any]:
+def batch(reader: Rows, indices: Any, *, fields: Sequence[str] | None = None, device: Any = None) -> dict[str, Any]:
     """Samples as a dict of `jax.Array`s of shape (B, *row_shape).
 
     Args:
@@ -66,15 +65,15 @@ def batch(
         TypeError: JAX has no such dtype.
     """
     jax = _jax()
-    names = list(reader.fields) if fields is None else list(fields)
-    known = reader.fields
+    if not isinstance(reader, Rows):
+        raise TypeError(f"reader: expected a Reader or Selection, found {type(reader).__name__}")
+    names = chosen_fields(reader, fields)
     for name in names:
-        if name in known:
-            _check(reader, name)
+        _check(reader, name)
     num_rows = len(indices) if hasattr(indices, "__len__") and np.asarray(indices).dtype != bool else None
     out = {}
     if num_rows is not None:
-        fixed = [known[name] for name in names if name in known and known[name].item_nbytes]
+        fixed = [reader.fields[name] for name in names if reader.fields[name].item_nbytes]
         out = {field.name: _aligned((num_rows, *field.item_shape), field.numpy_dtype) for field in fixed}
     arrays = reader.batch(indices, fields=names, out=out)
     return {name: jax.device_put(arrays[name], device) for name in names}
@@ -85,7 +84,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     return Recycler(1).empty("", shape, dtype)
 
 
-def _check(reader: Reader | Selection, name: str) -> None:
+def _check(reader: Rows, name: str) -> None:
     field = reader.fields[name]
     where = f"{reader.path}: field {name!r}"
     if field.is_string or field.numpy_dtype.kind in "SUMm":

@@ -193,6 +193,12 @@ def test_jax_batch(path: str) -> None:
         column(reader, "imag")
     with pytest.raises(ValueError, match="no field 'imag'"):
         batch(reader, [1], fields=["imag"])
+    with pytest.raises(TypeError, match=r"fields: expected a sequence of names, found one text; use \['label'\]"):
+        batch(reader, [1], fields="label")
+    with pytest.raises(TypeError, match=r"reader: expected a Reader, .*found Selection"):
+        column(reader.select([1]), "label")
+    with pytest.raises(TypeError, match="reader: expected a Reader or Selection, found str"):
+        batch(path, [1])
 
 
 def test_jax_bfloat16(tmp_path: Path) -> None:

@@ -332,6 +332,7 @@ def test_fixed_length_refuses(path: str, options: dict[str, Any], match: str) ->
         ({"prefetch": -1}, ValueError, "prefetch: expected 0"),
         ({"device": "GPU:77"}, ValueError, "device: TensorFlow sees no 'GPU:77'; it has .*CPU:0"),
         ({"device": "a b/"}, ValueError, "device: expected a name"),
+        ({"device": 0}, ValueError, "device: expected a name such as 'GPU:0', found 0"),
         ({"verify": "never"}, ValueError, "verify: expected"),
     ],
 )

@@ -119,6 +119,8 @@ class Column:
             return f"TensorFlow has no bitcast to {field.dtype}"
         if reader.backend != "mmap":
             return "the container is read by pread, not mapped"
+        if not len(reader):
+            return "the container has no samples"
         extent = reader._extent(self.name)
         if extent is None or not extent[1]:
             return "it is not one extent (repack makes it one)" if extent is None else "it has no bytes"

@@ -228,7 +228,7 @@ def _options(shard: tuple[int, int] | None) -> Any:
 def _on_device(made: Any, device: str, buffer_size: int) -> Any:
     try:
         name = tf.DeviceSpec.from_string(device if device.startswith("/") else f"/{device}")
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"device: expected a name such as 'GPU:0', found {device!r}") from error
     kind, index = (name.device_type or "").upper(), name.device_index or 0
     found = [each.name for each in tf.config.list_logical_devices()]
