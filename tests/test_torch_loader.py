@@ -726,5 +726,7 @@ def test_prefetch_passes_errors_on() -> None:
         break
     with pytest.raises(TypeError, match="loader: expected an iterable"):
         prefetch(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="device_transform: expected a function, found int"):
+        prefetch([], device_transform=5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="depth"):
         prefetch([], depth=0)

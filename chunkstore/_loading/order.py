@@ -37,8 +37,6 @@ from chunkstore._loading.permutation import (
 )
 from chunkstore.errors import StateError
 
-__all__ = ["ALGORITHM", "MAX_NUM_SAMPLES", "STATE_VERSION", "Cursor", "Order", "Permutation"]
-
 STATE_VERSION: Final = 1
 _MAX_STATE_TEXT: Final = 256  # keeps a state below 1 kB
 

@@ -64,9 +64,6 @@ class Recycler:
         with self._lock:
             self._pools.clear()
 
-    def __reduce__(self) -> tuple[type[Recycler], tuple[int]]:
-        return Recycler, (self._limit,)
-
 
 class _Pool:
     """Backing arrays of one name, and where in each of them the first aligned byte is."""

@@ -26,7 +26,7 @@ from chunkstore._storage.source import Backend, cold_reads
 from chunkstore._torch.convert import RaggedMode, num_bytes
 from chunkstore._torch.dataset import Dataset, Transform
 from chunkstore._torch.sampler import Ranks
-from chunkstore._torch.transfer import Blocking, CudaDriver, Host, Staging, Transfer, as_device
+from chunkstore._torch.transfer import Transfer, as_device, transfer_to
 
 _SHOWN_SAMPLES: Final = 4
 # Small batches cost more to ask for and to hand over than to read: so many are made at a time. Measured on rows of
@@ -302,7 +302,14 @@ class Loader:
             order = make_order(self.dataset.reader, len(self.dataset), **sized, **shuffled, **self._ranks.options())
             plain = _is_plain(self.dataset) and device_transform is None
             self._threads = threads or 2
-            self._transfer = _make_transfer(self, device_transform, static_buffers, pin_memory)
+            self._transfer = transfer_to(
+                self.device,
+                device_transform,
+                threads=self._threads,
+                num_batches=self._prefetch + self._threads + 2,
+                num_fixed=self._prefetch + 1 if static_buffers else 0,
+                pin_memory=pin_memory,
+            )
             if threads is None:
                 self._threads = _num_threads(self.dataset, order.batch_size, self._transfer) if plain else 1
         except BaseException:
@@ -422,17 +429,3 @@ def _num_threads(dataset: Dataset, batch_size: int, transfer: Transfer) -> int:
 
 def _joined(run: list[IntArray]) -> IntArray:
     return run[0] if len(run) == 1 else np.concatenate(run)
-
-
-def _make_transfer(loader: Loader, transform: Transform | None, static_buffers: bool, pin_memory: bool) -> Transfer:
-    if transform is not None and not callable(transform):
-        raise TypeError(f"device_transform: expected a function, found {type(transform).__name__}")
-    if pin_memory and not torch.cuda.is_available():
-        raise RuntimeError(f"pin_memory=True: torch {torch.__version__} sees no CUDA device; use pin_memory=False")
-    device, prefetch, threads = loader.device, loader._prefetch, loader._threads
-    if device.type == "cuda":
-        num_fixed = prefetch + 1 if static_buffers else 0
-        return Staging(CudaDriver(device), num_slots=threads + 1, num_fixed=num_fixed, device_transform=transform)
-    if device.type == "cpu":
-        return Host(prefetch + threads + 2, pin_memory=pin_memory, transform=transform)
-    return Blocking(Host(prefetch + threads + 2), device, transform)

@@ -11,7 +11,7 @@ from chunkstore._loading.permutation import checked_int
 from chunkstore._loading.prefetch import Ring
 from chunkstore._torch.dataset import Transform
 from chunkstore._torch.loader import MAX_PREFETCH
-from chunkstore._torch.transfer import Blocking, CudaDriver, Host, Staging, Transfer, as_device
+from chunkstore._torch.transfer import Transfer, as_device, transfer_to
 
 
 class PrefetchIterator:
@@ -43,13 +43,7 @@ class Prefetch:
         self._loader = loader
         self._depth = depth
         self.device = device
-        self._transfer: Transfer
-        if device.type == "cuda":
-            self._transfer = Staging(CudaDriver(device), num_slots=2, device_transform=transform)
-        elif device.type == "cpu":
-            self._transfer = Host(0, transform=transform)
-        else:
-            self._transfer = Blocking(Host(0), device, transform)
+        self._transfer = transfer_to(device, transform, threads=1, num_batches=0)
 
     def __iter__(self) -> PrefetchIterator:
         self._transfer.reset()
@@ -85,7 +79,7 @@ def prefetch(
         An iterable, each `iter()` of which iterates the loader once; with the loader's length and attributes. Batches
         are fresh device tensors, the user's to keep.
     Raises:
-        TypeError: the loader is not iterable.  RuntimeError: no such device here.
+        TypeError: the loader is not iterable, or device_transform no function.  RuntimeError: no such device here.
     """
     if not isinstance(loader, Iterable):
         raise TypeError(f"loader: expected an iterable of batches, found {type(loader).__name__}")

@@ -429,6 +429,34 @@ def _map_parts(tensor: torch.Tensor, function: Callable[[torch.Tensor], torch.Te
     return torch.nested.nested_tensor_from_jagged(function(tensor.values()), **parts)
 
 
+def transfer_to(
+    device: torch.device,
+    transform: Transform | None,
+    *,
+    threads: int,
+    num_batches: int,
+    num_fixed: int = 0,
+    pin_memory: bool = False,
+) -> Transfer:
+    """The last stage on the way to a device, for so many threads.
+
+    Args:
+        num_batches: in host memory, whose memory is used again.
+        num_fixed: as of `Staging`.
+    Raises:
+        TypeError: the transform is no function.  RuntimeError: memory cannot be pinned without a GPU.
+    """
+    if transform is not None and not callable(transform):
+        raise TypeError(f"device_transform: expected a function, found {type(transform).__name__}")
+    if pin_memory and not torch.cuda.is_available():
+        raise RuntimeError(f"pin_memory=True: torch {torch.__version__} sees no CUDA device; use pin_memory=False")
+    if device.type == "cuda":
+        return Staging(CudaDriver(device), num_slots=threads + 1, num_fixed=num_fixed, device_transform=transform)
+    if device.type == "cpu":
+        return Host(num_batches, pin_memory=pin_memory, transform=transform)
+    return Blocking(Host(num_batches), device, transform)
+
+
 def as_device(device: Any) -> torch.device:
     """A device that this machine has, CUDA ones with their index.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 from typing import Any
 
@@ -119,14 +118,6 @@ def test_without_reference_counts_every_array_is_fresh(monkeypatch: pytest.Monke
     monkeypatch.setattr(recycle, "_COUNTS_ARE_EXACT", False)
     recycler = Recycler(2)
     assert recycler.empty("x", (1000,), U8).base is None
-
-
-def test_pickles_without_its_memory() -> None:
-    """In another process it starts empty."""
-    recycler = Recycler(2)
-    recycler.empty("x", (1000,), U8)
-    assert len(pickle.dumps(recycler)) < 200
-    assert pickle.loads(pickle.dumps(recycler)).empty("x", (10,), U8).shape == (10,)
 
 
 @settings(max_examples=60)
