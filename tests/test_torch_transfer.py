@@ -408,10 +408,12 @@ def test_cuda_device_transform(large_path: str) -> None:
 
 
 @pytest.mark.needs_cuda
-def test_cuda_pinned_host_batches(large_path: str) -> None:
-    """pin_memory=True: pinned tensors whose asynchronous copies survive dropping them at once."""
+@pytest.mark.parametrize("start", [0, 4])
+def test_cuda_pinned_host_batches(large_path: str, start: int) -> None:
+    """pin_memory=True: pinned tensors, also parts of a batch, whose copies survive dropping them at once."""
     wrong = []
-    with Loader(large_path, 16, shuffle=True, pin_memory=True) as loader:
+    dataset = Dataset(large_path, batch_transform=lambda batch: {name: batch[name][start:] for name in batch})
+    with Loader(dataset, 16, shuffle=True, pin_memory=True) as loader:
         for _ in range(3):
             for batch in loader:
                 assert batch["x"].is_pinned()

@@ -302,14 +302,7 @@ class Loader:
             order = make_order(self.dataset.reader, len(self.dataset), **sized, **shuffled, **self._ranks.options())
             plain = _is_plain(self.dataset) and device_transform is None
             self._threads = threads or 2
-            self._transfer = transfer_to(
-                self.device,
-                device_transform,
-                threads=self._threads,
-                num_batches=self._prefetch + self._threads + 2,
-                num_fixed=self._prefetch + 1 if static_buffers else 0,
-                pin_memory=pin_memory,
-            )
+            self._transfer = _make_transfer(self, device_transform, static_buffers, pin_memory)
             if threads is None:
                 self._threads = _num_threads(self.dataset, order.batch_size, self._transfer) if plain else 1
         except BaseException:
@@ -429,3 +422,9 @@ def _num_threads(dataset: Dataset, batch_size: int, transfer: Transfer) -> int:
 
 def _joined(run: list[IntArray]) -> IntArray:
     return run[0] if len(run) == 1 else np.concatenate(run)
+
+
+def _make_transfer(loader: Loader, transform: Transform | None, static_buffers: bool, pin_memory: bool) -> Transfer:
+    prefetch, threads = loader._prefetch, loader._threads
+    counts = {"threads": threads, "num_batches": prefetch + threads + 2, "num_fixed": (prefetch + 1) * static_buffers}
+    return transfer_to(loader.device, transform, pin_memory=pin_memory, **counts)
