@@ -13,6 +13,10 @@ _ALIGNMENT: Final = 64  # a cache line; what the widest vector instructions like
 _MAX_NBYTES: Final = 1 << 30  # a larger batch is not kept: it costs more memory than its page faults cost time
 
 
+# A backing array, and where its first aligned byte is. One value, so that an interrupt leaves both or neither.
+_Backing = tuple[NDArray[np.uint8], int]
+
+
 class Recycler:
     """Hands out arrays, and uses their memory again once nothing refers to it any more.
 
@@ -29,7 +33,7 @@ class Recycler:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit if _COUNTS_ARE_EXACT else 0
-        self._pools: dict[str, _Pool] = {}
+        self._pools: dict[str, list[_Backing]] = {}
         self._lock = threading.Lock()
 
     def empty(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -46,18 +50,17 @@ class Recycler:
         with self._lock:
             pool = self._pools.get(name)
             if pool is None:
-                pool = self._pools[name] = _Pool()
-            backings = pool.backings
+                pool = self._pools[name] = []
             # The view is made under the lock, too, so that no two callers get one backing.
-            for place in range(len(backings)):
-                if _num_references(backings, place) == _UNUSED:
-                    if backings[place].size < nbytes + _ALIGNMENT:
-                        pool.put(place, nbytes)
-                    return np.ndarray(shape, dtype, backings[place], pool.offsets[place])
-            if len(backings) == self._limit:
+            for place in range(len(pool)):
+                if _num_references(pool, place) == _UNUSED:
+                    if pool[place][0].size < nbytes + _ALIGNMENT:
+                        pool[place] = _new_backing(nbytes)
+                    return np.ndarray(shape, dtype, *pool[place])
+            if len(pool) == self._limit:
                 return np.empty(shape, dtype)
-            pool.put(len(backings), nbytes)
-            return np.ndarray(shape, dtype, backings[-1], pool.offsets[-1])
+            pool.append(_new_backing(nbytes))
+            return np.ndarray(shape, dtype, *pool[-1])
 
     def clear(self) -> None:
         """Let go of all memory; what is in use stays with its users."""
@@ -65,32 +68,22 @@ class Recycler:
             self._pools.clear()
 
 
-class _Pool:
-    """Backing arrays of one name, and where in each of them the first aligned byte is."""
-
-    __slots__ = ("backings", "offsets")
-
-    def __init__(self) -> None:
-        self.backings: list[NDArray[np.uint8]] = []
-        self.offsets: list[int] = []
-
-    def put(self, place: int, nbytes: int) -> None:
-        backing = np.empty(nbytes + _ALIGNMENT, np.uint8)
-        self.backings[place : place + 1] = [backing]
-        self.offsets[place : place + 1] = [-backing.ctypes.data % _ALIGNMENT]
+def _new_backing(nbytes: int) -> _Backing:
+    array = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    return array, -array.ctypes.data % _ALIGNMENT
 
 
-def _num_references(backings: list[NDArray[np.uint8]], place: int) -> int:
-    return sys.getrefcount(backings[place])
+def _num_references(pool: list[_Backing], place: int) -> int:
+    return sys.getrefcount(pool[place][0])
 
 
 def _counts_are_exact() -> bool:
     """Whether a view, and only a view, raises the count of its backing."""
     if not hasattr(sys, "getrefcount") or not getattr(sys, "_is_gil_enabled", lambda: True)():
         return False
-    backings = [np.empty(1024, np.uint8)]
+    backings = [_new_backing(1024)]
     unused = _num_references(backings, 0)
-    array: NDArray[Any] = np.ndarray((8, 8), np.uint8, backings[0], 64)
+    array: NDArray[Any] = np.ndarray((8, 8), np.uint8, *backings[0])
     part = array[2:].view(np.int8)[1]
     used = _num_references(backings, 0)
     del array
@@ -101,4 +94,4 @@ def _counts_are_exact() -> bool:
 
 _COUNTS_ARE_EXACT: Final = _counts_are_exact()
 # What this interpreter counts for a backing that only its list refers to; 2 at most, but that is not promised.
-_UNUSED: Final = _num_references([np.empty(1, np.uint8)], 0) if _COUNTS_ARE_EXACT else -1
+_UNUSED: Final = _num_references([_new_backing(1)], 0) if _COUNTS_ARE_EXACT else -1
