@@ -239,10 +239,12 @@ def mutate(good: bytes, seed: int) -> bytearray:
     for _ in range(rng.randint(1, 3)):
         start, nbytes = rng.choice(parts)
         if nbytes >= 8 and rng.random() < 0.7:
-            at = start + rng.randrange(nbytes // 8) * 8
-            old = int.from_bytes(data[at : at + 8], "little")
-            new = rng.choice([*NUMBERS, old + 1, old - 1, old + 8, old * 2, old + 4096]) % 2**64
-            data[at : at + 8] = new.to_bytes(8, "little")
+            at, other = (start + rng.randrange(nbytes // 8) * 8 for _ in range(2))
+            old, same = (int.from_bytes(data[place : place + 8], "little") for place in (at, other))
+            near = [old + 1, old - 1, old + 8, old * 2, old + 4096]
+            new = (same if rng.random() < 0.3 else rng.choice([*NUMBERS, *near])) % 2**64
+            times = min(rng.choice([1, 1, 1, 2, 3]), (start + nbytes - at) // 8)  # a table stays one only if some agree
+            data[at : at + 8 * times] = times * new.to_bytes(8, "little")
         elif nbytes:
             data[start + rng.randrange(nbytes)] = rng.randrange(256)
     repair(data)
