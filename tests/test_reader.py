@@ -358,6 +358,14 @@ def test_find(ds: Reader) -> None:
     assert ds.find([]).shape == (0,)
     assert ds.find(np.array(["cat/0002"])).tolist() == [2]  # type: ignore[arg-type]
 
+    class Indexed:
+        """What only has `__getitem__` is a sequence to Python, too."""
+
+        def __getitem__(self, place: int) -> str:
+            return ["cat/0003", "cat/0001"][place]
+
+    assert ds.find(Indexed()).tolist() == [3, 1]  # type: ignore[arg-type]
+
 
 def test_missing_keys(ds: Reader) -> None:
     """KeyError that names them, with a guess for one; its text is not quoted again."""
@@ -391,6 +399,9 @@ def test_one_text_is_no_list_of_keys(ds: Reader) -> None:
     """`find("abc")` would look for three keys."""
     with pytest.raises(TypeError, match="expected a sequence of keys, found one text"):
         ds.find("cat/0001")
+    for wanted, name in ((3, "int"), (np.array("cat/0001"), "ndarray")):
+        with pytest.raises(TypeError, match=f"expected a sequence of keys, found {name}"):
+            ds.find(wanted)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="keys: expected texts, found int 3"):
         ds.find([3])  # type: ignore[list-item]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final, overload
 
 import numpy as np
@@ -108,9 +108,11 @@ def find_all(path: str, keys: Keys | None, wanted: Any) -> NDArray[np.int64]:
     """
     if isinstance(wanted, (str, bytes)):
         raise TypeError(f"keys: expected a sequence of keys, found one text; find([{wanted!r}]) or ds[{wanted!r}]")
-    if not isinstance(wanted, Iterable):
-        raise TypeError(f"keys: expected a sequence of keys, found {type(wanted).__name__}")
-    wanted = [str(key) if isinstance(key, np.str_) else key for key in wanted]
+    try:
+        each = iter(wanted)  # also of what only has `__getitem__`
+    except TypeError:
+        raise TypeError(f"keys: expected a sequence of keys, found {type(wanted).__name__}") from None
+    wanted = [str(key) if isinstance(key, np.str_) else key for key in each]
     for key in wanted:
         if not isinstance(key, str):
             raise TypeError(f"keys: expected texts, found {type(key).__name__} {key!r:.40}")
