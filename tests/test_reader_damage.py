@@ -350,3 +350,15 @@ def test_shapes_that_do_not_fit_come_before_a_limit(tmp_path: Path) -> None:
     container.write(data)
     with chunkstore.open(container.path) as ds, pytest.raises(CorruptError, match="does not fit"):
         _ = ds[2]
+
+
+def test_a_block_that_ends_beyond_64_bits(tmp_path: Path) -> None:
+    """Where it ends wraps around to a place in the file; rows that differ in length have no length to be held to."""
+    container = Damaged(tmp_path / "a.cks").build(5, names=["text"])
+    place, _ = container.place("BLOCKS")
+    data = bytearray(container.good)
+    data[place + 8 : place + 16] = (2**64 - 4096).to_bytes(8, "little")
+    repair(data)
+    container.write(data)
+    with pytest.raises(CorruptError, match=r"18446744073709547520 bytes at .* does not lie in"):
+        chunkstore.open(container.path)

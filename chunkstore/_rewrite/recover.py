@@ -386,7 +386,7 @@ class _Samples:
                 key = None if self.index.keys is None else self.index.keys.text(position)
             except FormatError as error:
                 raise CorruptError(
-                    f"its rows are good and can be read by position, but its key cannot: {error}"
+                    f"its rows are good, and are read by position if the container opens; its key cannot be: {error}"
                 ) from None
             yield sample, key
 
