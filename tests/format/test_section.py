@@ -91,8 +91,8 @@ def test_both_ways_read_the_same(nbytes: int) -> None:
 @pytest.mark.parametrize("nbytes", SIZES)
 @pytest.mark.parametrize("read", [at_once, memory_first, in_one_read, by_piece])
 def test_both_ways_refuse_the_same(nbytes: int, read: Callable[[Section], bytes]) -> None:
-    """A flipped bit in the bytes or in the page sums is the same error either way."""
-    for place, what in ((OFFSET, "index section"), (-1, "page sums")):
+    """A flipped bit in the first page, in the last or in the page sums is the same error either way."""
+    for place, what in ((OFFSET, "index section"), (OFFSET + nbytes - 1, "index section"), (-1, "page sums")):
         source, entry, _ = made(nbytes)
         source.data[place] ^= 1
         with pytest.raises(CorruptError, match=what):
