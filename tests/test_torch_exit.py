@@ -48,6 +48,20 @@ ENDINGS = {
         0,
         "",
     ),
+    "exit from another thread's loader in a loader, both without threads": (
+        "inner = Loader(sys.argv[1], 1, batch_transform=busy, prefetch=0)\n"
+        "def outer(batch):\n    for _ in inner: pass\n    return batch\n"
+        "loader = Loader(sys.argv[1], 1, batch_transform=outer, prefetch=0)\n"
+        + RUN
+        + "threading.Thread(target=run, daemon=True).start(); time.sleep(0.2)",
+        0,
+        "",
+    ),
+    "prefetch of a loader without threads": (
+        "ahead = iter(prefetch(Loader(sys.argv[1], 1, batch_transform=busy, prefetch=0))); next(ahead)",
+        0,
+        "",
+    ),
     "a transform that raises": (
         "loader.dataset.batch_transform = lambda b: b['nope']\nfor batch in loader: pass",
         1,
@@ -114,3 +128,27 @@ def test_threads_are_gone_when_atexit_functions_run(path: str, tmp_path: Path) -
     program = "import atexit, sys\natexit.register(lambda: sys.check())\n" + textwrap.dedent(SETUP) + code
     run = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True, timeout=100)
     assert run.stdout == "0\n"
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_the_exit_waits_for_a_daemon_thread_to_come_back(path: str, prefetch: int) -> None:
+    """One that uses a batch, or frees it, comes to `next()` before the interpreter goes away; one that does not come
+    is not waited for.
+    """
+    code = f"""
+import chunkstore._loading.prefetch as ring
+ring._RETURN_SECONDS = 1.0  # on a busy machine
+def run(seconds):
+    for _ in range(1000):
+        for batch in Loader(sys.argv[1], 1, prefetch={prefetch}):
+            sys.__dict__["place"][seconds] = "loop"
+            time.sleep(seconds)
+            sys.__dict__["place"][seconds] = "next"
+for seconds in 0.03, 60:
+    threading.Thread(target=run, args=(seconds,), daemon=True).start()
+time.sleep(0.2)
+"""
+    program = "import atexit, sys\nsys.place = {}\natexit.register(lambda: print(sys.place))\n" + SETUP + code
+    run = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True, timeout=50)
+    assert run.stdout == "{0.03: 'next', 60: 'loop'}\n"
+    assert run.stderr == ""

@@ -29,6 +29,10 @@ Result = TypeVar("Result")
 # waits for, so it must not wait for ever; `close` and the exit of the interpreter do.
 _PATIENCE_SECONDS: Final = 5.0
 
+# How long the exit waits for a daemon thread of the user's to come back for its next result, and rest there. Until
+# then it may free the last one, in which torch gives up the GIL: an interpreter that goes away meanwhile aborts.
+_RETURN_SECONDS: Final = 0.1
+
 
 _num_forks = 0  # between this process and the one that imported this module: tells whose threads a ring has
 
@@ -70,6 +74,7 @@ class _Shared(Generic[Task, Result]):
     def __init__(self, tasks: Iterator[Task], make: Callable[[Task], Result], depth: int) -> None:
         self.make = make
         self.num_forks = _num_forks
+        self.user = threading.current_thread()
         self.threads: list[threading.Thread] = []
         self.making = threading.RLock()  # held by the user's own thread while it makes a result, without threads
         self.results: dict[int, tuple[Result | _Failure, float]] = {}  # number -> (result, seconds it took)
@@ -174,8 +179,8 @@ class Ring(Generic[Task, Result]):
     An exception in `make` or `tasks` is raised by the `next()` that would have given the result, after all results
     before it; then the ring is closed. Threads stop when the tasks end, at `close()`, when the ring is collected, and
     at the exit of the interpreter, which waits for the calls of `make` that are under way, also inside `next()` of a
-    daemon thread, which then goes no further. After a fork the child
-    has no threads: it must make a ring of its own. Take results from one thread at a time.
+    daemon thread, which then goes no further; for one that is outside of `next()` it waits a tenth of a second.
+    After a fork the child has no threads: it must make a ring of its own. Take results from one thread at a time.
     """
 
     def __init__(self, tasks: Iterable[Task], make: Callable[[Task], Result], *, depth: int, threads: int = 1) -> None:
@@ -222,6 +227,7 @@ class Ring(Generic[Task, Result]):
         shared = self._shared
         if self._inline:
             self._make_one()
+            _end_daemon()  # an exit that has waited for this goes on now
         result, seconds = shared.get()
         self.make_seconds += seconds
         if isinstance(result, _End):
@@ -240,12 +246,22 @@ class Ring(Generic[Task, Result]):
         _end_daemon()
 
     def _make_one(self) -> None:
+        if _awaited.now:
+            self._make_inline()
+            return
         with self._shared.making:
             try:
-                _work_once(self._shared)
-            except BaseException:
-                self.close()  # interrupted outside `make`: the task is lost, and nobody must wait for its result
-                raise
+                _awaited.now = True
+                self._make_inline()
+            finally:
+                _awaited.now = False
+
+    def _make_inline(self) -> None:
+        try:
+            _work_once(self._shared)
+        except BaseException:
+            self.close()  # interrupted outside `make`: the task is lost, and nobody must wait for its result
+            raise
 
     def close(self) -> None:
         """Stop the threads and wait until they have ended; results not taken are dropped. Idempotent."""
@@ -266,6 +282,7 @@ def _raise(failure: _Failure) -> NoReturn:
 
 def _work(shared: _Shared[Any, Any]) -> None:
     """Life of a thread."""
+    _awaited.now = True
     _never_interrupt()
     while _work_once(shared):
         pass
@@ -304,6 +321,20 @@ def _work_once(shared: _Shared[Any, Any]) -> bool:
 
 _RUNNING: Final[set[_Shared[Any, Any]]] = set()
 _exiting = False
+_resting: Final[set[threading.Thread]] = set()
+
+
+class _Awaited(threading.local):
+    """Whether the exit waits for what this thread does now, as for a thread of a ring, or inside `make`.
+
+    What it takes from another iteration (`prefetch(loader)`; a loader in a transform) must then go on, or fail, for
+    it to end: if it rested, or waited for another lock, the exit would wait for ever.
+    """
+
+    now = False
+
+
+_awaited: Final = _Awaited()
 
 
 def _stop(shared: _Shared[Any, Any], patience_seconds: float | None) -> None:
@@ -330,7 +361,8 @@ def _end_daemon() -> None:
     It would otherwise go on while the interpreter goes away, to free the tensors that it has; and a thread that is
     inside a framework's call then aborts the process.
     """
-    if _exiting and threading.current_thread().daemon:
+    if _exiting and threading.current_thread().daemon and not _awaited.now:
+        _resting.add(threading.current_thread())
         threading.Event().wait()
 
 
@@ -342,13 +374,16 @@ def _stop_all() -> None:
     """At exit: a thread that is inside a framework's call when the interpreter goes away aborts the process."""
     global _exiting
     _exiting = True
-    for shared in list(_RUNNING):
-        if shared.num_forks == _num_forks:
-            shared.stop()
-    for shared in list(_RUNNING):
+    running = [shared for shared in list(_RUNNING) if shared.num_forks == _num_forks]
+    for shared in running:
+        shared.stop()
+    for shared in running:
         _stop(shared, None)
-        if shared.num_forks == _num_forks:
-            shared.making.acquire()  # and no call of `make` begins any more
+        shared.making.acquire()  # and no call of `make` begins any more
+    deadline = time.monotonic() + _RETURN_SECONDS
+    for user in {shared.user for shared in running if shared.user.daemon}:
+        while user.is_alive() and user not in _resting and time.monotonic() < deadline:
+            time.sleep(0.001)
 
 
 atexit.register(_stop_all)
