@@ -250,7 +250,7 @@ class RemoteSource(PreadSource):
         far = starts + lengths > self._head.stop
         starts, lengths = starts[far], lengths[far]
         room = (np.cumsum(lengths) <= self._remote.buffer_nbytes) & (lengths > 0)
-        self._plan(_Call(), starts[room], (starts + lengths)[room], background=True)
+        self._plan_ahead(starts[room], (starts + lengths)[room])
 
     @contextmanager
     def staged(self, offsets: Offsets, nbytes: int | Offsets, into: Sequence[memoryview] = ()) -> Iterator[None]:
@@ -376,6 +376,15 @@ class RemoteSource(PreadSource):
         if helpers > 0 and not start_requests(call.requests, helpers, self._remote.max_requests) and background:
             call.cancel()  # a hint, which nobody can follow
 
+    def _plan_ahead(self, starts: Offsets, stops: Offsets) -> None:
+        """Have threads ask for what nobody waits for yet."""
+        call = _Call()
+        try:
+            self._plan(call, starts, stops, background=True)
+        except BaseException:
+            call.cancel()  # or who finds the pieces later would wait for ever
+            raise
+
     def _find(self, kept: Kept, starts: Offsets, stops: Offsets) -> tuple[list[Piece], NDArray[np.bool_]]:
         """(pieces that are kept or under way, which of the ranges have none); what failed is kept no longer."""
         while True:
@@ -464,7 +473,7 @@ class RemoteSource(PreadSource):
         starts, stops = align(np.array([low]), np.array([high]), step, self.size)
         following = np.arange(int(stops[0]), min(int(stops[0]) + _AHEAD * step, self.size), step)
         for start in following.tolist():
-            self._plan(_Call(), np.array([start]), np.array([min(start + step, self.size)]), background=True)
+            self._plan_ahead(np.array([start]), np.array([min(start + step, self.size)]))
         return starts, stops
 
 

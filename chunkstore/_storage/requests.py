@@ -17,17 +17,16 @@ _REST_SECONDS: Final = 5.0
 class Request:
     """One request: what makes it and puts its bytes where they belong, and how others learn that it is done.
 
-    Two locks and little else: a `Future` takes about as long as all of ours around a small request. Safe from many
+    A lock and little else: a `Future` takes about as long as all of ours around a small request. Safe from many
     threads, of which one may make it.
     """
 
-    __slots__ = ("_begun", "_done", "_ended", "_make", "error")
+    __slots__ = ("_begun", "_done", "_make", "error")
 
     def __init__(self, make: Callable[[], None]) -> None:
         self._make = make
         self.error: BaseException | None = None  # why its bytes do not come
         self._begun = False
-        self._ended = threading.Lock()  # taken once, by who ends it
         self._done = threading.Lock()  # held until then
         self._done.acquire()
 
@@ -35,35 +34,48 @@ class Request:
         """Make it, unless it is cancelled; what goes wrong is raised by `wait` alone.
 
         Raises:
-            BaseException: an interrupt, which is told to nobody else: to others it is cancelled.
+            BaseException: an interrupt, or want of memory for the call; the caller has to `give_up`.
         """
-        error, done = None, False
         try:
             self._begun = True
             if self.error is None:
                 self._make()
-            done = True
-        except Exception as found:  # noqa: BLE001
-            error = found
-        finally:
-            self._end(None if done else error or CancelledError())
+        except Exception as error:  # noqa: BLE001
+            self.error = error
+        self._end()
 
     def cancel(self) -> None:
         """Have it not made, if nobody has begun."""
         if not self._begun:
-            self._end(CancelledError())
+            self.give_up()
+
+    def give_up(self) -> None:
+        """End it, however far it came: for the thread that was to make it. To others it is cancelled."""
+        if self.error is None:
+            self.error = CancelledError()
+        self._end()
 
     def wait(self) -> None:
         """Wait until it is done, and raise what went wrong."""
-        with self._done:
-            pass
+        try:
+            with self._done:
+                pass
+        except RuntimeError:
+            pass  # who ended it a second time has let go of the lock for us
         if self.error is not None:
             raise self.error
 
-    def _end(self, error: BaseException | None) -> None:
-        if self._ended.acquire(blocking=False):
-            self.error = error
+    def _end(self) -> None:
+        """Let go of the lock. May be done twice: an interrupt can come before it and behind it."""
+        self._make = _nothing  # it has the piece, which has this request: memory that only the collector would free
+        try:
             self._done.release()
+        except RuntimeError:
+            pass  # it was let go before
+
+
+def _nothing() -> None:
+    """What is left to make."""
 
 
 def work_off(requests: deque[Request]) -> None:
@@ -72,19 +84,25 @@ def work_off(requests: deque[Request]) -> None:
     When one fails, those that nobody has begun are cancelled: each would take as many tries and as long as the first.
 
     Raises:
-        BaseException: an interrupt; the other requests are left. One that is just taken from the list is in none any
-            more: whoever made the requests cancels theirs.
+        BaseException: an interrupt, or want of memory before a request was begun; the others are cancelled. One that is
+            just taken from the list is in none any more: whoever made the requests cancels theirs.
     """
     with suppress(IndexError):
         while True:
             request = requests.popleft()
             try:
                 request.make()
-            except BaseException:  # perhaps before it was begun: by an interrupt, or for want of memory
-                request.cancel()
+            except BaseException:  # and nobody else may be there for the others
+                request.give_up()
+                _cancel(requests)
                 raise
             if request.error is not None:
                 break
+    _cancel(requests)
+
+
+def _cancel(requests: deque[Request]) -> None:
+    with suppress(IndexError):
         while True:
             requests.popleft().cancel()
 

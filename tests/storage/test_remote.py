@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -22,6 +25,7 @@ import chunkstore
 from chunkstore._storage import remote, requests
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.opening import open_any
+from chunkstore._storage.pieces import Piece
 from chunkstore._storage.remote import Remote, RemoteSource
 from chunkstore.errors import ClosedError, LimitError, RemoteError, ReplacedError, TruncatedError
 
@@ -183,6 +187,86 @@ class TestReads:
             requests.work_off(deque([request]))
         with pytest.raises(CancelledError):
             request.wait()
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_an_interrupt_at_any_bytecode_of_a_request(self, fails: bool) -> None:
+        """However far it came: once its maker has cleaned up, nobody waits for it any more."""
+
+        def make() -> None:
+            if fails:
+                raise OSError
+
+        def trace(frame: Any, event: str, _: object) -> Any:
+            if frame.f_code.co_filename != requests.__file__:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode" and next(left) == 0:
+                raise KeyboardInterrupt
+            return trace
+
+        for place in itertools.count():
+            request, before, left = requests.Request(make), sys.gettrace(), itertools.count(place, -1)
+            sys.settrace(trace)
+            try:
+                requests.work_off(deque([request]))
+                break
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(before)
+            request.cancel()
+            assert not request._done.locked(), place
+        assert place > 20
+
+    def test_of_a_request_that_cannot_be_begun_the_others_are_cancelled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where they were for a single thread, nobody else would make them."""
+
+        def refused(_: requests.Request) -> None:
+            raise MemoryError
+
+        asked = [requests.Request(lambda: None) for _ in range(3)]
+        monkeypatch.setattr(requests.Request, "make", refused)
+        with pytest.raises(MemoryError):
+            requests.work_off(deque(asked))
+        assert not any(request._done.locked() for request in asked)
+
+    def test_what_was_fetched_ahead_in_vain_is_freed(self, server: RangeServer) -> None:
+        """At once, as far as nobody has it: without the collector of cycles, which may come late."""
+
+        def pieces() -> int:
+            return sum(type(one) is Piece for one in gc.get_objects())
+
+        gc.collect()
+        before = pieces()
+        gc.disable()
+        try:
+            with opened(server, max_gap_nbytes=0) as source:
+                source.advise(np.array([1_500_000, 2_500_000]), 10)
+                for piece in list(source._room.state().kept.cover(source._owner).pieces):
+                    for part in piece.parts:
+                        part.wait()
+                del piece, part
+            del source
+            end = time.monotonic() + 5
+            while pieces() > before and time.monotonic() < end:
+                time.sleep(0.01)  # a thread may still have the last one
+            assert pieces() == before
+        finally:
+            gc.enable()
+
+    def test_ahead_without_memory(self, server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nobody waits for what was to be fetched and never is."""
+
+        def refused(*_: object) -> None:
+            raise MemoryError
+
+        with opened(server) as source:
+            with monkeypatch.context() as patch:
+                patch.setattr(remote, "start_requests", refused)
+                with pytest.raises(MemoryError):
+                    source.advise(np.array([2_000_000]), 10)
+            assert all(piece.failed() for piece in source._room.state().kept.cover(source._owner).pieces)
+            assert source.read(2_000_000, 10) == DATA[2_000_000:2_000_010]
 
     def test_without_threads_the_caller_does_all(self, server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
         """None start while the interpreter ends, or where the system gives no more."""
