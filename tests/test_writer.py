@@ -167,6 +167,27 @@ def test_a_sample_that_does_not_fit_is_refused(tmp_path: Path, value: object, te
     check(tmp_path / "a.cks", [{"x": np.zeros(2), "t": "a"}, {"x": np.ones(2), "t": "c"}], ["0", "1"])
 
 
+@pytest.mark.parametrize("keys", [None, ["0", "1"]])
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_first_batch_that_is_refused_does_not_say_whether_there_are_keys(
+    tmp_path: Path, keys: list[str] | None, batch: bool
+) -> None:
+    """The writer is as before: the samples that follow have keys where it had none, and the reverse."""
+    rows, others = ["a", "b"], None if keys else ["0", "1"]
+    with Writer(tmp_path / "a.cks", fields={"t": "string"}) as writer:
+        with pytest.raises(SchemaError, match="expected a text"):
+            writer.add_batch({"t": ["a", 5]}, keys)
+        if batch:
+            writer.add_batch({"t": rows}, others)
+        else:
+            for row, key in zip(rows, others or [None, None], strict=True):
+                writer.add({"t": row}, key)
+        for wrong in (lambda: writer.add({"t": "c"}, keys and "2"), lambda: writer.add_batch({"t": rows}, keys)):
+            with pytest.raises(SchemaError, match="all samples"):
+                wrong()
+    check(tmp_path / "a.cks", [{"t": row} for row in rows], others)
+
+
 @pytest.mark.parametrize("then", ["add", "batch", "commit"])
 @pytest.mark.parametrize("stage", [staging.RaggedStage, staging.KeyStage])
 def test_what_cannot_be_forgotten_at_once_is_forgotten_later(

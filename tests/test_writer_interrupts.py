@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import oracle
@@ -57,6 +57,40 @@ def test_an_error_at_any_bytecode_costs_no_more_than_the_call(
         container = oracle.read(path)
         assert list(container.rows("x")) == numbers
         assert container.keys() == [f"k{number}" for number in numbers]
+    assert place > 50
+
+
+@pytest.mark.parametrize("mode", ["x", "a"])
+def test_an_interrupt_at_any_bytecode_of_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Literal["x", "a"]
+) -> None:
+    """Who goes on after it knows how many samples there are, and each is there once; or the writer takes no more."""
+    for name in ("sync_file", "sync_data", "sync_directory"):
+        monkeypatch.setattr(syscalls.SystemCalls, name, lambda *_: None)  # nobody pulls the plug
+    before = int(mode == "a")
+    hit = True
+    for place in itertools.count(step=2):
+        path = tmp_path / f"{place}.cks"
+        if mode == "a":
+            with Writer(path) as writer:
+                writer.add({"x": 0}, "k0")
+        writer = Writer(path, mode=mode)
+        writer.add({"x": before}, f"k{before}")
+        hit = raised_at(place, KeyboardInterrupt, writer.commit)
+        try:
+            writer.add({"x": before + 1}, f"k{before + 1}")
+            assert len(writer) == before + 2
+            writer.commit()
+        except PoisonedError:
+            assert hit
+        else:
+            container = oracle.read(path)
+            assert list(container.rows("x")) == [*range(before + 2)]
+            assert container.keys() == [f"k{number}" for number in range(before + 2)]
+        finally:
+            writer.close()
+        if not hit:
+            break
     assert place > 50
 
 

@@ -215,11 +215,11 @@ class Writer:
             index.attrs = attrs
             self._place_late(index)
             self._target.commit(index, self._tail)
+            self._committed_attrs = attrs
+            self._after_commit()
         except BaseException as error:
             self._fail(error)
             raise
-        self._committed_attrs = attrs
-        self._after_commit()
 
     def _after_commit(self) -> None:
         """What comes next goes behind what was committed."""
@@ -364,20 +364,17 @@ class Writer:
 
     def _check_use_of_keys(self, key: str | None) -> None:
         """Of the first sample, or of one that is unlike it."""
-        with_keys = key is not None and len(self) == 0 if self._with_keys is None else self._with_keys
-        if key is None or not with_keys:
+        if len(self) > 0:
             some = "a key" if key is not None else "no key"
             raise SchemaError(f"sample {len(self)} has {some}, unlike those before: all samples have one or none has")
-        encode_key(key)  # if it is none, it is no first one
-        self._with_keys = True
+        if key is not None:
+            encode_key(key)  # if it is none, it is no first one
+        self._with_keys = key is not None
 
     def _take_batch_keys(self, keys: Sequence[str] | None) -> Keys | None:
-        with_keys = keys is not None and len(self) == 0 if self._with_keys is None else self._with_keys
-        if (keys is not None) != with_keys:
+        if len(self) > 0 and (keys is not None) != bool(self._with_keys):
             raise SchemaError("add_batch: all samples of a container have a key or none has; see keys=")
-        taken = None if keys is None else Keys.of(keys)  # refused before anything is added
-        self._with_keys = with_keys
-        return taken
+        return None if keys is None else Keys.of(keys)  # refused before anything is added
 
     def _undo(self) -> None:
         """Forget samples that were refused half way.
@@ -403,6 +400,7 @@ class Writer:
             self.add(sample, None if keys is None else keys[place])
 
     def _add_fixed_batch(self, rows: Sequence[NDArray[Any]], size: int, keys: Keys | None) -> None:
+        self._with_keys = keys is not None
         start = 0
         while start < size:
             if self._count >= self._most:
