@@ -167,6 +167,25 @@ def test_a_sample_that_does_not_fit_is_refused(tmp_path: Path, value: object, te
     check(tmp_path / "a.cks", [{"x": np.zeros(2), "t": "a"}, {"x": np.ones(2), "t": "c"}], ["0", "1"])
 
 
+def test_memory_for_a_batch_that_only_some_fields_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The samples that follow are not put where those fields had theirs before."""
+    monkeypatch.setattr("chunkstore._write.writer._STAGED_NBYTES", 64)
+    make_room = staging.FixedStage.make_room
+
+    def refused(self: staging.FixedStage, capacity: int, count: int) -> None:
+        if self.field.name == "y":
+            raise MemoryError
+        make_room(self, capacity, count)
+
+    with Writer(tmp_path / "a.cks", fields={"x": "int64", "y": "int64"}) as writer:
+        writer.add({"x": 1, "y": 2})
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(staging.FixedStage, "make_room", refused)
+            writer.add_batch({"x": np.arange(20), "y": np.arange(20)})
+        writer.add({"x": 3, "y": 4})
+    check(tmp_path / "a.cks", [{"x": np.int64(1), "y": np.int64(2)}, {"x": np.int64(3), "y": np.int64(4)}])
+
+
 @pytest.mark.parametrize("keys", [None, ["0", "1"]])
 @pytest.mark.parametrize("batch", [False, True])
 def test_a_first_batch_that_is_refused_does_not_say_whether_there_are_keys(

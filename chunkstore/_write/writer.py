@@ -431,6 +431,7 @@ class Writer:
         """Memory for `count` rows of the shard: little at first, for most writers that append have little to add."""
         if count > self._capacity:
             self._capacity = min(max(count, _GROWTH * self._capacity), self._most)
+        self._num_slots = -1  # until all have it: the slots are of the memory before
         for stage in self._stages:
             if isinstance(stage, FixedStage):
                 stage.make_room(self._capacity, self._count)
