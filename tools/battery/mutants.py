@@ -149,8 +149,7 @@ WRITERS = (
 )  # fmt: skip
 
 READERS = (
-    Mutant("superblock checksums are not compared", HEAD, "decode",
-           "if sum128(data[:_SUM_OFFSET]) != data[_SUM_OFFSET:]:", "if False:", _DAMAGE),
+    Mutant("superblock checksums are not compared", HEAD, "decode", "if computed != stored:", "if False:", _DAMAGE),
     Mutant("the magic is not compared", HEAD, "decode", "if magic != MAGIC:", "if False:", _DAMAGE),
     Mutant("the older superblock is taken", HEAD, "decode_head", "max(found, key=lambda item: item[1].generation)",
            "min(found, key=lambda item: item[1].generation)", ("append",)),
@@ -163,11 +162,11 @@ READERS = (
            "if False:", _DAMAGE),
     Mutant("directory sums are not compared by verify", SEGMENT, "_read_directory",
            "if computed != stored:", "if False:", _DAMAGE),
-    Mutant("page sums are not compared", SECTION, "Section._compare", "if computed != stored:", "if False:", _DAMAGE),
-    Mutant("the sum of page sums is not compared", SECTION, "Section._checked_sums",
-           "if sum64(data) != self._entry.sum:", "if False:", _DAMAGE),
-    Mutant("chunk sums are not compared", "_read.checked", "Checker.compare", "if wrong.any():", "if False:",
-           _DAMAGE),
+    Mutant("page sums are not compared", SECTION, "_compare", "if computed != stored:", "if False:", _DAMAGE),
+    Mutant("the sum of page sums is not compared", SECTION, "_checked_sums",
+           "if sum64(data) != entry.sum:", "if False:", _DAMAGE),
+    Mutant("chunk sums are not compared", "_read.checked", "Checker.compare", "if np.count_nonzero(wrong):",
+           "if False:", _DAMAGE),
     Mutant("block sums are not compared by verify", "_verify.blocks", "Walk._check_job", "if computed != stored:",
            "if False:", _DAMAGE),
     Mutant("padding is not looked at by verify", "_verify.blocks", "Walk._check_job", "if tail:", "if False:", _DAMAGE),
