@@ -47,14 +47,14 @@ def own_nbytes(pid: int | str = "self") -> int:
 
 
 def least_growth(work: Callable[[], object], times: int) -> int:
-    """Bytes by which the process grows while something is done so many times, the least of three turns.
+    """Bytes by which the process grows while something is done so many times, the least of five turns.
 
     What leaks does so in each turn; malloc takes memory for a thread, or for pieces of another size, now and then and
     keeps it.
     """
     gc.collect()
     sizes = [own_nbytes()]
-    for _ in range(3):
+    for _ in range(5):
         for _ in range(times):
             work()
         gc.collect()
