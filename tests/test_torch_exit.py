@@ -148,7 +148,8 @@ for seconds in 0.03, 60:
     threading.Thread(target=run, args=(seconds,), daemon=True).start()
 time.sleep(0.2)
 """
-    program = "import atexit, sys\nsys.place = {}\natexit.register(lambda: print(*sorted(sys.place.items())))\n" + SETUP + code
+    shown = "import atexit, sys\nsys.place = {}\natexit.register(lambda: print(*sorted(sys.place.items())))\n"
+    program = shown + SETUP + code
     run = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True, timeout=50)
     assert run.stdout == "(0.03, 'next') (60, 'loop')\n"
     assert run.stderr == ""
