@@ -24,6 +24,7 @@ from tools.battery.samples import key, same_as_written, sample
 N = 12  # samples of the container
 WIDTHS = (1, 10)  # allocations that fail in a row
 _FOREIGN = "the interpreter or NumPy"
+_LOST = ("can't allocate lock", "os.PathLike object, not PosixPath")  # how `threading.Lock` and `os.fspath` put it
 _SECONDS = 10  # a run that takes longer hangs
 _CHUNK = 250  # numbers that a child tries before the next one is forked: what was leaked or broken ends with it
 
@@ -210,6 +211,7 @@ def _raiser(error: BaseException) -> str:
     """
     frame = traceback.extract_tb(error.__traceback__)[-1]
     outside = "chunkstore" not in Path(frame.filename).parts[:-1] or isinstance(error, SystemError)
+    outside = outside or str(error).endswith(_LOST)
     return _FOREIGN if outside else "chunkstore"
 
 
