@@ -15,7 +15,6 @@ import pytest
 from storage.faults import Failing, Lying, Recorder, Stingy
 
 from chunkstore._storage import platform, syscalls
-from chunkstore._storage import sink as sink_of_files
 from chunkstore._storage.sink import Sink
 from chunkstore._storage.source import PreadSource, open_source
 from chunkstore.errors import ClosedError, CommitUnknownError, PoisonedError, TruncatedError, WriteError
@@ -90,8 +89,8 @@ class SinkTests:
         assert path.read_bytes() == DATA[:9001].tobytes()
 
     def test_limit_of_one_call(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """No call is given more than the limit, here 1000 bytes or 16 buffers."""
-        monkeypatch.setattr(sink_of_files, "_CALL_NBYTES", 1000)
+        """No call is given more than the system takes, here 1000 bytes or 16 buffers."""
+        monkeypatch.setattr(platform, "MAX_CALL_NBYTES", 1000)
         monkeypatch.setattr(platform, "MAX_CALL_BUFFERS", 16)
         recorder = Recorder()
         with syscalls.use(recorder), Sink.create(path) as sink:
