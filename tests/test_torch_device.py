@@ -67,12 +67,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Rows whose every byte is the sample's position."""
-    file = tmp_path_factory.mktemp("torch") / "rows.cks"
-    with chunkstore.Writer(file) as writer:
-        for i in range(N):
-            writer.add({"x": np.full(64, i, np.uint8), "label": np.int64(i)}, key=f"k{i}")
-    return str(file)
+    """A container of `containers.numbered`."""
+    return containers.numbered(tmp_path_factory.mktemp("torch") / "rows.cks", N)
 
 
 @pytest.mark.parametrize("static", [False, True])

@@ -30,6 +30,14 @@ def plain(path: Path, num_samples: int = NUM_SAMPLES, **options: Any) -> str:
     return str(path)
 
 
+def numbered(path: Path, num_samples: int) -> str:
+    """`x`: rows of 64 bytes that are all the sample's position; `label` and keys as of `plain`."""
+    with chunkstore.Writer(path) as writer:
+        for i in range(num_samples):
+            writer.add({"x": np.full(64, i, np.uint8), "label": np.int64(i)}, key=f"k{i}")
+    return str(path)
+
+
 def ragged(path: Path, num_samples: int = NUM_SAMPLES) -> str:
     """`tokens`, `mask` (bool, two varying dimensions), `text` and `label`."""
     fields: Any = {"tokens": ("int32", (None,)), "mask": ("bool", (None, None, 2)), "text": "string", "label": "int64"}
