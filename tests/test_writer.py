@@ -256,6 +256,17 @@ def test_a_sample_is_a_mapping(tmp_path: Path, sample: Any) -> None:
     check(tmp_path / "a.cks", [{"x": np.int64(0)}, {"x": np.int64(1)}])
 
 
+def test_a_refused_first_sample_says_nothing_of_the_fields(tmp_path: Path) -> None:
+    """What is found when the file is laid out: that so many of it are too long."""
+    with Writer(tmp_path / "a.cks", num_samples=2**61) as writer:
+        with pytest.raises(SchemaError, match=r"is longer than 2\^63 bytes"):
+            writer.add({"x": np.zeros(4)})
+        assert writer.fields == {}
+        writer.add({"y": np.uint8(1)})
+        assert list(writer.fields) == ["y"]
+        writer.close()
+
+
 def test_a_name_is_a_text(tmp_path: Path) -> None:
     """A number names no field."""
     with Writer(tmp_path / "a.cks") as writer:

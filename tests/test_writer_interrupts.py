@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
@@ -57,6 +58,30 @@ def test_an_error_at_any_bytecode_costs_no_more_than_the_call(
         container = oracle.read(path)
         assert list(container.rows("x")) == numbers
         assert container.keys() == [f"k{number}" for number in numbers]
+    assert place > 50
+
+
+def test_an_interrupt_of_the_first_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fields that follow from it are known, or another first sample says them; it was taken, or not."""
+    for name in ("sync_file", "sync_data", "sync_directory"):
+        monkeypatch.setattr(syscalls.SystemCalls, name, lambda *_: None)  # nobody pulls the plug
+    for place in itertools.count(step=7):
+        writer = Writer(tmp_path / f"{place}.cks", num_samples=2, codec={"x": "zlib"})
+        call = functools.partial(writer.add, {"x": [1], "text": "a"}, "k0")
+        if not raised_at(place, KeyboardInterrupt, call):
+            writer.close()
+            break
+        if not writer.fields:
+            writer.add({"x": [1], "other": 2}, "k0")
+        for number in range(len(writer), 2):
+            sample = {name: {"x": [1], "text": "a", "other": 2}[name] for name in writer.fields}
+            writer.add(sample, f"k{number}")
+        with writer:
+            names = list(writer.fields)
+        container = oracle.read(tmp_path / f"{place}.cks")
+        assert [field.name for field in container.fields] == names
+        assert container.keys() == ["k0", "k1"]
+        assert [row.tolist() for row in container.rows("x")] == [[1], [1]]
     assert place > 50
 
 

@@ -451,7 +451,6 @@ class Writer:
         fields, options = choose_codecs(fields, self._codecs, fixed=dictionaries is not None)
         self._coders = coders_of(fields, options, self._known_dictionaries() if dictionaries is None else dictionaries)
         self._shards = ShardWriter(self._coders if any(self._coders) else ())
-        self._fields = fields
         self._sample_nbytes = sum(field.row_nbytes or 0 for field in fields)
         self._most = samples_per_shard(self._sample_nbytes, self._shard_nbytes)
         self._capacity = samples_per_shard(self._sample_nbytes, min(self._shard_nbytes, _STAGED_NBYTES))
@@ -461,6 +460,7 @@ class Writer:
         self._tail = HEAD_NBYTES
         if self._promised is not None:
             self._plan_regions(fields, self._promised)
+        self._fields = fields  # last: until then another first sample begins anew
 
     def _known_dictionaries(self) -> Mapping[int, bytes | None]:
         """Dictionaries of a new container that are there before its first row."""
