@@ -138,7 +138,7 @@ def encode_attrs(attrs: Mapping[str, Any]) -> bytes:
     """ATTRS.
 
     Raises:
-        SchemaError: not JSON (say NaN, bytes), two names that are the same text, or more than the limits of section 15.
+        SchemaError: not JSON (say NaN, bytes, a name that is no text), or more than the limits of section 15.
     """
     return _dump(dict(attrs), "attrs")
 
@@ -148,10 +148,21 @@ def _dump(value: dict[str, Any], what: str) -> bytes:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         if len(text) > MAX_JSON_NBYTES:
             raise ValueError(f"{len(text):,} bytes, at most {MAX_JSON_NBYTES:,}")
-        _load(text, what)  # names that are not texts were made texts, and could now be there twice
+        _check_names(value)
+        _load(text, what)
     except (TypeError, ValueError, RecursionError) as error:
         raise SchemaError(f"{what} cannot be written as JSON: {error}") from None
     return text
+
+
+def _check_names(value: object) -> None:
+    """Refuse names of members that `json` would make texts: they would come back as something else."""
+    level = [value]
+    while level:
+        wrong = [name for item in level if isinstance(item, dict) for name in item if not isinstance(name, str)]
+        if wrong:
+            raise TypeError(f"a name is a text, found {wrong[0]!r:.40} ({type(wrong[0]).__name__})")
+        level = _inner(level)
 
 
 def decode_schema(text: bytes, num_fields: int) -> tuple[Field, ...]:
@@ -224,12 +235,19 @@ def _load(text: bytes, what: str) -> dict[str, Any]:
 def _check_levels(value: object, what: str) -> None:
     level: list[Any] = [value]
     for _ in range(MAX_JSON_LEVELS):
-        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
-        level = [item for items in inner for item in items]
+        level = _inner(level)
         if not level:
             return
     if any(isinstance(item, dict | list) for item in level):
         raise LimitError(f"{what}: JSON of more than {MAX_JSON_LEVELS} nested levels")
+
+
+def _inner(level: list[Any]) -> list[Any]:
+    """What the objects and arrays among some values hold."""
+    parts = (
+        item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list | tuple)
+    )
+    return [value for part in parts for value in part]
 
 
 def _most_levels(text: bytes) -> int:
