@@ -21,7 +21,7 @@ from chunkstore import open as chunkstore_open
 from chunkstore._format.schema import Field
 from chunkstore._rewrite.merge import merge
 from chunkstore._write.writer import Writer
-from chunkstore.errors import CorruptError, SchemaError
+from chunkstore.errors import CorruptError, ReplacedError, SchemaError
 
 _numbers = itertools.count()
 
@@ -107,6 +107,41 @@ def test_inputs_must_be_alike(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         merge([tmp_path / "a"], tmp_path / "b")
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_an_append_meanwhile_is_left_out(tmp_path: Path) -> None:
+    """Each input is read in the generation that was there at first, also where its last segments were rewritten."""
+    paths = [tmp_path / "a.cks", tmp_path / "b.cks"]
+    for number, path in enumerate(paths):
+        with Writer(path) as writer:
+            writer.add({"x": number}, f"{number}")
+    before = [path.read_bytes() for path in paths]
+
+    def append(done: int, total: int) -> None:
+        for path in paths:
+            with Writer(path, mode="a") as writer:
+                writer.add({"x": 9}, f"{path.stem} {len(writer)}")
+
+    merge(paths, tmp_path / "out.cks", progress=append)
+    assert all(path.read_bytes()[8192 : len(data)] == data[8192:] for path, data in zip(paths, before, strict=True))
+    container = oracle.read(tmp_path / "out.cks")
+    assert container.keys() == ["0", "1"]
+    assert list(container.rows("x")) == [0, 1]
+
+
+def test_another_container_in_the_place_of_an_input(tmp_path: Path) -> None:
+    """It is refused, and nothing is made."""
+    for name in ("a.cks", "b.cks"):
+        with Writer(tmp_path / name) as writer:
+            writer.add_batch({"x": np.arange(3), "y": [len(name), ord(name[0]), 0]})
+
+    def replace(done: int, total: int) -> None:
+        if (tmp_path / "b.cks").exists():
+            os.replace(tmp_path / "b.cks", tmp_path / "a.cks")
+
+    with pytest.raises(ReplacedError, match=r"a\.cks: expected the container"):
+        merge([tmp_path / "a.cks"], tmp_path / "out.cks", progress=replace)
+    assert os.listdir(tmp_path) == ["a.cks"]
 
 
 def test_damage_is_not_merged(tmp_path: Path) -> None:

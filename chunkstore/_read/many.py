@@ -145,7 +145,7 @@ class Containers(Reader):
 
     def _open_part(self, path: str, wanted: Superblock | None) -> _Part:
         try:
-            return _Part(*open_generation(path, self._backend, self._remote_of(path), wanted, self._room))
+            return _Part(*open_generation(path, self._backend, self._remote_of(path), wanted, room=self._room))
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise

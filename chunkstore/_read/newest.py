@@ -37,14 +37,20 @@ def open_newest(
 
 
 def open_generation(
-    path: str, backend: Backend, remote: Remote | None, wanted: Superblock | None, room: Room | None = None
+    path: str,
+    backend: Backend,
+    remote: Remote | None,
+    wanted: Superblock | None,
+    *,
+    in_order: bool = False,
+    room: Room | None = None,
 ) -> tuple[Source, Index]:
     """As `open_newest`, of the generation that was open before, whatever was appended meanwhile; None: the newest.
 
     Raises:
         ReplacedError: as of `check_lineage`.
     """
-    source, index = open_newest(path, backend, remote, room=room)
+    source, index = open_newest(path, backend, remote, in_order=in_order, room=room)
     if wanted is None:
         return source, index
     try:

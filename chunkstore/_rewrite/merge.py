@@ -16,8 +16,9 @@ from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index
 from chunkstore._format.schema import Field, encode_attrs
 from chunkstore._format.segment import Directory, pad
+from chunkstore._format.superblock import Superblock
 from chunkstore._read.many import Paths, every_container
-from chunkstore._read.newest import open_newest
+from chunkstore._read.newest import open_generation, open_newest
 from chunkstore._rewrite.attrs import merge_attrs
 from chunkstore._rewrite.told import Told
 from chunkstore._storage.commit import NewFile
@@ -29,7 +30,7 @@ from chunkstore._storage.upload import uploaded
 from chunkstore._verify.report import Progress
 from chunkstore._write.index_writer import IndexWriter, planned_segment_nbytes
 from chunkstore._write.target import finish_new
-from chunkstore.errors import ReplacedError, SchemaError
+from chunkstore.errors import SchemaError
 
 _PIECE_NBYTES: Final = 64 << 20
 _WRONG: Final = (
@@ -43,7 +44,7 @@ class _Input:
     """What is known of an input without holding it open: there may be thousands."""
 
     path: str
-    fingerprint: str
+    superblock: Superblock
     fields: tuple[Field, ...]
     attrs: dict[str, Any]
     dictionaries: dict[int, bytes]
@@ -63,7 +64,7 @@ class _Input:
         with source:
             return cls(
                 source.path,
-                index.fingerprint,
+                index.superblock,
                 index.fields,
                 index.attrs(),
                 {number: data for number in range(len(index.fields)) if (data := index.dictionary(number))},
@@ -78,11 +79,9 @@ class _Input:
 
     @contextmanager
     def opened(self) -> Iterator[tuple[Source, Index]]:
-        """The same input again."""
-        source, index = open_newest(self.path, "pread", self.remote, in_order=True)
+        """The same generation again, whatever was appended meanwhile."""
+        source, index = open_generation(self.path, "pread", self.remote, self.superblock, in_order=True)
         with source:
-            if index.fingerprint != self.fingerprint:
-                raise ReplacedError(f"{self.path}: the container was changed while it was merged; start again")
             yield source, index
 
 
@@ -118,7 +117,8 @@ def merge(
 
     Each field is one extent again. Shards and their checksums stay as they are: blocks are copied by the kernel
     (`copy_file_range`, which shares blocks on file systems that can), and nothing is decoded. The new file is verified
-    as a whole before it gets its name. The same inputs give the same bytes.
+    as a whole before it gets its name. The same inputs give the same bytes. What is appended to an input meanwhile is
+    not in it.
 
     Args:
         paths: at least one container; all have the same fields, and all have keys or none has. Each is a path, a
@@ -134,6 +134,7 @@ def merge(
         SchemaError: fields differ, a key is there twice, there is nothing to merge, or a label would have two meanings:
             `class_names` give a number to one class here and to another one there.
         FormatError: an input cannot be read, or one of its blocks is damaged.
+        ReplacedError: another container took the place of an input meanwhile.
         FileExistsError, WriteError, CommitUnknownError: as with `Writer`. After any error `out` is as before.
     """
     paths = every_container(paths, remote)
