@@ -184,11 +184,8 @@ class _RecoverWriter(Writer):
     def __init__(
         self, out: str, fields: Sequence[Field], dictionaries: Mapping[str, bytes], mode: Literal["x", "w"]
     ) -> None:
-        self._kept = dict(enumerate(dictionaries[field.name] for field in fields))
+        self._dictionaries = dict(enumerate(dictionaries[field.name] for field in fields))
         super().__init__(out, fields=fields, mode=mode)
-
-    def _known_dictionaries(self) -> Mapping[int, bytes]:
-        return self._kept
 
 
 def _attrs(indexes: Sequence[Index], source: Source, report: Recovery) -> dict[str, Any]:

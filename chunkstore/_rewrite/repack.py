@@ -101,7 +101,7 @@ class _RepackWriter(Writer):
         self,
         path: str,
         ragged_nbytes: dict[str, int],
-        dictionaries: dict[int, bytes],
+        dictionaries: Mapping[int, bytes],
         told: Told,
         **options: Any,
     ) -> None:
@@ -115,9 +115,6 @@ class _RepackWriter(Writer):
     def _known_nbytes(self, field: Field, num_samples: int) -> int | None:
         known = super()._known_nbytes(field, num_samples)
         return self._ragged_nbytes[field.name] if known is None and field.codec == RAW else known
-
-    def _known_dictionaries(self) -> Mapping[int, bytes]:
-        return self._dictionaries
 
 
 def _open_codecs(reader: Reader, spec: CodecSpec) -> tuple[tuple[Field, ...], dict[int, bytes]]:

@@ -372,18 +372,13 @@ class IndexWriter:
         if self._keys is not None:
             self._keys.add(keys)
 
-    def add_shard(self, num_samples: int, blocks: Sequence[Block], keys: Keys | None = None) -> None:
-        """Take the next shard.
+    def add_shard(self, num_samples: int, blocks: Sequence[Block]) -> None:
+        """Take the next shard, whose keys `add_keys` was given.
 
         Args:
             num_samples: at least 1.
             blocks: one per field, in the order of the schema.
-            keys: of its samples, if the container has keys and they were not given to `add_keys`.
-        Raises:
-            SchemaError: a key is there twice.
         """
-        if keys is not None:
-            self.add_keys(keys)
         entries = [columns.add(block, num_samples) for columns, block in zip(self._columns, blocks, strict=True)]
         self._blocks.append(np.array(entries, BLOCK_ENTRY))
         self.num_samples += num_samples
@@ -453,31 +448,23 @@ class IndexWriter:
             SectionEntry(kind, number, at, size, write_section(run, at, size, pieces))
             for at, ((kind, number), (size, pieces)) in zip(offsets, sections.items(), strict=True)
         )
-        directory = self._directory(offset, end, entries, tuple(earlier)).encode()
+        directory = Directory(
+            offset,
+            self._position.first_sample,
+            self.num_samples,
+            self._position.first_shard,
+            len(self._starts) - 1,
+            end - offset,
+            len(self.fields),
+            entries,
+            tuple(earlier),
+        ).encode()
         run.end(directory)
         committed_end = pad(max(end, data_end), PART_ALIGNMENT)
         digest = sum128(directory)
         if before is None:
             return Superblock(uuid_of(digest), 1, committed_end, offset, nbytes, digest)
         return Superblock(before.uuid, before.generation + 1, committed_end, offset, nbytes, digest)
-
-    def _directory(
-        self, offset: int, end: int, table: tuple[SectionEntry, ...], earlier: tuple[Earlier, ...]
-    ) -> Directory:
-        shards = len(self._starts) - 1
-        first_sample, first_shard = self._position.first_sample, self._position.first_shard
-        segment_nbytes = end - offset
-        return Directory(
-            offset,
-            first_sample,
-            self.num_samples,
-            first_shard,
-            shards,
-            segment_nbytes,
-            len(self.fields),
-            table,
-            earlier,
-        )
 
     def _sections(self) -> dict[type_section, tuple[int, Iterable[bytes]]]:
         """Each section: its length, and its bytes in pieces of whole pages."""

@@ -49,6 +49,7 @@ class ShardWriter:
     """
 
     def __init__(self, coders: Sequence[FieldCoder | None] = ()) -> None:
+        """For fields with these coders, None where one is raw."""
         self._coders = tuple(coders)
         self._pool: ThreadPoolExecutor | None = None
         self._pending: tuple[IndexWriter, Future[list[Block]], int] | None = None
@@ -90,8 +91,7 @@ class ShardWriter:
 
     def _write(self, sink: Sink, rows: Sequence[Rows], place: Place, pool: ThreadPoolExecutor | None) -> list[Block]:
         blocks = []
-        for number, field in enumerate(rows):
-            coder = self._coders[number] if self._coders else None
+        for number, (coder, field) in enumerate(zip(self._coders, rows, strict=True)):
             if coder is None:
                 offset = place(number, field.data.nbytes)
                 assert isinstance(offset, int)  # only chunks of codecs come late
@@ -101,7 +101,7 @@ class ShardWriter:
         return blocks
 
 
-def _write_block(sink: Sink, rows: Rows, offset: int, pool: ThreadPoolExecutor | None = None) -> Block:
+def _write_block(sink: Sink, rows: Rows, offset: int, pool: ThreadPoolExecutor | None) -> Block:
     """Sum and write one block; each piece at the same time where there is a pool."""
     starts = range(0, rows.data.nbytes, _PIECE_NBYTES)
     pieces = [rows.data[start : start + _PIECE_NBYTES] for start in starts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, TypeAlias
 
 from chunkstore._format import superblock as superblocks
 from chunkstore._format.checksum import sum64_large
@@ -36,49 +36,22 @@ _PIECE_NBYTES: Final = 8 << 20
 _SECTOR_NBYTES: Final = 512  # what a disk writes as a whole, or not at all
 
 
-class Target(Protocol):
-    """What a writer needs of the place that it writes to."""
-
-    path: str
-    sink: Sink
-    tail: int
-    """Offset at which the first new block may go."""
-    fields: tuple[Field, ...] | None
-    """The schema, if there is one already."""
-    with_keys: bool | None
-    """Whether samples have keys, if that is known."""
-    num_samples: int
-    """Samples that are there already."""
-
-    def begin(self, fields: Sequence[Field], *, with_keys: bool) -> IndexWriter:
-        """The index of the shards to come."""
-
-    def check_keys(self, keys: Keys) -> None:
-        """Refuse keys that the container has already."""
-
-    def commit(self, index: IndexWriter, tail: int) -> None:
-        """Make what was written part of the container; `tail` is where the blocks end."""
-
-    def following(self) -> Target:
-        """Where what comes next goes."""
-
-    def close(self) -> None:
-        """Let go; what was not committed is removed."""
-
-
 class NewTarget:
-    """A container that does not exist yet."""
+    """A container that does not exist yet.
+
+    Attributes:
+        path: where it will be.
+        sink: takes the blocks.
+        num_samples: that are committed.
+        before_publish: called with the path of the complete, unpublished file; what it raises stops the commit.
+    """
 
     def __init__(self, path: str | os.PathLike[str], mode: Literal["x", "w"]) -> None:
         self._file = NewFile.create(path, mode)
         self.path = self._file.path
         self.sink = self._file.sink
-        self.tail = HEAD_NBYTES
-        self.fields: tuple[Field, ...] | None = None
-        self.with_keys: bool | None = None
         self.num_samples = 0
         self.before_publish: Callable[[str], None] | None = None
-        """Called with the path of the complete, unpublished file; what it raises stops the commit."""
 
     def begin(self, fields: Sequence[Field], *, with_keys: bool) -> IndexWriter:
         """The index of the shards to come."""
@@ -88,7 +61,7 @@ class NewTarget:
         """All keys are in the index writer, which refuses duplicates itself."""
 
     def commit(self, index: IndexWriter, tail: int) -> None:
-        """Write the index behind the blocks, sync, and give the file its name."""
+        """Write the index behind the blocks, which end at `tail`, sync, and give the file its name."""
         superblock = finish_new(self.sink, index, tail)
         if self.before_publish is not None:
             self.before_publish(self._file.temporary)
@@ -116,6 +89,11 @@ def finish_new(sink: Sink, index: IndexWriter, data_end: int, offset: int | None
 class AppendTarget:
     """The end of an existing container, under its lock.
 
+    Attributes:
+        path, sink, num_samples: as of `NewTarget`.
+        tail: offset at which the first new block may go.
+        fields: the schema.
+        with_keys: whether samples have keys; None as long as there are none.
     Raises:
         FileNotFoundError, PermissionError: it cannot be opened for writing.
         LockedError: another writer has it.
@@ -154,7 +132,7 @@ class AppendTarget:
         self._index = read_index(self._source)
         self._outdated = False
         self.tail = self._committed_end = self._index.superblock.committed_end
-        self.fields: tuple[Field, ...] | None = self._index.fields
+        self.fields = self._index.fields
         # Without samples it is open whether they will have keys: the empty segment is replaced.
         self.with_keys: bool | None = self._index.has_keys if self._index.num_samples else None
         self.num_samples = self._index.num_samples
@@ -349,6 +327,9 @@ class AppendTarget:
             self._source.close()
             self.sink.close()
             self._lock.release()
+
+
+Target: TypeAlias = NewTarget | AppendTarget
 
 
 def sum_of_segment(source: Source, directory: Directory) -> int:

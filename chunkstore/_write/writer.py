@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, NoReturn, Self
 
 import numpy as np
@@ -87,6 +87,9 @@ class Writer:
     Not thread-safe.
     """
 
+    # Of fields whose codec has one, where they are there before the first row: by number of the field.
+    _dictionaries: Mapping[int, bytes | None] = MappingProxyType({})
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -138,7 +141,7 @@ class Writer:
         """Go on from what the target has, or begin, where the fields are known."""
         if isinstance(self._target, AppendTarget):
             self.attrs.update(self._target.attrs())
-            self._continue(known)
+            self._continue(self._target, known)
         elif known is not None:
             self._begin(known)
         self._committed_attrs = encode_attrs(self.attrs)
@@ -441,16 +444,11 @@ class Writer:
 
     # -- shards -------------------------------------------------------------------------------------------------------
 
-    def _begin(self, fields: tuple[Field, ...], dictionaries: Mapping[int, bytes | None] | None = None) -> None:
-        """The fields are known: lay out what can be laid out.
-
-        Args:
-            fields: as given, or those of the container.
-            dictionaries: of a container that is appended to; None for a new one.
-        """
-        fields, options = choose_codecs(fields, self._codecs, fixed=dictionaries is not None)
-        self._coders = coders_of(fields, options, self._known_dictionaries() if dictionaries is None else dictionaries)
-        self._shards = ShardWriter(self._coders if any(self._coders) else ())
+    def _begin(self, fields: tuple[Field, ...]) -> None:
+        """The fields are known, as given or those of the container: lay out what can be laid out."""
+        fields, options = choose_codecs(fields, self._codecs, fixed=isinstance(self._target, AppendTarget))
+        self._coders = coders_of(fields, options, self._dictionaries)
+        self._shards = ShardWriter(self._coders)
         self._sample_nbytes = sum(field.row_nbytes or 0 for field in fields)
         self._most = samples_per_shard(self._sample_nbytes, self._shard_nbytes)
         self._capacity = samples_per_shard(self._sample_nbytes, min(self._shard_nbytes, _STAGED_NBYTES))
@@ -462,14 +460,9 @@ class Writer:
             self._plan_regions(fields, self._promised)
         self._fields = fields  # last: until then another first sample begins anew
 
-    def _known_dictionaries(self) -> Mapping[int, bytes | None]:
-        """Dictionaries of a new container that are there before its first row."""
-        return {}
-
-    def _continue(self, fields: tuple[Field, ...] | None) -> None:
+    def _continue(self, target: AppendTarget, fields: tuple[Field, ...] | None) -> None:
         """Append: the fields are those of the container."""
-        assert self._target.fields is not None
-        known = self._target.fields
+        known = target.fields
         # A field that does not say its codec has that of the container.
         given = fields and tuple(
             replace(field, codec=known[place].codec) if field.codec == RAW and place < len(known) else field
@@ -477,9 +470,9 @@ class Writer:
         )
         if given is not None and given != known:
             raise SchemaError(f"{self._path}: fields: the container has {known}, given were {fields}")
-        assert isinstance(self._target, AppendTarget)
-        self._begin(known, self._target.dictionaries())
-        self._with_keys = self._target.with_keys
+        self._dictionaries = target.dictionaries()
+        self._begin(known)
+        self._with_keys = target.with_keys
 
     def _plan_regions(self, fields: tuple[Field, ...], num_samples: int) -> None:
         """Give each field whose size is known one region for all its rows; the others follow behind."""
@@ -523,7 +516,10 @@ class Writer:
             self._target.check_keys(keys)
             index.add_keys(keys)
         self._shards.wait()
-        rows = [stage.take(count) for stage in self._stages] if arrays is None else self._given(arrays)
+        if arrays is None:
+            rows = [stage.take(count) for stage in self._stages]
+        else:
+            rows = [fixed_rows(stage.field, array) for stage, array in zip(self._stages, arrays, strict=True)]
         self._train(index, rows)
         self._shards.submit(self._target.sink, index, rows, self._place)
         self._num_slots = -1
@@ -539,14 +535,11 @@ class Writer:
                 if coder.dictionary:
                     index.dictionaries[number] = coder.dictionary
 
-    def _given(self, arrays: Sequence[NDArray[Any]]) -> list[Rows]:
-        return [fixed_rows(stage.field, array) for stage, array in zip(self._stages, arrays, strict=True)]
-
     def _ensure_index(self) -> IndexWriter:
         if self._index is None:
             assert self._fields is not None
             following = self._target.following()
-            if following is not self._target or isinstance(following, AppendTarget):
+            if isinstance(following, AppendTarget):
                 self._target, self._tail = following, following.tail
             self._index = self._target.begin(self._fields, with_keys=bool(self._with_keys))
         return self._index

@@ -383,9 +383,11 @@ class _Collector:
 
     def _add_shard(self, found: dict[int, Written]) -> None:
         start, stop = self._arrangement.starts[self._next : self._next + 2].tolist()
-        keys = None if self._plan.keys is None else self._plan.keys.slice(start, stop)
+        if self._plan.keys is not None:
+            keys = self._plan.keys.slice(start, stop)
+            self._index.add_keys(Keys(keys.blob, keys.offsets))
         blocks = [self._block(found[number], start, stop) for number in range(len(self._plan.fields))]
-        self._index.add_shard(stop - start, blocks, None if keys is None else Keys(keys.blob, keys.offsets))
+        self._index.add_shard(stop - start, blocks)
 
     def _block(self, written: Written, start: int, stop: int) -> Block:
         shapes = self._shapes.get(written.number)
