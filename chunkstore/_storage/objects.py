@@ -276,7 +276,18 @@ def _split_url(url: str) -> tuple[str, str, str]:
         raise UrlError(f"{bare}: URLs with a query or a fragment are not supported; give credentials as options")
     if not host or not key or key.endswith("/"):
         raise UrlError(f"{url}: expected the URL of one object, such as s3://bucket/train.cks")
-    return _STORES[scheme], f"{scheme}://{host}", unquote(key) if web else key
+    return _STORES[scheme], f"{scheme}://{host}", _decoded(url, key) if web else key
+
+
+def _decoded(url: str, key: str) -> str:
+    # The client encodes again what it is given, but no slash: it would ask for another object.
+    try:
+        if "%2f" not in key.lower():
+            return unquote(key, errors="strict")
+    except UnicodeDecodeError:
+        pass
+    text = "the client cannot ask for a name with %2F, or with bytes that are no UTF-8. Rename the object"
+    raise UrlError(f"{url}: {text}")
 
 
 def _fits(parts: Sequence[str], patterns: Sequence[str]) -> bool:

@@ -160,11 +160,12 @@ class Kept:
 
     def add(self, piece: Piece) -> None:
         """Keep one more; nobody may need those any more that go for it."""
-        piece.kept = True
-        self._unused[piece] = None
+        # In this order `drop` can take it back where memory runs out in between.
         self._owned.setdefault(piece.owner, {})[piece] = None
-        self._nbytes += piece.nbytes
         self._covers.pop(piece.owner, None)
+        piece.kept = True
+        self._nbytes += piece.nbytes
+        self._unused[piece] = None
 
     def touch(self, piece: Piece) -> None:
         """Note that a reader needs it."""

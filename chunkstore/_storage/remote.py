@@ -62,7 +62,8 @@ class Remote:
             server answers within a few milliseconds, eight for each call.
         buffer_nbytes: what is kept in memory, for each reader: what `prefetch` has fetched, and what was read last.
             What reads a file from begin to end (`verify`, `merge`) keeps 32 MiB at least.
-        cache_dir: keep blocks of 1 MiB in this folder on the local disk, for any number of processes; default: none.
+        cache_dir: keep blocks of 1 MiB in this folder on the local disk (`~`: the home directory), for any number of
+            processes; default: none.
             Pays where a data set is read more than once and fits. Needs a server that gives ETags or dates.
         cache_nbytes: what the folder may hold; the blocks that were not used for longest go first.
     """
@@ -186,7 +187,8 @@ class RemoteSource(PreadSource):
         self.identity = Identity(0, sum64(url.encode()), self.size, sum64(version.encode()))
         self._cache: BlockCache | None = None
         if remote.cache_dir is not None and self._version.known:
-            self._cache = BlockCache(remote.cache_dir, remote.cache_nbytes, f"{url}|{version}|{self.size}")
+            folder = os.path.expanduser(remote.cache_dir)
+            self._cache = BlockCache(folder, remote.cache_nbytes, f"{url}|{version}|{self.size}")
         ahead = (1 + _AHEAD) * remote.max_request_nbytes if in_order else 0  # or it would be fetched in vain
         self._room = room or Room(max(remote.buffer_nbytes, ahead))
         self._owner = object()
@@ -360,14 +362,14 @@ class RemoteSource(PreadSource):
             found, missing = self._find(state.kept, starts, stops)
             for low, high in self._runs(starts[missing], stops[missing]):
                 call.fresh.append(Piece(low, high, None, self._owner))
-            call.pieces += found + call.fresh
             call.requests.extend(each for piece in call.fresh for each in self._requests(piece, call.deliveries))
             for piece in call.fresh:
                 state.kept.add(piece)
-            if not background:
-                for piece in call.pieces:
-                    piece.users += 1
-                    state.kept.touch(piece)
+            for piece in found + call.fresh if not background else ():
+                # In this order: where memory runs out, nobody takes back what was not counted, which is another's.
+                piece.users += 1
+                call.pieces.append(piece)
+                state.kept.touch(piece)
             state.kept.shrink()
             shared = {piece for piece in call.fresh if piece.kept}.union(found)
         if into:
@@ -487,7 +489,7 @@ def _read_head(client: RemoteObject) -> tuple[memoryview, Version]:
         # An object without bytes has no range to give. Who did not answer after some tries is not asked again as often.
         found = None
         if _TRIED_AGAIN not in str(error):
-            with suppress(RemoteError):
+            with suppress(RemoteError, PermissionError):
                 found = client.look()
         if found is None or found.size:
             raise

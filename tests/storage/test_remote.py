@@ -25,7 +25,7 @@ import chunkstore
 from chunkstore._storage import remote, requests
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.opening import open_any
-from chunkstore._storage.pieces import Piece
+from chunkstore._storage.pieces import Kept, Piece
 from chunkstore._storage.remote import Remote, RemoteSource
 from chunkstore.errors import ClosedError, LimitError, RemoteError, ReplacedError, TruncatedError
 
@@ -268,6 +268,29 @@ class TestReads:
             assert all(piece.failed() for piece in source._room.state().kept.cover(source._owner).pieces)
             assert source.read(2_000_000, 10) == DATA[2_000_000:2_000_010]
 
+    def test_memory_that_runs_out_is_that_of_one_reader(
+        self, server: RangeServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who finds what another one waits for, and then has no memory to go on, cancels nothing of it."""
+        offsets, found = np.arange(2_000_000, 4_000_000, 100_000), np.empty(200, np.uint8)
+        touch = Kept.touch
+
+        def fails(self: Kept, piece: Piece) -> None:
+            touch(self, piece)
+            if threading.current_thread() is threading.main_thread():
+                raise MemoryError
+
+        with opened(server, max_gap_nbytes=0, max_requests=1) as source:
+            server.fault = lambda request: Fault(delay=0.02)
+            reader = threading.Thread(target=source.read_scattered, args=(offsets, 10, found))
+            reader.start()
+            time.sleep(0.05)
+            monkeypatch.setattr(Kept, "touch", fails)
+            with pytest.raises(MemoryError):
+                source.read_scattered(offsets, 10, np.empty(200, np.uint8))
+            reader.join()
+        assert found.tobytes() == b"".join(DATA[offset : offset + 10] for offset in offsets)
+
     def test_without_threads_the_caller_does_all(self, server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
         """None start while the interpreter ends, or where the system gives no more."""
 
@@ -500,6 +523,14 @@ class TestReads:
         with opened(server, cache_dir=str(tmp_path)) as source:
             assert source.read(3_050_000, 100) == DATA[::-1][3_050_000:3_050_100]
 
+    def test_a_cache_at_home(self, server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """`~` is what it is in a shell, and no folder of this name."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("USERPROFILE", str(tmp_path))
+        with opened(server, cache_dir="~/cache") as source:
+            source.read(2_000_000, 10)
+        assert len(list((tmp_path / "cache").rglob("*-*"))) > 0
+
     def test_no_bytes(self, server: RangeServer) -> None:
         """An object of no bytes opens, as an empty file does."""
         server.objects["empty"] = b""
@@ -608,6 +639,12 @@ class TestFaults:
         with server.counting() as asked, pytest.raises(RemoteError, match=rf"bytes \[0, 1048576\): .*{status}"):
             opened(server)
         assert [request.method for request in asked] == (["GET"] * 4 if status == 503 else ["GET", "HEAD"])
+
+    def test_a_look_that_is_forbidden(self, server: RangeServer) -> None:
+        """What the request for bytes failed by is said, where the look that follows it fails by something else."""
+        server.fault = lambda request: Fault(status=403 if request.method == "HEAD" else 400)
+        with pytest.raises(RemoteError, match=r"bytes \[0, 1048576\): .*400"):
+            opened(server)
 
     def test_no_ranges(self, server: RangeServer) -> None:
         """A server that sends the whole object each time cannot be read from."""
@@ -723,6 +760,13 @@ class TestUrls:
         for name in ("\tt.bin", "a//b.bin", "a/../b.bin"):
             with pytest.raises(ValueError, match=r"the client refuses this name: .*Rename the object"):
                 open_any(server.url(name))
+
+    @pytest.mark.parametrize("name", ["a%2Fb.bin", "a%2fb.bin", "%FF.bin"])
+    def test_names_that_the_client_would_change(self, server: RangeServer, name: str) -> None:
+        """They are refused: it would ask for another object."""
+        server.objects |= {"a/b.bin": b"other", "%EF%BF%BD.bin": b"other"}
+        with pytest.raises(ValueError, match="cannot ask for a name with %2F"):
+            open_any(server.url(name))
 
     def test_options_that_do_not_fit(self, tmp_path: Path) -> None:
         """Of a file, of an object, of the client."""
