@@ -32,10 +32,8 @@ def signals_later() -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         if not over:
             came[number] = None
-        elif callable(handler := before[number]):  # one that was put back already raised before this one was
-            handler(number, frame)
-        else:
-            signal.signal(number, handler)
+        else:  # what one that was put back already raised, or an interrupt, came before this one was put back
+            signal.signal(number, before[number])
             signal.raise_signal(number)
 
     try:

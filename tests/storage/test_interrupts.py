@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 import threading
@@ -122,6 +123,24 @@ def test_a_handler_that_raises_while_others_come_back(monkeypatch: pytest.Monkey
                 pass
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_an_interrupt_while_handlers_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that keeps the others from being put back has put back its own."""
+
+    def interrupted(self: contextlib.ExitStack, *error: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(contextlib.ExitStack, "__exit__", interrupted)
+            with pytest.raises(KeyboardInterrupt), signals_later():
+                pass
+        assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
