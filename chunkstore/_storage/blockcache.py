@@ -1,7 +1,7 @@
 """Blocks of remote objects, kept on the local disk: bounded, checksummed, shared by any number of processes.
 
     DIR/cks-cache-1/4f/4f0c...e1-0000002a      object and version (xxh3-128), number of the block
-        block bytes | xxh3-64 of them
+        block bytes | xxh3-64 of them, xor that of the name
 
 Each block is a file, written under a temporary name and renamed: nobody sees half of one. No process locks anything, so
 one that is killed leaves at most a temporary file, which the next eviction removes. A file that cannot be read, has
@@ -63,7 +63,7 @@ class BlockCache:
         except OSError:
             return None
         block = data[:nbytes]
-        if len(data) != nbytes + _SUM_NBYTES or sum64(block) != int.from_bytes(data[nbytes:], "little"):
+        if len(data) != nbytes + _SUM_NBYTES or self._sum(number, block) != data[nbytes:]:
             _remove(path)
             return None
         if age > _TOUCH_SECONDS:
@@ -77,7 +77,7 @@ class BlockCache:
         temporary = f"{path}.{os.urandom(16).hex()}{_TEMPORARY}"
         try:
             with open(temporary, "wb", buffering=0) as file:
-                whole = bytes(block) + sum64(block).to_bytes(_SUM_NBYTES, "little")
+                whole = bytes(block) + self._sum(number, block)
                 if file.write(whole) != len(whole):
                     raise OSError("the disk took a part only")
             os.rename(temporary, path)
@@ -112,8 +112,15 @@ class BlockCache:
             if total <= self._limit * _KEPT_SHARE:
                 return
 
+    def _sum(self, number: int, block: bytes | memoryview) -> bytes:
+        # With the name: whole blocks under the name of another one are damage, too.
+        return (sum64(block) ^ sum64(self._name(number).encode())).to_bytes(_SUM_NBYTES, "little")
+
+    def _name(self, number: int) -> str:
+        return f"{self._prefix}-{number:08x}"
+
     def _path(self, number: int) -> str:
-        return os.path.join(self._root, self._prefix[:2], f"{self._prefix}-{number:08x}")
+        return os.path.join(self._root, self._prefix[:2], self._name(number))
 
 
 def _files(root: str) -> Iterator[os.DirEntry[str]]:

@@ -48,6 +48,20 @@ def test_a_damaged_block_is_not_there(tmp_path: Path, damage: str) -> None:
     assert files(tmp_path) == []
 
 
+@pytest.mark.parametrize("other", ["number", "version"])
+def test_a_block_under_the_name_of_another_is_not_there(tmp_path: Path, other: str) -> None:
+    """Whole as it is, it is not what was asked for."""
+    cache = BlockCache(str(tmp_path), LIMIT, "x")
+    elsewhere = cache if other == "number" else BlockCache(str(tmp_path), LIMIT, "y")
+    elsewhere.put(1, block(1))
+    (path,) = files(tmp_path)
+    cache.put(0, block(0))
+    (place,) = set(files(tmp_path)) - {path}
+    path.replace(place)
+    assert cache.get(0, 1000) is None
+    assert files(tmp_path) == []
+
+
 def test_the_oldest_go_first(tmp_path: Path) -> None:
     """Beyond the limit, the blocks that were not used for longest are removed, down to nine tenths of it."""
     cache = BlockCache(str(tmp_path), 100_000_000, "x")
