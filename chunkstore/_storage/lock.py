@@ -105,7 +105,9 @@ def _lock(path: str, fd: int, calls: syscalls.SystemCalls) -> str | None:
 
 
 def _make_lock_file(path: str, calls: syscalls.SystemCalls) -> str:
-    lock_file = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
+    # Of the file itself: links to it have the same lock, and it is found again whoever changes directories.
+    directory, name = os.path.split(os.path.realpath(path))
+    lock_file = os.path.join(directory, f".{name}.lock")
     try:
         fd = calls.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     except FileExistsError as error:
@@ -114,10 +116,13 @@ def _make_lock_file(path: str, calls: syscalls.SystemCalls) -> str:
             f"remove {lock_file}"
         ) from error
     try:
-        text = memoryview(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        calls.pwrite(fd, text, 0)
-    finally:
-        calls.close(fd)
+        try:
+            calls.pwrite(fd, memoryview(f"process {os.getpid()} on {socket.gethostname()}".encode()), 0)
+        finally:
+            calls.close(fd)
+    except BaseException:
+        calls.unlink(lock_file)  # or nobody would ever get the lock
+        raise
     return lock_file
 
 

@@ -186,3 +186,33 @@ class TestLockFile(LockTests):
             WriterLock.acquire(path)
         left.unlink()
         WriterLock.acquire(path).release()
+
+    def test_links_to_the_container(self, path: Path) -> None:
+        """They lead to the same lock, as with `flock`."""
+        link = path.with_name("link.cks")
+        link.symlink_to("train.cks")
+        for first, second in ((path, link), (link, path)):
+            with WriterLock.acquire(first), pytest.raises(LockedError):
+                WriterLock.acquire(second)
+
+    def test_a_directory_that_changes(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The lock of a relative path is given back from elsewhere; that of another container stays."""
+        other = path.parent / "folder"
+        other.mkdir()
+        (other / "train.cks").write_bytes(b"other")
+        monkeypatch.chdir(path.parent)
+        lock = WriterLock.acquire("train.cks")
+        monkeypatch.chdir(other)
+        with WriterLock.acquire("train.cks"):
+            lock.release()
+            with pytest.raises(LockedError):
+                WriterLock.acquire("train.cks")
+        WriterLock.acquire(path).release()
+
+    @pytest.mark.parametrize("call", ["pwrite", "close"])
+    @pytest.mark.parametrize("error", [errno.ENOSPC, KeyboardInterrupt()])
+    def test_a_lock_file_that_cannot_be_written(self, path: Path, call: str, error: BaseException | int) -> None:
+        """It is removed: the next writer has a chance."""
+        with syscalls.use(Failing(call, error)), pytest.raises((OSError, KeyboardInterrupt)):
+            WriterLock.acquire(path)
+        assert os.listdir(path.parent) == ["train.cks"]
