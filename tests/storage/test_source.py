@@ -239,15 +239,26 @@ class SourceTests:
 
     def test_closed_while_its_size_is_looked_at(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
         """Another thread may close it at any time: the descriptor is there until the system call is over."""
-        lseek = os.lseek
+        size = platform.file_size
 
-        def slow(descriptor: int, position: int, whence: int) -> int:
+        def slow(descriptor: int) -> int:
             source.close()
-            return lseek(descriptor, position, whence)
+            return size(descriptor)
 
-        monkeypatch.setattr(os, "lseek", slow)
+        monkeypatch.setattr(platform, "file_size", slow)
         source.check_size()
         assert source.closed
+
+    def test_its_size_is_looked_at_during_a_read(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another thread may do so at any time: it moves no position that the read uses."""
+        read, expected = os.read, source.read(1, 10)
+
+        def slow(descriptor: int, nbytes: int) -> bytes:
+            source.check_size()
+            return read(descriptor, nbytes)
+
+        monkeypatch.setattr(os, "read", slow)
+        assert source.read(1, 10) == expected
 
     def test_empty_file(self, tmp_path: Path) -> None:
         """A file of no bytes opens; there is nothing in it."""
