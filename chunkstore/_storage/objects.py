@@ -88,8 +88,8 @@ class RemoteObject:
         options: arguments of the store class of obstore: `config`, `client_options`, `retry_config`,
             `credential_provider`, and single settings such as `endpoint` or `region`.
     Raises:
-        UrlError: a URL without bucket or key, with a query, or with a password; options that the client refuses. It is
-            a ValueError.
+        UrlError: a URL without bucket or key, with a query, with a password, or of a name that the client would change;
+            options that the client refuses. It is a ValueError.
         MissingExtraError: obstore is not installed.
     """
 
