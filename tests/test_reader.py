@@ -255,6 +255,21 @@ def test_out_of_other_arrays(path: Path, backend: Any, verify: Any, tmp_path: Pa
             assert np.array_equal(labels, LABELS[indices])
 
 
+@pytest.mark.parametrize("verify", ["once", "off"])
+@pytest.mark.parametrize("shift", [-8, 0, 8])
+def test_out_over_the_indices(path: Path, backend: Any, verify: Any, shift: int) -> None:
+    """An array to fill may lie over the indices: they are those of before."""
+    for name, array in (("image", IMAGES), ("label", LABELS)):
+        memory = np.zeros(100_000, np.uint8)
+        indices = memory[16 : 16 + 8 * 50].view(np.int64)
+        indices[:] = wanted = np.arange(100, 50, -1)
+        nbytes = 50 * array[0].nbytes
+        out = memory[16 + shift : 16 + shift + nbytes].view(array.dtype).reshape(50, *array.shape[1:])
+        with chunkstore.open(path, backend=backend, verify=verify) as reader:
+            reader.batch(indices, fields=[name], out={name: out})
+        assert np.array_equal(out, array[wanted])
+
+
 def test_out_of_ragged_values(ragged: Reader) -> None:
     """Values go to the first part of what was given."""
     out = np.zeros((50, 2), np.float32)

@@ -24,7 +24,7 @@ from chunkstore._format.index import Index, read_generation
 from chunkstore._format.schema import Field
 from chunkstore._format.superblock import Superblock
 from chunkstore._read import distant
-from chunkstore._read.batch import Indices, Positions, as_position, as_positions, is_run
+from chunkstore._read.batch import Indices, Positions, apart, as_position, as_positions, is_run
 from chunkstore._read.checked import Checker, Verify, Where
 from chunkstore._read.gather import FixedRows, RaggedRows, Rows
 from chunkstore._read.keys import Keys, find_all, find_one
@@ -325,8 +325,8 @@ class Reader:
         positions = as_positions(indices, opened.num_samples)
         rows = opened.rows if fields is None else self._chosen(opened, fields)
         targets = self._targets(rows, len(positions), out)
-        if out is not None and len(targets) > 1 and any(np.may_share_memory(positions, each) for each in out.values()):
-            positions = positions.copy()  # the first field would write over the positions of the second
+        if out is not None:
+            positions = apart(positions, out.values())
         opened.check_size()
         if opened.source.distant:
             if distant.is_heavy(opened.source):
