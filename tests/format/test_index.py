@@ -174,6 +174,59 @@ def test_numbers_that_wrap_around_lead_nowhere(tmp_path: Path) -> None:
                 field.ragged_rows(np.array([position]))
 
 
+def test_rows_times_bytes_beyond_64_bits_do_not_pass_for_none(tmp_path: Path) -> None:
+    """2^15 rows of 2^49 bytes are 0 bytes modulo 2^64, and no empty block."""
+    path = tmp_path / "a.cks"
+    with Writer(path, fields={"x": ("uint8", (0, 2**40))}) as writer:
+        writer.add_batch({"x": np.zeros((2**15, 0, 2**40), np.uint8)})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"[0,%d]" % 2**40)
+    data[at : at + 17] = b"[%d]" % 2**49
+    repair(data)
+    path.write_bytes(data)
+    with open_source(path, "pread") as source, pytest.raises(CorruptError, match="as many bytes as its rows"):
+        read_index(source)
+
+
+def test_a_segment_without_shards_has_no_sums(tmp_path: Path) -> None:
+    """Sums of groups that no shard has are refused, also where there is no shard that they could be held against."""
+    path = tmp_path / "a.cks"
+    with Writer(path) as writer:
+        writer.add({"x": 1})
+    with Writer(path, mode="a", attrs={"a": 1}):
+        pass
+    data = bytearray(path.read_bytes())
+    with open_source(path, "pread") as source:
+        newest = read_index(source).directories[-1]
+    assert newest.num_shards == 0
+    place = 64 + 32 * [entry.kind for entry in newest.sections()].index(Kind.CHUNK_SUMS)
+    data[newest.offset + place + 16 : newest.offset + place + 24] = (8).to_bytes(8, "little")
+    repair(data)
+    path.write_bytes(data)
+    with open_source(path, "pread") as source, pytest.raises(CorruptError, match="its groups do not fill CHUNK_SUMS"):
+        read_index(source)
+
+
+def test_a_bad_shard_of_a_later_segment_is_named(tmp_path: Path) -> None:
+    """By its number in the container, and by its own segment."""
+    path = tmp_path / "a.cks"
+    for mode in ("x", "a"):
+        with Writer(path, mode=mode, shard_nbytes=4096) as writer:  # type: ignore[arg-type]
+            writer.add_batch({"x": np.zeros((3, 4096), np.uint8)})
+    data = bytearray(path.read_bytes())
+    with open_source(path, "pread") as source:
+        index = read_index(source)
+    newest = index.directories[-1]
+    assert (newest.first_shard, newest.num_shards) == (3, 3)
+    entry = next(entry for entry in newest.sections() if entry.kind == Kind.BLOCKS)
+    data[entry.offset + 40 + 32 : entry.offset + 80] = (7).to_bytes(8, "little")  # `first_group` of its second shard
+    repair(data)
+    path.write_bytes(data)
+    where = f"BLOCKS of the segment at {newest.offset}, shard 4: the groups"
+    with open_source(path, "pread") as source, pytest.raises(CorruptError, match=where):
+        read_index(source)
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_what_a_lookup_will_read_is_known_before(container: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """`unread` names the pages of the index that lookups then read; proven pages are not named again."""
