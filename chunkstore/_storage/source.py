@@ -123,17 +123,22 @@ class Source(Protocol):
     ) -> None: ...
 
 
-class _Descriptor:
+class _Descriptor(list[int]):
     """An open file, closed with its last reference: no thread finds its number reused while it reads."""
 
     __slots__ = ("__weakref__", "fd")
 
-    def __init__(self) -> None:
-        self.fd = -1  # opened once this object is there: without memory for it nobody would close the file
+    fd: int
+
+    def open(self, path: str, flags: int) -> None:
+        # By one call of C, into what is there already: neither a signal nor want of memory comes between the opening
+        # and the keeping, after which nobody would close the file.
+        self.extend(map(os.open, (path,), (flags,)))
+        self.fd = self[0]
 
     def __del__(self, _close: Callable[[int], None] = os.close) -> None:
-        if self.fd >= 0:
-            _close(self.fd)  # not `os.close`: at the end of the interpreter `os` may be gone
+        if self:
+            _close(self[0])  # not `os.close`: at the end of the interpreter `os` may be gone
 
 
 class PreadSource:
@@ -490,7 +495,7 @@ def _open_regular(path: str) -> tuple[_Descriptor, os.stat_result]:
     # Before opening: to open a FIFO waits for a writer, and to open some devices acts on them.
     _require_regular(os.stat(path), path)
     file = _Descriptor()
-    file.fd = os.open(path, os.O_RDONLY | platform.OPEN_FLAGS | platform.OPEN_NONBLOCK)
+    file.open(path, os.O_RDONLY | platform.OPEN_FLAGS | platform.OPEN_NONBLOCK)
     status = os.fstat(file.fd)
     _require_regular(status, path)  # the path may name another file by now
     return file, status

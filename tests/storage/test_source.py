@@ -15,7 +15,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from types import FrameType
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -40,6 +41,31 @@ def path(tmp_path: Path) -> Path:
 
 def expected_rows(offsets: Sequence[int], nbytes: Sequence[int]) -> bytes:
     return b"".join(CONTENT[o : o + n].tobytes() for o, n in zip(offsets, nbytes, strict=True))
+
+
+def interrupted_at(number: int, call: Callable[[], object]) -> bool:
+    """Raise KeyboardInterrupt before this bytecode of `call`, finalizers left out; False where it has ended by then."""
+    left = number
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_name == "__del__":
+            return None  # Python itself drops what is raised in it
+        frame.f_trace_opcodes = True
+        left -= event == "opcode"
+        if left < 0:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    try:
+        sys.settrace(trace)
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
 
 
 class SourceTests:
@@ -236,6 +262,14 @@ class SourceTests:
             hooks.remove_mem_hooks()
         assert source.closed
         assert num_descriptors() < before
+
+    def test_an_interrupt_leaves_no_file_open(self, path: Path, num_descriptors: Callable[[], int]) -> None:
+        """At whatever bytecode it comes while a file is opened."""
+        before, number = num_descriptors(), 0
+        while interrupted_at(number, lambda: open_source(path, self.backend)):
+            assert num_descriptors() == before
+            number += 1
+        assert number > 100
 
     def test_closed_while_its_size_is_looked_at(self, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
         """Another thread may close it at any time: the descriptor is there until the system call is over."""
