@@ -41,6 +41,7 @@ class StoredRows:
         self.index = index
         self.checker = checker
         self.source = source
+        self.num_rows = int(index.shard_starts[-1])
         self._view = source.view(0, source.size)
 
     def target(self, num_rows: int, out: Any) -> Any:
@@ -217,7 +218,7 @@ class CodedRows(StoredRows):
         return found[0, ...]
 
     def column(self) -> NDArray[Any] | Ragged:
-        return read_only(self.run(0, int(self.index.shard_starts[-1]), None))
+        return read_only(self.run(0, self.num_rows, None))
 
 
 class UnknownRows(StoredRows):

@@ -190,7 +190,7 @@ class FixedRows(_RawRows):
         nbytes, shape, dtype = self.row_nbytes, self.field.item_shape, self.field.numpy_dtype
         first = self.extents[0].offset
         if len(self.extents) == 1:
-            self._grid = self.typed = np.ndarray((len_of(self.extents), *shape), dtype, memory, first)
+            self._grid = self.typed = np.ndarray((self.num_rows, *shape), dtype, memory, first)
             return
         base = first % nbytes
         offsets = np.array([extent.offset for extent in self.extents], np.int64) - base
@@ -351,7 +351,7 @@ class FixedRows(_RawRows):
         return rows[0, ...]
 
     def column(self) -> NDArray[Any]:
-        num_rows = len_of(self.extents)
+        num_rows = self.num_rows
         if self._view is not None and len(self.extents) == 1 and self.row_nbytes:
             extent = self.extents[0]
             self.checker.prove_all()
@@ -359,11 +359,6 @@ class FixedRows(_RawRows):
             assert view is not None
             return np.ndarray((num_rows, *self.field.item_shape), self.field.numpy_dtype, np.frombuffer(view, np.uint8))
         return read_only(self.run(0, num_rows, self.target(num_rows, None)))
-
-
-def len_of(extents: list[Any]) -> int:
-    """Rows of all extents."""
-    return extents[-1].stop if extents else 0
 
 
 class RaggedRows(_RawRows):
@@ -453,7 +448,7 @@ class RaggedRows(_RawRows):
     def mapped(self, memory: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """(values over the memory of the only extent, offsets from 0), both proven to fit each other."""
         field, index = self.field, self.index
-        items = index.offsets(0, len_of(self.extents))
+        items = index.offsets(0, self.num_rows)
         bases = items[index.shard_starts] * field.item_nbytes
         if not np.array_equal(bases[:-1] - bases[0], index.block_offset - self.extents[0].offset) or int(
             bases[-1] - bases[0]
@@ -469,15 +464,14 @@ class RaggedRows(_RawRows):
         return values, offsets
 
     def column(self) -> Ragged:
-        num_rows = len_of(self.extents)
         extents = self.extents
         if self._view is None or len(extents) != 1 or not self.field.item_nbytes:
-            return read_only(self.run(0, num_rows, None))
+            return read_only(self.run(0, self.num_rows, None))
         self.checker.prove_all()
         view = self.source.sequential_view(extents[0].offset, extents[0].nbytes)
         assert view is not None
         values, offsets = self.mapped(np.frombuffer(view, np.uint8))
         shapes = None
         if self.field.varying > 1:
-            shapes = self.index.shapes(np.arange(num_rows), np.diff(offsets))
+            shapes = self.index.shapes(np.arange(self.num_rows), np.diff(offsets))
         return Ragged(values, offsets, shapes, self.field.is_string)
