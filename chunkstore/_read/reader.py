@@ -24,7 +24,7 @@ from chunkstore._format.index import Index, read_generation
 from chunkstore._format.schema import Field
 from chunkstore._format.superblock import Superblock
 from chunkstore._read import distant
-from chunkstore._read.batch import Indices, Positions, apart, as_position, as_positions, is_run
+from chunkstore._read.batch import Indices, Positions, as_position, as_positions, is_run
 from chunkstore._read.checked import Checker, Verify, Where
 from chunkstore._read.gather import FixedRows, RaggedRows, Rows
 from chunkstore._read.keys import Keys, find_all, find_one
@@ -326,7 +326,7 @@ class Reader:
         rows = opened.rows if fields is None else self._chosen(opened, fields)
         targets = self._targets(rows, len(positions), out)
         if out is not None:
-            positions = apart(positions, out.values())
+            positions = positions.copy()  # what is filled may lie over them; 0.2 µs, a look whether it does takes more
         opened.check_size()
         if opened.source.distant:
             if distant.is_heavy(opened.source):
