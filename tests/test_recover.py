@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from chunkstore._format.superblock import decode_head
 from chunkstore._rewrite.recover import Recovery, recover
 from chunkstore._rewrite.room import BEHIND, EMPTY, MOST_EMPTY, OVERLAP, runs
 from chunkstore._storage.source import open_source
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))  # not a package
+
+from _vectors.builder import Column, Image
 
 N = 40  # samples
 COMMITS = (20, 10, 6, 4)  # in a streamed container: the small ones are merged into one segment
@@ -471,6 +476,43 @@ def test_attributes_of_an_earlier_commit(tmp_path: Path) -> None:
         assert ("in their place" in report.notes[-1]) == (wanted is not None)
         data = path.read_bytes()
         path.write_bytes(data.replace(b'{"commit":', b'{"commot":'))
+
+
+@pytest.mark.parametrize("count", [3, 20_000])  # the segment of a large one stays, that of a small one is replaced
+@pytest.mark.parametrize("appends", [1, 2])
+def test_attributes_of_a_last_segment_without_samples(tmp_path: Path, count: int, appends: int) -> None:
+    """An append of attributes only: they are the newest, also where segments are searched for."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path, attrs={"version": 0}) as writer:
+        writer.add_batch({"x": np.arange(count)}, [str(number) for number in range(count)])
+    for version in range(1, appends + 1):
+        with chunkstore.Writer(path, mode="a", attrs={"version": version}):
+            pass
+    data = bytearray(path.read_bytes())
+    data[:8192] = bytes(8192)
+    path.write_bytes(data)
+    report = recover(path, tmp_path / "out.cks")
+    with chunkstore.open(tmp_path / "out.cks") as saved:
+        assert (len(saved), saved.attrs) == (count, {"version": appends})
+    assert (report.num_saved, report.lost) == (count, [])
+
+
+def test_a_segment_whose_first_block_continues_one_of_another(tmp_path: Path) -> None:
+    """Another writer may let an extent run through segments: each is found by itself all the same."""
+    columns = [Column("x", "uint8", [3], [np.full(3, number, "u1") for number in range(8)])]
+    image = Image(bytearray(8192), columns=columns)
+    table = image.make_blocks([(0, 4), (4, 8)])
+    image.place_blocks(table, 8192, by_field=True)
+    image.write_blocks(table)
+    for shard in range(2):
+        table[shard][0].first_group = 0
+        image.num_samples = 4 * shard
+        sections = image.sections([(4 * shard, 4 * shard + 4)], table[shard : shard + 1])
+        image.write_segment(image.align(), (4 * shard, shard), (4, 1), sections)
+    image.commit()
+    image.data[:8192] = bytes(8192)
+    (tmp_path / "a.cks").write_bytes(image.data)
+    assert recover(tmp_path / "a.cks", tmp_path / "out.cks").num_saved == 8
 
 
 def test_samples_without_a_byte(tmp_path: Path) -> None:

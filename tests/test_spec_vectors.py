@@ -228,6 +228,42 @@ def test_valid_verify(name: str, folder: Path, verifier: Any) -> None:
     assert bool(findings) == (expected["verify"] == "reports"), findings
 
 
+APPENDABLE = sorted(set(VALID) - {"read-only-compatible-flag", "unknown-codec", "ragged-largest-dimension"})
+
+
+@pytest.mark.parametrize("name", APPENDABLE)
+def test_valid_append(name: str, folder: Path, tmp_path: Path) -> None:
+    """An append to a container of another writer, with that writer's spelling of SCHEMA, leaves it readable."""
+    import chunkstore
+
+    expected = expectation(folder, "valid", name)
+    path = tmp_path / "a.cks"
+    path.write_bytes((folder / "valid" / f"{name}.cks").read_bytes())
+    with chunkstore.open(path) as reader:
+        samples = [reader[0]] if len(reader) else []
+    with chunkstore.Writer(path, mode="a", attrs={"appended": True}) as writer:
+        for sample in samples:
+            writer.add(sample, **({"key": "appended"} if expected["keys"] else {}))
+    container = Decoder(path)
+    for field in expected["fields"]:
+        rows = list(container.rows(field["name"]))
+        assert digest(rows[: expected["num_samples"]]) == field["rows"]
+        assert digest(rows[expected["num_samples"] :]) == digest(rows[: len(samples)])
+    assert container.attrs() == {**expected["attrs"], "appended": True}
+    assert (container.keys() or []) == [*(expected["keys"] or []), *("appended" for _ in samples if expected["keys"])]
+    assert Decoder.verify(path) == [] == Package.verify(path)
+
+
+def test_most_items(tmp_path: Path, implementation: Any) -> None:
+    """A row of as many items as section 15 allows, of no bytes."""
+    column = builder.Column("x", "uint8", [None, None, 0], [np.zeros((2**63 - 1, 1, 0), "u1")])
+    path = tmp_path / "m.cks"
+    path.write_bytes(builder.converted([column], [(0, 1)]).data)
+    container = implementation(path)
+    assert digest(container.rows("x")) == column.digest()
+    assert implementation.verify(path) == []
+
+
 @pytest.mark.parametrize("name", INVALID)
 def test_invalid(name: str, folder: Path, implementation: Any) -> None:
     """An invalid container gives the error that stands beside it, at the step that stands beside it."""

@@ -49,7 +49,7 @@ def add(files: dict[str, bytes], stem: str, suffix: str, data: bytes, text: str)
     if f"{stem}.cks" in files or data in files.values():
         raise ValueError(f"{stem}: a vector of this name or with these bytes is there already")
     files[f"{stem}.cks"] = data
-    files[stem + suffix] = text.encode()
+    files[stem + suffix] = text.encode("utf-8", "backslashreplace")  # half a surrogate pair as its escape
 
 
 def differences(files: dict[str, bytes], folder: Path) -> list[str]:

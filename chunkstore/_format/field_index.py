@@ -261,7 +261,7 @@ class FieldIndex:
     def _check_limit(self, positions: Ints, dims: Ints) -> None:
         """Dimensions of 0 left out, a row has less than 2^63 bytes (spec section 15)."""
         unit = element_nbytes(self.field.dtype) * math.prod(dim or 1 for dim in self.field.item_shape)
-        # In floating point a product cannot wrap around, but it is not exact: only rows near the limit are looked at.
+        # As in `_check_shapes`.
         large = np.prod(np.where(dims > 0, dims, 1).astype(np.float64), axis=1) * unit >= 2.0**62
         for place in np.flatnonzero(large).tolist():
             if math.prod(dim or 1 for dim in dims[place].tolist()) * unit < 2**63:
@@ -284,9 +284,10 @@ class FieldIndex:
         for place, dim in enumerate(self.field.shape[: self.field.varying]):
             if dim is not None:
                 bad |= dims[:, place] != dim
-        # In floating point a product of 63 bits cannot wrap around; where it is large, that alone decides.
-        bad |= np.prod(dims.astype(np.float64), axis=1) > 2.0**62
         bad |= np.prod(dims, axis=1) != counts
+        # In floating point a product cannot wrap around, but it is not exact: only rows near the limit are looked at.
+        for place in np.flatnonzero(np.prod(dims.astype(np.float64), axis=1) > 2.0**62).tolist():
+            bad[place] |= math.prod(dims[place].tolist()) != counts[place]
         if bad.any():
             place = int(np.flatnonzero(bad)[0])
             raise self._corrupt(

@@ -28,7 +28,14 @@ from chunkstore._format.layout import section_sizes
 from chunkstore._format.lookup import Ints
 from chunkstore._format.schema import decode_attrs, decode_schema
 from chunkstore._format.section import Column, Readable, Section, read_whole
-from chunkstore._format.segment import Directory, SectionEntry, decode_directory, heads_of, opening_ranges
+from chunkstore._format.segment import (
+    Directory,
+    SectionEntry,
+    check_earlier,
+    decode_directory,
+    heads_of,
+    opening_ranges,
+)
 from chunkstore._format.superblock import Head, Superblock, decode_head
 from chunkstore.errors import CorruptError, FormatError, TruncatedError
 
@@ -62,7 +69,8 @@ class Index:
         head: the superblocks.
         directories: of all live segments, in the order of samples. (For recovery it may be a run of them that does not
             begin with the first: positions are those of the container all the same.)
-        fields: the schema.
+        schema: the bytes of SCHEMA.
+        fields: what they say.
         num_samples: N.
         shard_starts: int64, shape (shards + 1,).
         blocks: dtype `BLOCK_ENTRY`, shape (shards, fields).
@@ -76,13 +84,13 @@ class Index:
         self._source = source
         self.first_shard = directories[0].first_shard
         newest = directories[-1]
-        schema = self.read_section(newest, Kind.SCHEMA)
+        self.schema = self.read_section(newest, Kind.SCHEMA)
         with _At(self.path):
-            self.fields = decode_schema(schema, newest.num_fields)
+            self.fields = decode_schema(self.schema, newest.num_fields)
         self.num_samples = newest.first_sample + newest.num_samples
         for directory in directories:
             self._check_sections(directory)
-            if directory is not newest and self.read_section(directory, Kind.SCHEMA) != schema:
+            if directory is not newest and self.read_section(directory, Kind.SCHEMA) != self.schema:
                 raise self._corrupt(f"the segment at {directory.offset} has another SCHEMA than the newest")
         self.has_keys = (Kind.KEY_BYTES, NO_FIELD) in newest
         self.shard_starts = self._read_shard_starts()
@@ -245,6 +253,8 @@ class Index:
         )
         bad = offset % PART_ALIGNMENT != 0
         bad[1:] &= offset[1:] != stop[:-1]
+        if self.first_shard:  # for recovery: the block before may be that of a segment which is not here
+            bad[:1] = False
         self._refuse(bad, blocks, f"begins neither at a multiple of {PART_ALIGNMENT} nor behind the block before")
         self._refuse(self._wrong_lengths(nbytes, rows), blocks, "does not have as many bytes as its rows")
 
@@ -319,6 +329,8 @@ def _read_directories(source: Readable, superblock: Superblock) -> tuple[Directo
     newest = _read_directory(
         source, superblock.directory_offset, superblock.directory_nbytes, superblock.directory_sum, end
     )
+    with _At(f"{source.path}: directory at {newest.offset}"):
+        check_earlier(newest, end)
     if newest.earlier and source.distant:
         with source.staged(*heads_of([entry.offset for entry in newest.earlier], end)):
             return _all_directories(source, newest, end)

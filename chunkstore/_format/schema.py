@@ -145,7 +145,8 @@ def encode_attrs(attrs: Mapping[str, Any]) -> bytes:
 
 def _dump(value: dict[str, Any], what: str) -> bytes:
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        written = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = written.encode("utf-8", "backslashreplace")  # half a surrogate pair is written as its escape
         if len(text) > MAX_JSON_NBYTES:
             raise ValueError(f"{len(text):,} bytes, at most {MAX_JSON_NBYTES:,}")
         _check_names(value)

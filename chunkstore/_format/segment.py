@@ -185,7 +185,7 @@ def place_sections(start: int, sizes: Sequence[int]) -> tuple[list[int], int]:
 
 
 def decode_directory(data: bytes, offset: int, committed_end: int) -> Directory:
-    """A directory whose xxh3-128 was right, checked in file order.
+    """A directory whose xxh3-128 was right, checked in file order, but for the table that `check_earlier` checks.
 
     Args:
         data: exactly the bytes of the directory.
@@ -213,7 +213,6 @@ def decode_directory(data: bytes, offset: int, committed_end: int) -> Directory:
     table = tuple(map(SectionEntry._make, _SECTION.iter_unpack(data[DIRECTORY_HEADER_NBYTES:start])))
     _check_table(table, offset + len(data), offset + segment_nbytes)
     earlier = tuple(Earlier(*row) for row in _EARLIER.iter_unpack(data[start:]))
-    _check_earlier(earlier, counts[0], committed_end)
     first_sample, num_samples, first_shard, num_shards = counts
     return Directory(offset, first_sample, num_samples, first_shard, num_shards, segment_nbytes, fields, table, earlier)
 
@@ -237,9 +236,14 @@ def _check_table(table: tuple[SectionEntry, ...], start: int, end: int) -> None:
         raise CorruptError(f"the sections end at {start}, the segment at {end}")
 
 
-def _check_earlier(earlier: tuple[Earlier, ...], first_sample: int, committed_end: int) -> None:
+def check_earlier(newest: Directory, committed_end: int) -> None:
+    """Hold the table of earlier segments of the newest one to its bounds; those of the others do not count.
+
+    Raises:
+        CorruptError, LimitError: a number that cannot be.
+    """
     position = 0
-    for entry in earlier:
+    for entry in newest.earlier:
         if entry.first_sample != position:
             raise CorruptError(f"an earlier segment begins with sample {entry.first_sample}, expected {position}")
         position += entry.num_samples
@@ -250,8 +254,8 @@ def _check_earlier(earlier: tuple[Earlier, ...], first_sample: int, committed_en
             raise CorruptError(f"an earlier segment at {entry.offset} does not lie below {committed_end}")
         if entry.directory_nbytes < DIRECTORY_HEADER_NBYTES:
             raise CorruptError(f"an earlier directory of {entry.directory_nbytes} bytes is too short")
-    if position != first_sample:
-        raise CorruptError(f"the newest segment begins with sample {first_sample}, expected {position}")
+    if position != newest.first_sample:
+        raise CorruptError(f"the newest segment begins with sample {newest.first_sample}, expected {position}")
 
 
 def heads_of(offsets: list[int], committed_end: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from chunkstore._format.schema import Field
 from chunkstore.errors import CorruptError, LimitError
 
-_MAX_ITEMS: Final = 2**62  # beyond it a sum of dimensions could pass an int64
+_NEAR_LIMIT: Final = 2**62  # sums of floats below it are sums of less than 2^63
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,11 +166,11 @@ def offsets_of(counts: NDArray[np.int64], most: int = 0) -> NDArray[np.int64]:
     Args:
         most: no count is larger, where that is known without a look; otherwise 0.
     Raises:
-        OverflowError: more than 2^62 items in all.
+        OverflowError: more than 2^63 - 1 items in all.
     """
-    if not most or most * len(counts) > _MAX_ITEMS:
+    if not most or most * len(counts) > _NEAR_LIMIT:
         total = float(np.sum(counts, dtype=np.float64))
-        if total > _MAX_ITEMS:
+        if total > _NEAR_LIMIT and sum(counts.tolist()) >= 2**63:
             raise OverflowError(f"{total:.3g} items in one batch")
     offsets = np.zeros(len(counts) + 1, np.int64)
     counts.cumsum(out=offsets[1:])

@@ -329,19 +329,23 @@ def _proven_by_index(source: Source, data: bytes) -> Superblock | None:
 
 
 def _without_overlap(found: list[Index]) -> list[Index]:
-    """From the first sample on, always the segment that reaches furthest; those of the newest schema only."""
-    if not found:
-        return []
-    schema = max(found, key=lambda index: (index.num_samples, index.directories[0].offset)).fields
-    rest = [index for index in found if index.fields == schema and index.directories[0].num_samples]
+    """From the first sample on, always the segment that reaches furthest; those of the newest schema only.
+
+    Of two that reach as far it is the later one, and one without samples may come last: they have newer attributes.
+    """
+
+    def age(index: Index) -> tuple[int, int]:
+        return index.num_samples, index.directories[0].offset
+
+    newest = max(found, key=age, default=None)
+    rest = [index for index in found if newest is not None and index.fields == newest.fields]
     chosen: list[Index] = []
-    position = 0
-    while rest := [index for index in rest if index.directories[0].first_sample >= position]:
+    while rest:
         first = min(index.directories[0].first_sample for index in rest)
-        best = max((i for i in rest if i.directories[0].first_sample == first), key=lambda index: index.num_samples)
+        best = max((index for index in rest if index.directories[0].first_sample == first), key=age)
         chosen.append(best)
-        position = best.num_samples
-    return chosen or [max(found, key=lambda index: index.directories[0].offset)]
+        rest = [i for i in rest if i.directories[0].first_sample >= best.num_samples and age(i) > age(best)]
+    return chosen
 
 
 def _note_gaps(indexes: list[Index], report: Recovery) -> None:

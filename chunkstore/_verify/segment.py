@@ -34,6 +34,7 @@ from chunkstore._format.segment import (
     Directory,
     Earlier,
     SectionEntry,
+    check_earlier,
     decode_directory,
     directory_nbytes,
     num_pages,
@@ -166,7 +167,7 @@ def _compare_superblocks(tape: Tape, data: bytes) -> None:
 def read_directories(tape: Tape, superblock: Superblock) -> tuple[list[Directory], bool]:
     """All live directories that can be read, in the order of samples, and whether that is all of them."""
     own = Earlier(superblock.directory_offset, superblock.directory_nbytes, 0, 0, superblock.directory_sum)
-    newest = _read_directory(tape, own, superblock.committed_end)
+    newest = _read_directory(tape, own, superblock.committed_end, newest=True)
     if newest is None:
         return [], False
     found = []
@@ -201,7 +202,7 @@ def _directory_damage(tape: Tape, directory: Directory, problem: str) -> None:
     )
 
 
-def _read_directory(tape: Tape, entry: Earlier, committed_end: int) -> Directory | None:
+def _read_directory(tape: Tape, entry: Earlier, committed_end: int, *, newest: bool = False) -> Directory | None:
     offset, nbytes = entry.offset, entry.directory_nbytes
     what = "directory of an index segment"
     data = tape.try_read(offset, nbytes, what) if nbytes >= DIRECTORY_HEADER_NBYTES else b""
@@ -214,10 +215,13 @@ def _read_directory(tape: Tape, entry: Earlier, committed_end: int) -> Directory
         return None
     tape.ledger.count(nbytes=nbytes)
     try:
-        return decode_directory(data, offset, committed_end)
+        directory = decode_directory(data, offset, committed_end)
+        if newest:
+            check_earlier(directory, committed_end)
     except FormatError as error:
         tape.ledger.add("directory", f"{what} at {offset}: {error}; {lost}", offset=offset, nbytes=nbytes)
         return None
+    return directory
 
 
 class Segment:

@@ -323,6 +323,8 @@ class IndexWriter:
         with_keys: whether every sample has a key.
         folder: for unnamed temporary files, should the index outgrow the memory.
         position: where it goes on; default a new container.
+        schema: the bytes of SCHEMA where a container has them already, perhaps of another writer: those of all live
+            segments are the same. Default: as our writer spells it.
     Attributes:
         attrs: ATTRS as `encode_attrs` gives them; may be set until the segment is written.
     """
@@ -334,11 +336,12 @@ class IndexWriter:
         with_keys: bool,
         folder: str,
         position: Position | None = None,
+        schema: bytes | None = None,
     ) -> None:
         self.fields = tuple(fields)
         self.num_samples = 0
         self._position = position or Position()
-        self._schema = encode_schema(fields)
+        self._schema = encode_schema(fields) if schema is None else schema
         self.attrs = b"{}"
         self._starts = [self._position.first_sample]
         self._spill = Spill(folder)

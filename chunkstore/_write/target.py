@@ -240,7 +240,8 @@ class AppendTarget:
         self._earlier = [self._earlier_entry(directory) for directory in directories[:kept]]
         folder = os.path.dirname(self.path) or os.curdir
         position = self._position(directories[kept] if kept < len(directories) else None)
-        index = IndexWriter(fields, with_keys=with_keys, folder=folder, position=position)
+        schema = self._index.schema
+        index = IndexWriter(fields, with_keys=with_keys, folder=folder, position=position, schema=schema)
         for directory in directories[kept:]:
             index.absorb(self._index, directory)
             segment_sum = sum_of_segment(self._source, directory)

@@ -44,8 +44,8 @@ def running(counts: Iterable[int]) -> list[int]:
 
 
 def compact_json(value: Any) -> bytes:
-    """Encode JSON without blanks and with non-ASCII characters as they are."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    """Encode JSON without blanks and with non-ASCII characters as they are; half a surrogate pair is its escape."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def width(dtype: str) -> int:

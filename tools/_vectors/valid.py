@@ -335,6 +335,17 @@ def appended_nothing() -> Vector:
 
 
 @vector
+def tables_that_do_not_count() -> Vector:
+    image = converted([scalars(7)], [(0, 2)])
+    append(image, [(2, 5)])
+    append(image, [(5, 7)])
+    image.put(image.live[1].earlier_at, b"\xaa" * 48)
+    image.seal("directories")
+    what = "The table of earlier segments of an earlier segment makes no sense: it does not count."
+    return Vector("earlier-tables", what, image)
+
+
+@vector
 def joined_across_segments() -> Vector:
     rows = [ramp((1024,), "u1", i) for i in range(8)]
     image = converted([Column("x", "uint8", [1024], rows)], [(0, 4)])
@@ -467,11 +478,11 @@ def unknown_members() -> Vector:
         member = {**scalars(0).member(), "unit": "mm"}
         text = compact_json({"comment": [1, {"x": None}], "fields": [member]})
         sections[SCHEMA, NO_FIELD] = text.replace(b",", b" ,\r\n\t ")
-        sections[ATTRS, NO_FIELD] = b' { "a" : 1 } \n'
+        sections[ATTRS, NO_FIELD] = b' { "a" : "\\ud800" } \n'
 
     image = converted([scalars(2)], [(0, 2)], edit=edit)
-    image.attrs = {"a": 1}
-    what = "Members of SCHEMA that no reader knows, and blanks wherever JSON allows them."
+    image.attrs = {"a": "\ud800"}
+    what = "Members of SCHEMA that no reader knows, blanks wherever JSON allows them, half a surrogate pair in ATTRS."
     return Vector("unknown-schema-members", what, image)
 
 
