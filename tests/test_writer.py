@@ -17,16 +17,19 @@ import strategies
 from hypothesis import example, given
 from storage.faults import Failing
 
+import chunkstore
+from chunkstore._format.checksum import sum64
 from chunkstore._format.schema import Field
 from chunkstore._read.ragged import Ragged
 from chunkstore._storage import syscalls
 from chunkstore._write import index_writer, shards, staging, target
 from chunkstore._write import writer as writer_of_samples
-from chunkstore._write.index_writer import Keys
+from chunkstore._write.index_writer import Block, IndexWriter, Keys, Position
 from chunkstore._write.writer import Writer
 from chunkstore.errors import (
     ClosedError,
     CommitUnknownError,
+    LimitError,
     LockedError,
     PoisonedError,
     ReplacedError,
@@ -833,3 +836,28 @@ def test_hashes_of_keys_are_those_of_their_bytes() -> None:
     plain = Keys(joined.text, joined.offsets)
     assert [plain[place] for place in range(len(plain))] == [text for part in texts for text in part]
     assert joined.hashes().tolist() == plain.hashes().tolist()
+
+
+def test_more_items_than_the_format_counts(tmp_path: Path) -> None:
+    """Rows of no bytes may have any number of items: what would pass 2^63 - 1 is refused, and nothing is committed."""
+    path = tmp_path / "a.cks"
+    with Writer(path, fields={"x": ("uint8", (None, 0))}) as writer:
+        writer.add({"x": np.zeros((2**62 + 5, 0), np.uint8)})
+    with pytest.raises(LimitError, match="2\\^63 - 1 items"), Writer(path, mode="a") as writer:
+        writer.add({"x": np.zeros((2**62, 0), np.uint8)})
+    with pytest.raises(LimitError, match="2\\^63 - 1 items"):
+        chunkstore.merge([path, path], tmp_path / "b.cks")
+    assert chunkstore.verify(path).num_samples == 1
+    with Writer(path, mode="a") as writer:
+        writer.add({"x": np.zeros((2**62 - 6, 0), np.uint8)})
+    assert chunkstore.verify(path).ok
+
+
+def test_more_samples_than_the_format_counts(tmp_path: Path) -> None:
+    """The shard that would end behind sample 2^63 - 1 is refused before it is in the index."""
+    block = Block(8192, 0, sum64(b""), np.array([sum64(b"")], np.uint64))
+    fields, position = [Field("x", "uint8", (0,))], Position(first_sample=2**63 - 3)
+    with IndexWriter(fields, with_keys=False, folder=str(tmp_path), position=position) as index:
+        index.add_shard(2, [block])
+        with pytest.raises(LimitError, match="2\\^63 - 1 samples"):
+            index.add_shard(1, [block])

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format.checksum import sum64, sum128
-from chunkstore._format.constants import MAX_KEY_NBYTES, NO_FIELD, PAGE_NBYTES, PART_ALIGNMENT, Kind
+from chunkstore._format.constants import MAX_INT, MAX_KEY_NBYTES, NO_FIELD, PAGE_NBYTES, PART_ALIGNMENT, Kind
 from chunkstore._format.index import BLOCK_ENTRY, Index
 from chunkstore._format.keys import order_dtype
 from chunkstore._format.layout import rows_per_group, section_sizes
@@ -35,7 +35,7 @@ from chunkstore._storage.buffers import byte_view
 from chunkstore._storage.sink import Sink
 from chunkstore._write.late import Spill
 from chunkstore._write.sections import Joined, write_section
-from chunkstore.errors import SchemaError
+from chunkstore.errors import LimitError, SchemaError
 
 _SPOOL_NBYTES: Final = 1 << 20
 _PIECE_NBYTES: Final = 64 * PAGE_NBYTES
@@ -266,7 +266,7 @@ class _FieldColumns:
         if self.offsets is not None and block.counts is not None:
             ends = np.cumsum(block.counts, dtype=np.int64) + self.num_items
             self.offsets.append(ends.astype("<i8"))
-            self.num_items = int(ends[-1])
+            self._set_items(ends)
         if self.shapes is not None and block.shapes is not None:
             self.shapes.append(np.ascontiguousarray(block.shapes, "<i8"))
         if self.stored is not None and block.stored is not None:
@@ -282,9 +282,11 @@ class _FieldColumns:
         self.num_sums += len(sums)
         if self.offsets is not None:
             offsets = _whole(index, directory, Kind.OFFSETS, "<i8", number)
-            offsets = offsets - offsets[:1] + self.num_items  # as arrays: what a hostile one wraps is found by `verify`
+            first = offsets.item(0)
+            offsets = offsets - first + self.num_items
             self.offsets.append(offsets[1:])
-            self.num_items = int(offsets[-1])
+            # What a hostile one wraps is found by `verify`: it is no sum of too many.
+            self._set_items(offsets[-1:] if first >= 0 else offsets[-1:] & MAX_INT)
         if self.shapes is not None:
             self.shapes.append(_whole(index, directory, Kind.SHAPES, "<i8", number))
         if self.stored is not None:
@@ -292,6 +294,12 @@ class _FieldColumns:
             stored = stored - stored[:1] + self.num_stored
             self.stored.append(stored[1:])
             self.num_stored = int(stored[-1])
+
+    def _set_items(self, ends: NDArray[np.int64]) -> None:
+        """Where rows end. A sum that passes 2^63 - 1 is negative at first, for no row has more items than that."""
+        if ends.min() < 0:
+            raise LimitError("a ragged field has at most 2^63 - 1 items in a container")
+        self.num_items = int(ends[-1])
 
     def spools(self) -> dict[Kind, _Spool]:
         found = {
@@ -381,11 +389,12 @@ class IndexWriter:
         Args:
             num_samples: at least 1.
             blocks: one per field, in the order of the schema.
+        Raises:
+            LimitError: more samples or items than section 15 of the specification allows; so does `absorb`.
         """
         entries = [columns.add(block, num_samples) for columns, block in zip(self._columns, blocks, strict=True)]
         self._blocks.append(np.array(entries, BLOCK_ENTRY))
-        self.num_samples += num_samples
-        self._starts.append(self._starts[-1] + num_samples)
+        self._grow(num_samples, [self._starts[-1] + num_samples])
 
     def absorb(self, index: Index, directory: Directory, offsets: NDArray[np.int64] | None = None) -> None:
         """Take over all that a segment describes.
@@ -403,13 +412,19 @@ class IndexWriter:
             blocks["first_group"][:, number] += columns.num_sums
             columns.absorb(index, directory, number)
         self._blocks.append(blocks)
-        self._starts += (starts[1:] + self._starts[-1]).tolist()
-        self.num_samples += directory.num_samples
+        self._grow(directory.num_samples, [self._starts[-1] + start for start in starts[1:].tolist()])
         if self._keys is not None and directory.num_samples:
             text = _whole(index, directory, Kind.KEY_BYTES, np.uint8).tobytes()
             self._keys.add(Keys(text, _whole(index, directory, Kind.KEY_OFFSETS, "<i8")))
         if offsets is None and (Kind.SUPERSEDED, NO_FIELD) in directory:
             self.superseded += map(tuple, _whole(index, directory, Kind.SUPERSEDED, "<u8").reshape(-1, 3).tolist())
+
+    def _grow(self, num_samples: int, ends: list[int]) -> None:
+        """Take samples, and where their shards end."""
+        if ends and ends[-1] > MAX_INT:
+            raise LimitError(f"a container has at most 2^63 - 1 samples, not {ends[-1]:,}")
+        self.num_samples += num_samples
+        self._starts += ends
 
     def move(self, number: int, offset: int) -> None:
         """Say where the blocks of a field are, whose offsets were counted from its first block so far."""
