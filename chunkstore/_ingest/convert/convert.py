@@ -327,7 +327,7 @@ def _blocks(
     # This process is one of the workers, and at work while the others start.
     with (
         WorkerPool(workers - 1) if work.executor is None else nullcontext(work.executor) as executor,
-        closing(run_on(executor, tasks, workers, new, join_in=ours)) as written,
+        closing(run_on(executor, tasks, workers, new)) as written,
     ):
         for block in written:
             progress.advance(int(arrangement.nbytes[block.number, block.shard]))

@@ -10,8 +10,10 @@ import signal
 import sys
 import threading
 import types
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from itertools import islice
 from multiprocessing import connection, parent_process
 from typing import Any, Final
 
@@ -114,17 +116,15 @@ class WorkerPool(ProcessPoolExecutor):
         self.shutdown(wait=True, cancel_futures=True)
 
 
-def run_on(
-    executor: Executor, tasks: Iterable[Task], most: int, new: NewFile, *, join_in: bool
-) -> Generator[Written, None, None]:
+def run_on(executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -> Generator[Written, None, None]:
     """Run tasks, at most `most` of them under way; blocks come in the order in which they are done.
 
     Args:
-        executor: any; it stays the caller's, and is not shut down. Its workers see the same sources.
+        executor: a `WorkerPool` of `most - 1` processes, beside which this one does tasks, too; or any other, which
+            stays the caller's, and is not shut down. Its workers see the same sources.
         tasks: taken one by one, as there is room.
         most: tasks under way.
         new: the unfinished container; discarded when this is left before the end.
-        join_in: whether this process does tasks, too, beside those that are under way.
     Raises:
         WriteError: a worker died, or the executor could not run a task.
     What a task raises is raised here. Of what is wrong with several sources that is what one process would find first:
@@ -135,7 +135,7 @@ def run_on(
     finished = False
     try:
         while crew.hand_out():
-            own = next(crew.tasks, None) if join_in else None
+            own = crew.next_task() if crew.ours else None
             for block in crew.do(own) if own is not None else ():
                 yield block
                 yield from crew.collect(0)
@@ -154,8 +154,10 @@ class _Crew:
 
     def __init__(self, executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -> None:
         self._executor, self._most, self._new = executor, most, new
-        self._token = mark(new.sink, shared=not isinstance(executor, WorkerPool))
-        self.tasks = filter(self._wants, tasks)
+        self.ours = isinstance(executor, WorkerPool)
+        self._token = mark(new.sink, shared=not self.ours)
+        self._tasks = iter(tasks)
+        self._ahead = deque(islice(self._tasks, most + 1))
         self.waiting: dict[Future[Outcome], Task] = {}
         self.failure: IngestError | None = None
         self._failed_at = (sys.maxsize, 0)
@@ -168,26 +170,45 @@ class _Crew:
         if self._wants(task, done):
             self.failure, self._failed_at = error, task.block(done)
 
+    def next_task(self) -> Task | None:
+        """The next one that is to be done, if there is any."""
+        while self._ahead:
+            task = self._ahead.popleft()
+            self._ahead.extend(islice(self._tasks, 1))
+            if self._wants(task):
+                return task
+        return None
+
     def hand_out(self) -> bool:
         """Have as many tasks under way as there may be; whether there are any to wait for."""
-        num = sum(map(self._wants, self.waiting.values()))
-        while num < self._most and (task := next(self.tasks, None)) is not None:
+        # What other engines have done may bring parts, which are large: they count until they are taken.
+        num = sum(self._wants(task) and not (self.ours and done.done()) for done, task in self.waiting.items())
+        while num < self._room() and (task := self.next_task()) is not None:
             with _engine_errors(self._new.path):
                 self.waiting[self._executor.submit(carry_out, Order(task, self._token))] = task
             num += 1
-        return num > 0
+        return any(map(self._wants, self.waiting.values()))
+
+    def _room(self) -> int:
+        """How many tasks may be under way. One waits behind those that processes of our own run, but of the last
+        tasks none does: whoever is free first takes them.
+        """
+        return self._most - (self.ours and len(self._ahead) <= self._most)
 
     def do(self, task: Task) -> Iterator[Written]:
-        """Do a task here."""
+        """Do a task here; whoever is done meanwhile gets the next."""
         done = 0
         try:
-            for block in write_blocks(task, self._new.sink, lambda _: None):
+            for block in write_blocks(task, self._new.sink, self._meanwhile):
                 yield block
                 done += 1
                 if not self._wants(task, done):
                     return
         except IngestError as error:
             self._fail(error, task, done)
+
+    def _meanwhile(self, nbytes: int) -> None:
+        self.hand_out()
 
     def collect(self, seconds: float | None) -> Iterator[Written]:
         """Blocks of tasks that are done, waiting so long for the first; new tasks take their place."""

@@ -1,0 +1,79 @@
+"""Who does which task where this process is one of the workers: nobody waits while there is something to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import chunkstore
+from chunkstore._ingest.convert import convert, engine, pool
+from chunkstore._ingest.convert.tasks import Receiver, Task, Written, write_blocks
+
+_MOST_SECONDS = 10.0
+Advance = Callable[[int], None]
+
+
+class InThreads(ThreadPoolExecutor):
+    """In place of processes: what they do can be looked at."""
+
+    def kill(self) -> None:
+        """As that of `WorkerPool`."""
+        self.shutdown(cancel_futures=True)
+
+
+class Crew:
+    """Counts tasks done by the pool and those done here; each side can be made to wait for the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.theirs = self.ours = 0
+        self.until_ours = self.until_theirs = 0  # tasks of the other side that the first task of this one waits for
+        for module in (convert, pool):
+            monkeypatch.setattr(module, "WorkerPool", InThreads)
+        monkeypatch.setattr(engine, "write_blocks", self._by_pool)
+        monkeypatch.setattr(pool, "write_blocks", self._here)
+
+    def _by_pool(self, task: Task, sink: Receiver, advance: Advance) -> Iterator[Written]:
+        _wait(lambda: self.ours >= self.until_ours)
+        yield from write_blocks(task, sink, advance)
+        self.theirs += 1
+
+    def _here(self, task: Task, sink: Receiver, advance: Advance) -> Iterator[Written]:
+        _wait(lambda: self.theirs >= self.until_theirs, advance)
+        yield from write_blocks(task, sink, advance)
+        self.ours += 1
+
+
+def _wait(ready: Callable[[], bool], advance: Advance = lambda _: None) -> None:
+    end = time.monotonic() + _MOST_SECONDS
+    while not ready() and time.monotonic() < end:
+        advance(0)
+        time.sleep(0.001)
+
+
+def run(directory: Path, num_shards: int) -> chunkstore.ConvertReport:
+    source = directory / "source"
+    source.mkdir()
+    for place in range(num_shards):
+        np.savez_compressed(source / f"{place}.npz", x=np.full((16, 1024), place, np.uint8))
+    return chunkstore.convert(source, directory / "x.cks", layout="rows", shard_nbytes=16 * 1024, workers=2)
+
+
+def test_slow_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process gets new tasks while this one is in the middle of its own."""
+    crew = Crew(monkeypatch)
+    crew.until_theirs = 9
+    run(tmp_path, 10)
+    assert (crew.theirs, crew.ours) == (9, 1)
+
+
+def test_last_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last tasks do not wait behind a slow one while this process has nothing to do."""
+    crew = Crew(monkeypatch)
+    crew.until_ours = 2
+    run(tmp_path, 3)
+    assert (crew.theirs, crew.ours) == (1, 2)
