@@ -356,7 +356,7 @@ def try_random_kills(folder: Path, findings: Findings, times: int, seed: int = 0
     path = folder / "random.cks"
     write(path, 0, 3)
     for _ in range(times):
-        said = _kill_after(path, rng.random() * 0.05)
+        said = last_acknowledged(path, rng.random() * 0.05)
         findings.tried += 1
         with chunkstore.open(path) as ds:
             count = len(ds)
@@ -372,8 +372,12 @@ def try_random_kills(folder: Path, findings: Findings, times: int, seed: int = 0
     path.unlink()
 
 
-def _kill_after(path: Path, seconds: float) -> int:
-    """Fork a process that appends, kill it, and return the last number that it acknowledged."""
+def last_acknowledged(path: Path, seconds: float, disaster: Callable[[], None] = lambda: None) -> int:
+    """Fork a process that appends; after `seconds` of it the disaster, then kill it.
+
+    Returns:
+        The last number that it acknowledged.
+    """
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -386,6 +390,7 @@ def _kill_after(path: Path, seconds: float) -> int:
     with os.fdopen(reading, "rb") as stream:
         first = stream.readline()  # it is at work
         time.sleep(seconds)
+        disaster()
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         lines = (first + stream.read()).split(b"\n")

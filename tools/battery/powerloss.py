@@ -12,16 +12,16 @@ import fcntl
 import os
 import random
 import shutil
-import signal
 import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import chunkstore
 from tools.battery.crash import read_fully
-from tools.battery.faults import Findings, endless_appends, write
+from tools.battery.faults import Findings, last_acknowledged, write
 
 _SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 _MODES = {"default": 0, "flush the log": 1, "no flush of the log": 2}
@@ -102,7 +102,8 @@ def try_power_loss(folder: Path, findings: Findings, times: int, seed: int = 0) 
         write(path, 0, 3)
         os.sync()
         for number in range(times):
-            said = _lose_power(path, place, rng.random() * 0.1, number % len(_MODES))
+            # Whatever is acknowledged from then on would be a lie of the file system: it reports errors instead.
+            said = last_acknowledged(path, rng.random() * 0.1, partial(_shut_down, place, number % len(_MODES)))
             _unmount(image, place)
             _mount(image, place)
             findings.tried += 1
@@ -118,26 +119,3 @@ def _judge(path: Path, said: int) -> Iterator[str]:
     if count < said:
         yield f"{count} samples, {said} were acknowledged"
     yield from read_fully(path, tuple(range(count)))
-
-
-def _lose_power(path: Path, place: Path, seconds: float, mode: int) -> int:
-    """The last number that was acknowledged before the power was off."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.close(reading)
-        os.dup2(writing, 1)
-        with contextlib.suppress(BaseException):
-            endless_appends(path)
-        os._exit(1)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as stream:
-        first = stream.readline()
-        time.sleep(seconds)
-        _shut_down(place, mode)
-        # Whatever is acknowledged from now on would be a lie of the file system: it reports errors instead.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        lines = (first + stream.read()).split(b"\n")
-    return max(int(line) for line in lines[:-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,20 @@ class Bench:
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+
+def start_anew(*paths: Path) -> None:
+    """Remove what a case wrote; what is still to be written to the disk is not the next one's work."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    os.sync()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file that others wrote is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def ratio_figure(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 import chunkstore
 from tools.bench import pagecache
-from tools.bench.bench import Bench, ratio_figure
+from tools.bench.bench import Bench, ratio_figure, start_anew, sync
 from tools.bench.inputs import KIB_ROW, Rows, blocks
 from tools.bench.measure import Case, Timings, interleave, timed
 from tools.bench.record import Figure, Goal, at_least, at_most
@@ -155,10 +155,7 @@ def _merge_figure(bench: Bench) -> Figure:
         sources = [rows.container, other]
 
         def prepare() -> None:
-            merged.unlink(missing_ok=True)
-            for path in folder.iterdir():
-                path.unlink()
-            os.sync()
+            start_anew(merged, *folder.iterdir())
 
         cases = [
             Case("merge", lambda: chunkstore.merge(sources, merged), prepare),
@@ -184,6 +181,4 @@ def _check_merged(path: Path, rows: Rows) -> None:
 def _copy(sources: Sequence[Path], folder: Path) -> None:
     subprocess.run(["cp", "--reflink=auto", *map(str, sources), str(folder)], check=True)
     for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        sync(path)

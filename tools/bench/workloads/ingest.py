@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import chunkstore
 from tools.bench import pagecache
-from tools.bench.bench import Bench, ratio_figure
+from tools.bench.bench import Bench, ratio_figure, start_anew, sync
 from tools.bench.inputs import blocks, write_npy
 from tools.bench.measure import Case, Timings, interleave
 from tools.bench.record import Figure, at_least
@@ -67,11 +68,8 @@ def convert_many(bench: Bench) -> Iterator[Figure]:
 
 
 def _many_cases(directory: Path, paths: Sequence[Path], target: Path) -> list[Case]:
-    def remove() -> None:
-        target.unlink(missing_ok=True)
-
     return [
-        Case("convert", lambda: chunkstore.convert(directory, target), remove),
+        Case("convert", lambda: chunkstore.convert(directory, target), partial(target.unlink, missing_ok=True)),
         Case("open, readv, close", lambda: read_bare(paths)),
         Case("np.load", lambda: load_each(paths)),
     ]
@@ -103,17 +101,11 @@ def convert_large(bench: Bench) -> Iterator[Figure]:
 
 
 def _large_cases(source: Path, target: Path, copy: Path) -> list[Case]:
-    def prepare() -> None:
-        target.unlink(missing_ok=True)
-        copy.unlink(missing_ok=True)
-        os.sync()  # what an earlier case left to be written is not this one's work
-
     def copy_and_sync() -> None:
         _copy(source, copy)
-        descriptor = os.open(copy, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        sync(copy)
 
+    prepare = partial(start_anew, target, copy)
     return [
         Case("convert", lambda: chunkstore.convert(source, target, layout="rows"), prepare),
         Case("cp", lambda: _copy(source, copy), prepare),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tools.bench.bench import ROOT, Bench, ratio_figure, run_child
+from tools.bench.bench import ROOT, Bench, ratio_figure, run_child, start_anew
 from tools.bench.measure import Timings
 from tools.bench.record import Figure, at_least, at_most, skipped
 
@@ -58,8 +57,7 @@ def convert_workers(bench: Bench) -> Iterator[Figure]:
                     if name in _BARE:
                         seconds[name].append(_inflate_seconds(directory, _BARE[name]))
                         continue
-                    target.unlink(missing_ok=True)
-                    os.sync()  # what an earlier case left to be written is not this one's work
+                    start_anew(target)
                     arguments = "convert", str(directory), str(target), str(_WORKERS[name])
                     run = run_child("tools.bench.probe_convert", *arguments)
                     seconds[name].append(run["seconds"])

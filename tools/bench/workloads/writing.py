@@ -14,7 +14,7 @@ import numpy.typing as npt
 import xxhash
 
 import chunkstore
-from tools.bench.bench import Bench, ratio_figure
+from tools.bench.bench import Bench, ratio_figure, start_anew
 from tools.bench.inputs import KIB_ROW, blocks
 from tools.bench.measure import Case, Timings, interleave
 from tools.bench.record import Figure, at_least
@@ -60,12 +60,7 @@ def write_batch(bench: Bench) -> Iterator[Figure]:
     num = bench.inputs.count(_NUM_ROWS, 2_000)
     batches = [block.copy() for block in blocks(num, KIB_ROW)]
     with bench.temporary("write.cks") as container, bench.temporary("write.bin") as plain:
-
-        def prepare() -> None:
-            container.unlink(missing_ok=True)
-            plain.unlink(missing_ok=True)
-            os.sync()  # what an earlier case left to be written is not this one's work
-
+        prepare = partial(start_anew, container, plain)
         cases = [
             Case("add_batch", lambda: add_batches(container, batches), prepare),
             Case("plain file + hashes", lambda: write_bare(plain, batches), prepare),
@@ -84,11 +79,7 @@ def write_single(bench: Bench) -> Iterator[Figure]:
     path = bench.scratch / "single"
     ways: dict[str, Callable[[Path, Sequence[Array]], None]] = {"add": _add_each, "add with keys": _add_keyed}
     ways |= {name: way for name, way in (("LMDB", _put_lmdb), ("bagz", _write_bagz)) if _installed(name.lower())}
-
-    def prepare() -> None:
-        path.unlink(missing_ok=True)
-        os.sync()  # what an earlier case left to be written is not this one's work
-
+    prepare = partial(start_anew, path)
     timings = interleave([Case(name, partial(way, path, rows), prepare) for name, way in ways.items()], bench.rounds)
     prepare()
     for name in ("add", "add with keys"):
