@@ -16,6 +16,7 @@ import os
 import secrets
 import stat
 import weakref
+from collections.abc import Iterator
 from typing import Literal, NoReturn, Self
 
 from chunkstore._format.constants import SUPERBLOCK_OFFSETS
@@ -122,12 +123,8 @@ class NewFile:
         self.discard()
 
     def _sync(self) -> None:
-        try:
+        with unpublished(self.path):
             self.sink.sync_file()
-        except CommitUnknownError as error:
-            # What is unknown is the state of the temporary, which nobody will see.
-            text = f"the disk failed to store the file ({error.strerror}): nothing was published"
-            raise WriteError(error.errno, text, self.path) from error
 
     def _give_name(self) -> None:
         try:
@@ -173,6 +170,20 @@ class NewFile:
                 f"({error.strerror}): whether the name outlives a power failure is unknown. Check the disk"
             )
             raise CommitUnknownError(error.errno, text, self.path) from error
+
+
+@contextlib.contextmanager
+def unpublished(path: str) -> Iterator[None]:
+    """Syncs of a file that has no name yet: what one that fails leaves unknown is its state, which nobody will see.
+
+    Raises:
+        WriteError: a sync failed.
+    """
+    try:
+        yield
+    except CommitUnknownError as error:
+        text = f"the disk failed to store the file ({error.strerror}): nothing was published"
+        raise WriteError(error.errno, text, path) from error
 
 
 def write_superblocks(sink: Sink, superblock: Buffer) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from storage.faults import Failing
 
 import chunkstore
 from chunkstore._ingest.convert import convert as module
@@ -169,6 +170,15 @@ def test_nothing_in_a_row(tmp_path: Path) -> None:
 
 
 # --- everything or nothing ---
+
+
+@pytest.mark.parametrize("call", ["sync_data", "sync_file"])
+def test_sync_that_fails(tmp_path: Path, call: str) -> None:
+    """That of `verify`, too, is an error after which nothing is published: what is unknown has no name."""
+    save_tree(tmp_path / "src", [(3,)] * 5)
+    with syscalls.use(Failing(call, errno.EIO)), pytest.raises(WriteError, match="nothing was published"):
+        chunkstore.convert(tmp_path / "src", tmp_path / "x.cks", verify=True)
+    assert os.listdir(tmp_path) == ["src"]
 
 
 def test_what_killed_runs_left_is_named(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from chunkstore._ingest.plan.scan import Scan, Skipped, scan_sources
 from chunkstore._ingest.plan.specs import DtypeArg, FieldArg
 from chunkstore._ingest.plan.uniform import plan_uniform
 from chunkstore._storage import platform
-from chunkstore._storage.commit import NewFile
+from chunkstore._storage.commit import NewFile, unpublished
 from chunkstore._storage.remote import Remote
 from chunkstore._storage.replace import check_replaceable
 from chunkstore._storage.upload import uploaded
@@ -296,7 +296,8 @@ def _write(plan: Plan, work: _Work) -> ConvertReport:
                 collector.take(written)
         superblock = _finish(new, index, arrangement, collector.coded)
         if work.verify:
-            new.sink.sync()
+            with unpublished(work.path):
+                new.sink.sync()
             compare(plan, arrangement, new.temporary, progress.advance)
         plan.check_sources()
         progress.finish()
@@ -317,8 +318,8 @@ def _blocks(
     plan: Plan, arrangement: Arrangement, work: _Work, new: NewFile, progress: Progress
 ) -> Generator[Written, None, None]:
     """Write all blocks, in whatever way; in no particular order."""
-    workers, ours = _num_workers(plan, arrangement, work), work.executor is None
-    alone = ours and workers == 1
+    workers = _num_workers(plan, arrangement, work)
+    alone = work.executor is None and workers == 1
     tasks = cut_tasks(plan, arrangement, new.temporary, split=not alone)
     if alone:
         for task in tasks:

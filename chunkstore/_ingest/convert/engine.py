@@ -16,8 +16,8 @@ from typing import Final
 
 from chunkstore._ingest.convert.tasks import Task, Written, write_blocks
 from chunkstore._storage.buffers import Buffer
+from chunkstore._storage.commit import unpublished
 from chunkstore._storage.sink import Sink
-from chunkstore.errors import CommitUnknownError, WriteError
 
 PART_NBYTES: Final = 256 << 20  # a default shard is 64 MiB; both sides hold a part in memory
 _TOKEN_NBYTES: Final = 16
@@ -71,7 +71,8 @@ def mark(sink: Sink, *, shared: bool) -> bytes:
     token = secrets.token_bytes(_TOKEN_NBYTES)
     sink.pwrite(0, token)
     if shared:
-        _sync(sink)
+        with unpublished(sink.path):
+            sink.sync()
     return token
 
 
@@ -135,16 +136,8 @@ def _write(order: Order, sink: Sink, written: list[Written]) -> None:
 
     written.extend(write_blocks(order.task, sink, check))
     if order.host != platform.node():
-        _sync(sink)  # the sync of the converter is for what its own machine holds back
-
-
-def _sync(sink: Sink) -> None:
-    try:
-        sink.sync()
-    except CommitUnknownError as error:
-        # What is unknown is the state of a file that has no name yet.
-        text = f"the disk failed to store the file ({error.strerror}): nothing was published"
-        raise WriteError(error.errno, text, sink.path) from error
+        with unpublished(sink.path):  # the sync of the converter is for what its own machine holds back
+            sink.sync()
 
 
 class _Part:
