@@ -131,17 +131,17 @@ def test_an_append_meanwhile_is_left_out(tmp_path: Path) -> None:
 
 def test_another_container_in_the_place_of_an_input(tmp_path: Path) -> None:
     """It is refused, and nothing is made."""
-    for name in ("a.cks", "b.cks"):
+    for name in ("a.cks", "b.cks", "c.cks"):
         with Writer(tmp_path / name) as writer:
             writer.add_batch({"x": np.arange(3), "y": [len(name), ord(name[0]), 0]})
 
     def replace(done: int, total: int) -> None:
-        if (tmp_path / "b.cks").exists():
-            os.replace(tmp_path / "b.cks", tmp_path / "a.cks")
+        if (tmp_path / "c.cks").exists():
+            os.replace(tmp_path / "c.cks", tmp_path / "b.cks")
 
-    with pytest.raises(ReplacedError, match=r"a\.cks: expected the container"):
-        merge([tmp_path / "a.cks"], tmp_path / "out.cks", progress=replace)
-    assert os.listdir(tmp_path) == ["a.cks"]
+    with pytest.raises(ReplacedError, match=r"b\.cks: expected the container"):
+        merge([tmp_path / "a.cks", tmp_path / "b.cks"], tmp_path / "out.cks", progress=replace)
+    assert sorted(os.listdir(tmp_path)) == ["a.cks", "b.cks"]
 
 
 def test_damage_is_not_merged(tmp_path: Path) -> None:

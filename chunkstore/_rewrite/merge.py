@@ -53,7 +53,7 @@ class _Input:
     num_samples: int
     num_shards: int
     num_groups: list[int]
-    nbytes: int
+    nbytes: list[int]
     key_nbytes: int
 
     @classmethod
@@ -73,7 +73,7 @@ class _Input:
                 index.num_samples,
                 len(index.blocks),
                 [FieldIndex(index, number).num_groups for number in range(len(index.fields))],
-                int(index.blocks["nbytes"].sum()),
+                index.blocks["nbytes"].sum(axis=0).tolist(),
                 sum(_key_nbytes(index, directory) for directory in index.directories),
             )
 
@@ -161,7 +161,7 @@ def _merge(
     if attrs is None:
         merged, notes = merge_attrs([entry.path for entry in inputs], [entry.attrs for entry in inputs])
     with_keys = any(entry.has_keys for entry in inputs if entry.num_samples)
-    told = Told(progress, sum(entry.nbytes for entry in inputs))
+    told = Told(progress, sum(sum(entry.nbytes) for entry in inputs))
     with NewFile.create(out, mode) as file:
         folder = os.path.dirname(file.temporary)
         with IndexWriter(inputs[0].fields, with_keys=with_keys, folder=folder) as index:
@@ -209,30 +209,31 @@ def _write(
         key_nbytes=sum(entry.key_nbytes for entry in inputs) if index.with_keys else None,
         dictionaries=index.dictionaries,
     )
-    file.sink.preallocate(tail + sum(entry.nbytes for entry in inputs))
-    offsets: list[list[NDArray[np.int64]]] = [[] for _ in inputs]
+    starts = []
     for number in numbers:
-        tail = pad(tail, PART_ALIGNMENT)
-        for place, entry in enumerate(inputs):
-            with entry.opened() as (source, old):
-                column = FieldIndex(old, number)
-                offsets[place].append(tail + np.cumsum(column.block_nbytes) - column.block_nbytes)
-                tail = _copy_field(file, source, column, tail, copied)
-    for entry, moved in zip(inputs, offsets, strict=True):
-        with entry.opened() as (_, old):
-            _add_to_index(index, old, np.stack(moved, axis=1))
+        starts.append(pad(tail, PART_ALIGNMENT))
+        tail = starts[-1] + sum(entry.nbytes[number] for entry in inputs)
+    file.sink.preallocate(tail)
+    for entry in inputs:
+        with entry.opened() as (source, old):
+            columns = [FieldIndex(old, number) for number in numbers]
+            for column, start in zip(columns, starts, strict=True):
+                _copy_field(file, source, column, start, copied)
+            ends = [start + np.cumsum(column.block_nbytes) for column, start in zip(columns, starts, strict=True)]
+            offsets = [end - column.block_nbytes for column, end in zip(columns, ends, strict=True)]
+            _add_to_index(index, old, np.stack(offsets, axis=1))
+        starts = [start + nbytes for start, nbytes in zip(starts, entry.nbytes, strict=True)]
     finish_new(file.sink, index, tail, HEAD_NBYTES)
 
 
-def _copy_field(file: NewFile, source: Source, column: FieldIndex, tail: int, copied: Callable[[int], None]) -> int:
-    """All blocks of a field, extent by extent; where they end."""
+def _copy_field(file: NewFile, source: Source, column: FieldIndex, start: int, copied: Callable[[int], None]) -> None:
+    """All blocks of a field, extent by extent."""
     for extent in column.extents():
-        for start in range(0, extent.nbytes, _PIECE_NBYTES):
-            nbytes = min(_PIECE_NBYTES, extent.nbytes - start)
-            file.sink.copy_from(source, extent.offset + start, tail + start, nbytes)
+        for done in range(0, extent.nbytes, _PIECE_NBYTES):
+            nbytes = min(_PIECE_NBYTES, extent.nbytes - done)
+            file.sink.copy_from(source, extent.offset + done, start + done, nbytes)
             copied(nbytes)
-        tail += extent.nbytes
-    return tail
+        start += extent.nbytes
 
 
 def _add_to_index(index: IndexWriter, old: Index, offsets: NDArray[np.int64]) -> None:
