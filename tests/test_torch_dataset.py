@@ -398,6 +398,19 @@ def test_ragged_batches_of_nothing(ragged_path: str) -> None:
         assert (tokens.values if mode == "offsets" else tokens).shape == shape
 
 
+@pytest.mark.parametrize("mode", ["offsets", "nested"])
+def test_items_without_values(tmp_path: Path, mode: Any) -> None:
+    """Rows of items of no values keep their lengths, the same by one gather and by stacking samples."""
+    with chunkstore.Writer(tmp_path / "a.cks", fields={"x": ("int16", (None, 0))}) as writer:
+        for i in range(4):
+            writer.add({"x": np.zeros((i, 0), np.int16)})
+    ds = Dataset(tmp_path / "a.cks", ragged=mode)
+    for batch in ds.__getitems__([1, 3, 0]).values["x"], default_collate([ds[1], ds[3], ds[0]])["x"]:
+        values, offsets = (batch.values(), batch.offsets()) if mode == "nested" else batch[:2]
+        assert values.shape == (4, 0)
+        assert offsets.tolist() == [0, 1, 4, 4]
+
+
 def test_ragged_cannot_be_nested_in_two_dimensions(ragged_path: str) -> None:
     """The message names the field and the other values of ragged=."""
     with pytest.raises(ValueError, match=r"field 'mask' varies in 2 dimensions.*ragged='offsets', 'list' or 'pad'"):

@@ -133,7 +133,7 @@ class Column:
         varying = self.field.varying
         if self.mode == "pad":
             return _pad_tensors(rows, varying, self.pad_value)
-        values = torch.cat([row.reshape(-1, *row.shape[varying:]) for row in rows])
+        values = torch.cat([row.flatten(0, varying - 1) for row in rows])
         counts = [row.shape[:varying].numel() for row in rows]
         device = values.device  # not torch's default one, which may be another
         shapes = torch.tensor([list(row.shape[:varying]) for row in rows], device=device) if varying > 1 else None
