@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -157,6 +161,38 @@ def test_transforms_that_make_new_tensors(path: str, drivers: list[FakeDriver]) 
         assert train(loader, driver) == 0
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A batch of a user's own."""
+
+    x: Any
+    label: Any
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+
+@pytest.mark.parametrize("where", ["batch_transform", "transform"])
+def test_dataclasses_of_tensors(path: str, drivers: list[FakeDriver], where: str) -> None:
+    """They are moved, and kept while they are in use, like dicts."""
+    drivers.append(driver := FakeDriver())
+    options: Any = {where: lambda batch: Pair(batch["x"], batch["label"])}
+    loader = staged_loader(path, driver, shuffle=True, prefetch=3, **options)
+    assert next(iter(loader))["x"].data_ptr() in driver.addresses
+    assert train(loader, driver) == 0
+
+
+def test_what_a_transform_keeps_stays_as_it_is(path: str, drivers: list[FakeDriver]) -> None:
+    """Also what it returns inside of an object that is not looked into, and that so stays in host memory."""
+    drivers.append(driver := FakeDriver(0))
+    loader = staged_loader(path, driver, batch_transform=lambda batch: SimpleNamespace(**batch))
+    batches = list(loader)
+    loader.close()
+    for place, batch in enumerate(batches):
+        assert batch.label.tolist() == list(range(place * BATCH, (place + 1) * BATCH))
+        assert batch.x[:, 63].tolist() == batch.label.tolist()
+
+
 def test_what_is_copied_belongs_to_the_pinned_storage(path: str, drivers: list[FakeDriver]) -> None:
     """Also parts of a batch: torch's allocator knows by the storage that a copy from its memory is under way."""
 
@@ -199,6 +235,26 @@ def test_pinned_host_batches_belong_to_the_pinned_storage(path: str, monkeypatch
     assert batch["label"].tolist() == list(range(8, 16))
     assert batch["x"][:, 63].tolist() == [12, 13, 14, 15]
     assert {tensor.untyped_storage()._cdata for tensor in batch.values()} == set(storages)
+
+
+def test_pinned_host_batches_go_without_a_garbage_collection(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinned memory is dear: nothing that refers to itself holds it."""
+    pieces: list[Any] = []
+
+    def pinned(nbytes: int) -> Any:
+        memory = torch.empty(nbytes, dtype=torch.uint8)
+        pieces.append(weakref.ref(memory))
+        return memory
+
+    monkeypatch.setattr(transfer, "_pinned_memory", pinned)
+    dataset, host = Dataset(path), transfer.Host(0, pin_memory=True)
+    gc.disable()
+    try:
+        host.load(lambda allocate: dataset.make_batch(np.arange(8), allocate))
+        assert len(pieces) == 2
+        assert [piece() for piece in pieces] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

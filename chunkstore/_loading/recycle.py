@@ -15,6 +15,7 @@ _MAX_NBYTES: Final = 1 << 30  # a larger batch is not kept: it costs more memory
 
 # A backing array, and where its first aligned byte is. One value, so that an interrupt leaves both or neither.
 _Backing = tuple[NDArray[np.uint8], int]
+_Pool = list[_Backing] | dict[Any, tuple[NDArray[np.uint8], Any]]
 
 
 class Recycler:
@@ -53,7 +54,7 @@ class Recycler:
                 pool = self._pools[name] = []
             # The view is made under the lock, too, so that no two callers get one backing.
             for place in range(len(pool)):
-                if _num_references(pool, place) == _UNUSED:
+                if is_unused(pool, place):
                     if pool[place][0].size < nbytes + _ALIGNMENT:
                         pool[place] = _new_backing(nbytes)
                     return np.ndarray(shape, dtype, *pool[place])
@@ -73,7 +74,12 @@ def _new_backing(nbytes: int) -> _Backing:
     return array, -array.ctypes.data % _ALIGNMENT
 
 
-def _num_references(pool: list[_Backing], place: int) -> int:
+def is_unused(pool: _Pool, place: Any) -> bool:
+    """Whether nothing but the pool refers to the array that is the first of `pool[place]`; if in doubt, False."""
+    return _COUNTS_ARE_EXACT and _num_references(pool, place) == _UNUSED
+
+
+def _num_references(pool: _Pool, place: Any) -> int:
     return sys.getrefcount(pool[place][0])
 
 

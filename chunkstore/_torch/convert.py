@@ -11,7 +11,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -197,7 +199,7 @@ def _pad_tensors(rows: list[torch.Tensor], varying: int, value: Any) -> torch.Te
 
 
 def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """The same tree with each leaf replaced; goes through mappings, lists, tuples and named tuples."""
+    """The same tree with each leaf replaced; goes through mappings, lists, tuples, named tuples and dataclasses."""
     if isinstance(tree, Mapping):
         mapped = {name: map_leaves(value, function) for name, value in tree.items()}
         return mapped if type(tree) is dict else _same_mapping(tree, mapped)
@@ -206,7 +208,18 @@ def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
         return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
     if isinstance(tree, list):
         return [map_leaves(value, function) for value in tree]
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return _map_members(tree, function)
     return function(tree)
+
+
+def _map_members(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """A dataclass with other values of its fields, frozen or not; without a call of its `__init__`."""
+    mapped = copy(tree)
+    for member in dataclasses.fields(tree):
+        if hasattr(tree, member.name):
+            object.__setattr__(mapped, member.name, map_leaves(getattr(tree, member.name), function))
+    return mapped
 
 
 def map_tensors(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:

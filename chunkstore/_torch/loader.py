@@ -240,10 +240,11 @@ class Loader:
             (1.3 to 1.6 times the speed of one) and for a container behind a URL; else 1. More can pay for cold data,
             and for transforms that let go of the GIL and are safe to run in several threads at a time.
         fields, transform, batch_transform, ragged, pad_value, backend, verify: as `Dataset`. Transforms run in the
-            loader's threads. With a device they see memory that is used again afterwards, and must not keep it; and
-            ragged="list" costs a copy for each row.
+            loader's threads. What they return goes to the device if it is a tensor or an array, or a dict, list, tuple
+            or dataclass of them; ragged="list" costs a copy for each row.
         device_transform: called with each batch on the device, on the copy stream, so that it overlaps with training:
-            send uint8, make floats there.
+            send uint8, make floats there. Returns tensors, or dicts, lists, tuples, dataclasses of them: of others the
+            stream of the user would not be known to use them.
         static_buffers: with a device, use a few fixed sets of device memory in turn, as CUDA graphs need it. A batch is
             then valid until the next one is asked for, on the stream that is current there. Capture a graph before the
             iteration, or with capture_error_mode="thread_local": the loader's thread takes memory meanwhile.

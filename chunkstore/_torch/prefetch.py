@@ -70,8 +70,8 @@ def prefetch(
         for batch in prefetch(DataLoader(...), "cuda"): ...
 
     Args:
-        loader: an iterable of tensors, or of dicts, lists, tuples of them; anything else in them passes unchanged. It
-            is advanced in one thread, so its own count of batches runs up to `depth` ahead.
+        loader: an iterable of tensors, or of dicts, lists, tuples, dataclasses of them; anything else in them passes
+            unchanged. It is advanced in one thread, so its own count of batches runs up to `depth` ahead.
         device: default and "cpu": batches are only taken ahead.
         depth: how many batches ahead, 1 or more.
         device_transform: called with each batch on the device, on the copy stream.

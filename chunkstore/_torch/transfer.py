@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chunkstore._loading.recycle import Recycler
+from chunkstore._loading.recycle import Recycler, is_unused
 from chunkstore._torch.convert import map_leaves, map_tensors
 
 Allocate = Callable[[str, tuple[int, ...], "np.dtype[Any]"], NDArray[Any]]
@@ -81,13 +81,11 @@ class Host(Transfer):
             return np.ndarray(shape, dtype, owners[-1].numpy())
 
         def deliver(tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.layout is not torch.strided or tensor.is_nested:
-                return _map_parts(tensor, deliver)
             owner = _owner_of(tensor, owners)
             return _pinned(tensor) if owner is None else _part_of(owner, tensor)
 
         batch = make(allocate)
-        return map_tensors(batch if self._transform is None else self._transform(batch), deliver)
+        return _map_host_tensors(batch if self._transform is None else self._transform(batch), deliver)
 
     def free(self) -> None:
         self._recycler.clear()
@@ -98,12 +96,12 @@ def _pinned_memory(nbytes: int) -> torch.Tensor:
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.device.type != "cpu" or tensor.is_pinned() else tensor.pin_memory()
+    return tensor if tensor.is_pinned() else tensor.pin_memory()
 
 
 def _owner_of(tensor: torch.Tensor, owners: Iterable[torch.Tensor]) -> torch.Tensor | None:
     """Which of these pieces of memory, of uint8, the tensor is a plain part of."""
-    if tensor.device.type != "cpu" or tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+    if tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
         return None
     for owner in owners:
         offset = tensor.data_ptr() - owner.data_ptr()
@@ -227,7 +225,7 @@ class _Slot(Generic[Event]):
 
     def __init__(self, driver: Driver[Event]) -> None:
         self._driver = driver
-        self._buffers: dict[str | int, tuple[torch.Tensor, NDArray[np.uint8]]] = {}
+        self._buffers: dict[str | int, tuple[NDArray[np.uint8], torch.Tensor]] = {}
         self._sources: list[torch.Tensor] = []  # pinned by others, to be kept until they are copied
         self.copied: Event | None = None
 
@@ -237,34 +235,37 @@ class _Slot(Generic[Event]):
             self._driver.synchronize(self.copied)
             self.copied = None
         self._sources.clear()
+        # A transform may have kept something, or put it into an object that `map_tensors` does not look into.
+        for name in [name for name in self._buffers if not is_unused(self._buffers, name)]:
+            del self._buffers[name]
 
     def free(self) -> None:
         self.begin()
         self._buffers.clear()
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        return np.ndarray(shape, dtype, self._buffer(name, int(np.prod(shape)) * dtype.itemsize)[1])
+        return np.ndarray(shape, dtype, self._buffer(name, int(np.prod(shape)) * dtype.itemsize)[0])
 
-    def _buffer(self, name: str | int, nbytes: int) -> tuple[torch.Tensor, NDArray[np.uint8]]:
+    def _buffer(self, name: str | int, nbytes: int) -> tuple[NDArray[np.uint8], torch.Tensor]:
         buffer = self._buffers.get(name)
-        if buffer is None or buffer[1].size < nbytes:
+        if buffer is None or buffer[0].size < nbytes:
             # A ragged field's batches differ: some room more, so that pinning, which is slow, soon ends.
             nbytes = nbytes if buffer is None else nbytes + nbytes // 4
             memory = self._driver.pinned(-(-max(nbytes, 1) // _ALIGNMENT) * _ALIGNMENT)
-            buffer = self._buffers[name] = memory, memory.numpy()
+            buffer = self._buffers[name] = memory.numpy(), memory
         return buffer
 
     def stage(self, name: int, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor itself if it lies in these buffers, else a copy of it there."""
         if not tensor.nbytes:
             return tensor
-        owner = _owner_of(tensor, (held for held, _ in self._buffers.values()))
+        owner = _owner_of(tensor, (held for _, held in self._buffers.values()))
         if owner is not None:
             return _part_of(owner, tensor)
         if self._driver.is_pinned(tensor):
             self._sources.append(tensor)
             return tensor
-        memory = self._buffer(name, tensor.nbytes)[0][: tensor.nbytes]
+        memory = self._buffer(name, tensor.nbytes)[1][: tensor.nbytes]
         staged = memory.view(tensor.dtype).reshape(tensor.shape) if tensor.ndim else memory.view(tensor.dtype)[0]
         return staged.copy_(tensor)
 
@@ -356,10 +357,6 @@ class Staging(Transfer, Generic[Event]):
 
         def move(tensor: torch.Tensor) -> torch.Tensor:
             nonlocal count
-            if tensor.device.type != "cpu":
-                return tensor
-            if tensor.layout is not torch.strided or tensor.is_nested:
-                return _map_parts(tensor, move)
             place, shape = count, tuple(tensor.shape)
             count += 1
             destination = (
@@ -369,7 +366,7 @@ class Staging(Transfer, Generic[Event]):
             driver.copy(destination, slot.stage(place, tensor.detach().contiguous()))
             return destination
 
-        return map_tensors(map_leaves(batch, _array_as_tensor), move)
+        return _map_host_tensors(map_leaves(batch, _array_as_tensor), move)
 
     def receive(self, sent: Sent) -> Any:
         self._driver.wait(sent.event)
@@ -410,6 +407,19 @@ class Staging(Transfer, Generic[Event]):
 def _array_as_tensor(leaf: Any) -> Any:
     """A transform may have made NumPy arrays, which may lie in the buffers: they go to the device like tensors."""
     return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc" else leaf
+
+
+def _map_host_tensors(tree: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same tree with each dense tensor in host memory replaced, also those that a jagged one is made of."""
+
+    def mapped(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device.type != "cpu":
+            return tensor
+        dense = tensor.layout is torch.strided and not tensor.is_nested
+        # `function` need not refer to itself: with what it refers to, it would wait for a garbage collection.
+        return function(tensor) if dense else _map_parts(tensor, function)
+
+    return map_tensors(tree, mapped)
 
 
 def _map_parts(tensor: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
