@@ -75,6 +75,9 @@ def test_blocks_are_the_shards(path: str) -> None:
     assert len(list(itertools.groupby(shards))) == len(starts) - 1
     with pytest.raises(ValueError, match="block_size: needed for shuffle='block'"):
         BatchSampler(N, 10, shuffle="block")
+    with pytest.raises(ValueError, match=r"block_size: expected None with shuffle=True.*use shuffle='block'"):
+        BatchSampler(N, 10, shuffle=True, block_size=5)
+    assert list(BatchSampler(N, 10, block_size=5)) == list(BatchSampler(N, 10))
     reader.close()
 
 

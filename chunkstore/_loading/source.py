@@ -67,8 +67,14 @@ def fingerprint_of(rows: Rows) -> str:
 def make_order(source: Any, num_samples: int, *, shuffle: Shuffle, block_size: int | None, **options: Any) -> Order:
     """The order of a reader, a selection, or anything else of so many samples.
 
-    With shuffle="block" and no `block_size`, the blocks are the shards of the container.
+    With shuffle="block" and no `block_size`, the blocks are the shards of the container. In order, with shuffle=False,
+    a block size means nothing, and is taken: evaluation often has the arguments of training.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
     """
+    if block_size is not None and shuffle in (True, "full"):
+        raise ValueError(f"block_size: expected None with shuffle={shuffle!r}, without blocks; use shuffle='block'")
     block_starts = None
     if shuffle == "block" and block_size is None:
         if not isinstance(source, Reader):

@@ -82,7 +82,8 @@ def dataset(
             come twice; "full": also the last batch is full.
         shard: (rank, world size): only the batches of this rank, e.g. of `tf.distribute.InputContext`. tf.distribute
             then shards no more.
-        block_size, window: for shuffle="block"; blocks are the shards of the container by default.
+        block_size, window: for shuffle="block"; blocks are the shards of the container by default. A block_size is
+            refused where all samples are shuffled.
         ragged: what a field whose rows differ in size becomes. "ragged": `tf.RaggedTensor`; "pad": a tensor
             (B, largest..., *item_shape), filled up with `pad_value`.
         engine: how rows get into tensors. "gather": `tf.gather` in the graph, on the map as a tensor, without a copy of

@@ -245,9 +245,10 @@ class Loader:
         device_transform: called with each batch on the device, on the copy stream, so that it overlaps with training:
             send uint8, make floats there. Returns tensors, or dicts, lists, tuples, dataclasses of them: of others the
             stream of the user would not be known to use them.
-        static_buffers: with a device, use a few fixed sets of device memory in turn, as CUDA graphs need it. A batch is
+        static_buffers: with CUDA, use a few fixed sets of device memory in turn, as CUDA graphs need it. A batch is
             then valid until the next one is asked for, on the stream that is current there. Capture a graph before the
-            iteration, or with capture_error_mode="thread_local": the loader's thread takes memory meanwhile.
+            iteration, or with capture_error_mode="thread_local": the loader's thread takes memory meanwhile. Elsewhere,
+            where there are no such graphs, it changes nothing.
         pin_memory: without a device, deliver pinned tensors, to be copied by the caller; needs a GPU.
 
     Each `iter()` begins an epoch: epoch 0, or the one that was set or loaded, and later the next one each time, also

@@ -60,7 +60,8 @@ class BatchSampler(Sampler[list[int]]):
             the last batch is full.
         rank, world_size: default those of `torch.distributed` if it is initialised, else 0 and 1. Frameworks that
             share out the batches of a sampler themselves (Accelerate does) need 0 and 1 here.
-        block_size, window: for shuffle="block"; blocks are the shards of the container by default.
+        block_size, window: for shuffle="block"; blocks are the shards of the container by default. A block_size is
+            refused where all samples are shuffled.
 
     Each iteration is an epoch: the one that was set or loaded, later the next one each time; `set_epoch` is not needed.
     `len` is the number of batches of a whole epoch. Costs 40 ns a sample; memory and start do not depend on how many
