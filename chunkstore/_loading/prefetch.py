@@ -47,7 +47,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Failure:
-    """An exception on its way from a thread to `next()`."""
+    """An exception on its way from a thread to `next()`, which takes it out: frames of its traceback refer to this."""
 
     __slots__ = ("error",)
 
@@ -271,13 +271,14 @@ class Ring(Generic[Task, Result]):
 
 def _raise(failure: _Failure) -> NoReturn:
     error = failure.error
+    del failure.error
     try:
         if isinstance(error, (StopIteration, StopAsyncIteration)):
             # As it stands it would end the user's loop without a word.
             raise RuntimeError(f"a transform raised {type(error).__name__}") from error
         raise error
     finally:
-        del error, failure  # the traceback refers to this frame
+        del error  # the traceback refers to this frame
 
 
 def _work(shared: _Shared[Any, Any]) -> None:

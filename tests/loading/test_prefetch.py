@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -124,6 +125,28 @@ def test_an_error_comes_after_the_results_before_it(depth: int, threads: int) ->
     assert "make" in [entry.name for entry in caught.traceback]
     with pytest.raises(ClosedError, match="was closed; begin a new one"):
         next(ring)
+
+
+@pytest.mark.parametrize("depth", [0, 4])
+def test_an_error_goes_without_a_garbage_collection(depth: int) -> None:
+    """Its traceback refers to all that it came through: to containers, with their descriptors, and to batches."""
+
+    class BrokenError(Exception):
+        pass
+
+    def make(task: int) -> int:
+        raise BrokenError
+
+    gc.disable()
+    try:
+        ring, caught = Ring(range(3), make, depth=depth), []
+        try:
+            next(ring)
+        except BrokenError as error:
+            caught.append(weakref.ref(error))
+        assert [error() for error in caught] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("depth", [0, 4])
