@@ -156,4 +156,4 @@ def _open(path: Paths | Rows, fields: Sequence[str] | None, backend: Backend, ve
 def _rows(values: NDArray[Any] | Ragged) -> list[Any]:
     if isinstance(values, Ragged):
         return [row if isinstance(row, str) else row.copy() for row in values]
-    return [np.array(row) for row in values]
+    return [values[place, ...].copy() for place in range(len(values))]  # not scalars: texts would lose their dtype

@@ -67,6 +67,21 @@ def test_grain_source_without_grain(path: str) -> None:
     assert np.array_equal(copy[3]["image"], chunkstore.open(path)[3]["image"])
 
 
+def test_grain_texts_keep_their_dtype(tmp_path: Path) -> None:
+    """Texts of fixed width that are shorter than it, read one by one and many at a time."""
+    from chunkstore.grain import source
+
+    fields: Any = {"name": "utf32[5]", "code": "bytes[4]"}
+    with chunkstore.Writer(tmp_path / "a.cks", fields=fields) as writer:
+        for text in ("ab", "", "abcd"):
+            writer.add({"name": text, "code": text.encode()})
+    made = source(tmp_path / "a.cks")
+    for place, sample in enumerate(made._getitems([0, 1, 2])):
+        for name, dtype in (("name", "<U5"), ("code", "S4")):
+            assert sample[name].dtype == made[place][name].dtype == dtype
+            assert sample[name] == made[place][name]
+
+
 def test_grain_batch_source_without_grain(path: str) -> None:
     """The batches of `Order`, on each rank; errors name the parameter."""
     from chunkstore._loading.order import Order
