@@ -154,6 +154,7 @@ def test_transforms_that_make_new_tensors(path: str, drivers: list[FakeDriver]) 
     made = {
         "tensors": lambda b: {"x": b["x"] + 0, "label": b["label"].clone()},
         "arrays": lambda b: {"x": b["x"].numpy(), "label": b["label"].numpy()},
+        "flipped": lambda b: {"x": b["x"].numpy()[::-1], "label": b["label"].numpy()[::-1]},
         "views": lambda b: {"x": b["x"].T.contiguous().T, "label": b["label"][:]},
     }
     for function in made.values():

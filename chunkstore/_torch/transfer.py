@@ -406,7 +406,9 @@ class Staging(Transfer, Generic[Event]):
 
 def _array_as_tensor(leaf: Any) -> Any:
     """A transform may have made NumPy arrays, which may lie in the buffers: they go to the device like tensors."""
-    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc" else leaf
+    if not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "biufc":
+        return leaf
+    return torch.from_numpy(np.asarray(leaf, order="C"))  # torch has no negative strides
 
 
 def _map_host_tensors(tree: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
