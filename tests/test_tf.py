@@ -211,6 +211,19 @@ def test_rows_without_bytes(tmp_path: Path) -> None:
     assert [batch["x"].shape for batch in dataset(path, 4)] == [(4, 0, 3), (1, 0, 3)]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bytes[3]", "datetime64[s]"])
+def test_single_samples_without_bytes(tmp_path: Path, dtype: str) -> None:
+    """TensorFlow's own `unbatch` ends the process on them, by a signal."""
+    with chunkstore.Writer(tmp_path / "empty.cks", fields={"x": (dtype, (2, 0)), "i": "int64"}) as writer:
+        for number in range(5):
+            writer.add({"x": np.zeros((2, 0), chunkstore.Field("x", dtype).numpy_dtype), "i": number})
+    made = dataset(tmp_path / "empty.cks")
+    assert made.element_spec["x"].shape == (2, 0)
+    assert [(sample["x"].shape, sample["x"].dtype, int(sample["i"])) for sample in made] == [
+        ((2, 0), made.element_spec["x"].dtype, number) for number in range(5)
+    ]
+
+
 DTYPES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 DTYPES += ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
 

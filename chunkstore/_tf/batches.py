@@ -173,7 +173,7 @@ class Batches:
             return _assembled(self._columns, rows, ids.shape[0]), tf.ensure_shape(problems, ids.shape)
 
         made, problems = tf.cond(whole, together, apart)
-        return made, problems
+        return {column.name: made[column.name] for column in self._columns if not column.without_items}, problems
 
     def _read_if_whole(self, ids: NDArray[np.int64], proven: np.bool_) -> list[Any]:
         if proven:
@@ -196,7 +196,7 @@ class Batches:
     def single(self, sample: dict[str, Any], problem: Any) -> dict[str, Any]:
         """In the graph: one sample of what `finish_each` gave, or its error."""
         with tf.control_dependencies([tf.raw_ops.Assert(condition=tf.equal(problem, ""), data=[problem])]):
-            return {column.name: column.row(sample[column.name]) for column in self._columns}
+            return {column.name: column.row(sample.get(column.name)) for column in self._columns}
 
 
 def _dtypes_of(columns: Sequence[Column]) -> list[Any]:

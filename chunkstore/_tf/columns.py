@@ -176,8 +176,15 @@ class Column:
         shapes = np.zeros((num_rows, field.varying), np.int64) if field.varying > 1 else None
         return Ragged(values, np.zeros(num_rows + 1, np.int64), shapes, field.is_string)
 
+    @property
+    def without_items(self) -> bool:
+        """Whether rows have one shape, of no items: on such tensors TensorFlow's `unbatch` ends the process."""
+        return not self.ragged and 0 in self.row_shape
+
     def row(self, value: Any) -> Any:
-        """One row as a tensor in its own shape, of what `unbatch` made of a batch."""
+        """One row as a tensor in its own shape, of what `unbatch` made of a batch; None for one without items."""
+        if value is None:
+            value = tf.reshape(tf.constant((), self.dtype), self.row_shape)
         if isinstance(value, dict):
             shape = tf.concat([value["shape"], tf.constant(self.field.item_shape, tf.int64)], 0)
             value = tf.reshape(value["items"], shape)
