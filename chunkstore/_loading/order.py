@@ -208,15 +208,11 @@ class Order:
         """
         return self._ids(checked_positions(positions, self.num_samples), _checked_epoch(epoch))
 
-    def permutation(self, epoch: int) -> Permutation:
-        """The permutation behind shuffle="full", e.g. to run its `forward` on a GPU or in a graph."""
-        return _permutation(self.num_samples, self.seed, _checked_epoch(epoch), PURPOSE_FULL, 0)
-
     def _ids(self, x: IntArray, epoch: int) -> IntArray:
         if self.shuffle is False or not x.size:
             return x.copy()
         if self.shuffle == "full":
-            return self.permutation(epoch)._apply(x)
+            return _permutation(self.num_samples, self.seed, epoch, PURPOSE_FULL, 0)._apply(x)
         layout = self._layout(epoch)
         mixed = self._in_windows(x, layout, epoch)
         slots = layout.slot_of(mixed)

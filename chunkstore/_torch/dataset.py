@@ -194,8 +194,6 @@ class Dataset(torch.utils.data.Dataset[Any]):
             return self.reader[index]
         if isinstance(index, str):
             index = int(self.reader.find([index])[0])
-        elif not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is outside [-{len(self)}, {len(self)}): there are {len(self)} samples")
         rows = self.reader.batch([index], fields=self._names)
         return {name: value[0] for name, value in rows.items()}
 

@@ -187,8 +187,7 @@ class CudaDriver:
             return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
-        pinned: bool = tensor.is_pinned()
-        return pinned
+        return bool(tensor.is_pinned())
 
     @contextmanager
     def on_copy_stream(self) -> Iterator[None]:
