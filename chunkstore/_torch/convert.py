@@ -105,16 +105,14 @@ class Column:
         return self._assembled(RaggedTensors(values, offsets, shapes))
 
     def _padded(self, rows: Ragged) -> torch.Tensor:
-        if self.field.dtype not in EXTENDED:
-            try:
-                return self.tensor(rows.pad(self.pad_value))
-            except (TypeError, ValueError, OverflowError) as error:
-                raise _bad_pad_value(self, error) from error
-        # NumPy may not know the type: pad the bits with the bits of the value.
         try:
+            if self.field.dtype not in EXTENDED:
+                return self.tensor(rows.pad(self.pad_value))
+            # NumPy may not know the type: pad the bits with the bits of the value.
             value = torch.full((), self.pad_value, dtype=torch.float32, device="cpu").to(self.dtype)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise _bad_pad_value(self, error) from error
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            does_not_fit = f"{self.pad_value!r} does not fit field {self.name!r}, {self.field.dtype}"
+            raise ValueError(f"pad_value: {does_not_fit}: {error}") from error
         bits = value.view(torch.uint8 if self.buffer_dtype.itemsize == 1 else torch.uint16).numpy()
         carried = Ragged(rows.values.view(self.buffer_dtype), rows.offsets, rows.shapes)
         return torch.from_numpy(carried.pad(bits)).view(self.dtype)
@@ -140,12 +138,6 @@ class Column:
         device = values.device  # not torch's default one, which may be another
         shapes = torch.tensor([list(row.shape[:varying]) for row in rows], device=device) if varying > 1 else None
         return self._assembled(RaggedTensors(values, torch.tensor([0, *counts], device=device).cumsum(0), shapes))
-
-
-def _bad_pad_value(column: Column, error: Exception) -> ValueError:
-    return ValueError(
-        f"pad_value: {column.pad_value!r} does not fit field {column.name!r}, {column.field.dtype}: {error}"
-    )
 
 
 def _torch_dtype(field: Field, where: str, leave_out: str) -> torch.dtype:
