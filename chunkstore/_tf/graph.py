@@ -88,7 +88,8 @@ class Host:
         start = -memory.ctypes.data % ALIGNMENT
         array = memory[start : start + ALIGNMENT].view(_Anchor)
         array.objects = objects
-        self._anchor = import_array(array)
+        with tf.device("CPU:0"):  # a tensor over this memory, which lives as long as the tensor and its captures
+            self._anchor = tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
     def call(self, method: Callable[..., Any], inputs: Sequence[Any], dtypes: Any) -> Any:
         """In the graph: what a bound method of one of the objects returns for these inputs, as NumPy arrays."""
@@ -122,9 +123,3 @@ def _drop_iterators() -> None:
 
 class _Anchor(np.ndarray[Any, np.dtype[np.uint8]]):
     objects: tuple[object, ...]
-
-
-def import_array(array: np.ndarray[Any, Any]) -> Any:
-    """A tensor over the memory of a writable, aligned array, which lives as long as the tensor and its captures."""
-    with tf.device("CPU:0"):
-        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
