@@ -81,6 +81,17 @@ def test_one_large_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.cks").stat().st_size < rows.nbytes / 100
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_index_longer_than_what_the_codec_saved(tmp_path: Path, workers: int) -> None:
+    """It lies where blocks were put before they were moved, and its padding is zeros all the same."""
+    (tmp_path / "src").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        np.save(tmp_path / "src" / f"{i:04}-{'a-long-name-' * 12}.npy", rng.integers(0, 256, 100, np.uint8))
+    chunkstore.convert(tmp_path / "src", tmp_path / "a.cks", codec={"data": "zlib"}, workers=workers)
+    assert chunkstore.verify(tmp_path / "a.cks").ok
+
+
 def test_append_goes_on(tmp_path: Path, source: Path) -> None:
     """Files that are appended get the codecs of the container."""
     (tmp_path / "first").mkdir()

@@ -110,7 +110,12 @@ class CodedFields:
         return before
 
     def finish(self, index: IndexWriter) -> int:
-        """Copy what waited, and tell the index where each field is; the offset behind the last of them."""
+        """Copy what waited, cut off the room for blocks, and tell the index where each field is.
+
+        Returns:
+            The offset behind the last field, where the file ends now: what follows is zeros but for what is written,
+            as the padding of an index must be.
+        """
         end = self._begin
         for number, nbytes in self._nbytes.items():
             begin = at = pad(end, PART_ALIGNMENT)
@@ -119,6 +124,7 @@ class CodedFields:
                 self._copy(offset, at, size)
                 at += size
             end = begin + nbytes
+        self._sink.truncate(end)
         return end
 
     def _copy(self, offset: int, target: int, nbytes: int) -> None:
