@@ -138,6 +138,13 @@ def test_auto_without_the_packages(tmp_path: Path, source: Path, monkeypatch: py
     assert not (tmp_path / "b.cks").exists()
 
 
+def test_dry_run_of_rows_without_bytes(tmp_path: Path) -> None:
+    """They have no ratio."""
+    np.savez(tmp_path / "a.npz", x=np.zeros((3, 0)), y=np.zeros((3, 900)))
+    report = chunkstore.convert(tmp_path / "a.npz", "unused", layout="rows", codec=["x=zlib", "y=zlib"], dry_run=True)
+    assert 4096 * 3 <= report.nbytes < 3 * 900 * 8
+
+
 def test_wrong_codecs(tmp_path: Path, source: Path) -> None:
     """Found before any work; by the command line as an error of usage."""
     with pytest.raises(chunkstore.IngestError, match="there is no field 'x'; the fields are 'image'"):

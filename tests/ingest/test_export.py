@@ -192,6 +192,20 @@ def test_extended_dtypes_are_void(tmp_path: Path) -> None:
     assert files(out) == files(tmp_path / "src")
 
 
+def test_a_file_without_rows_among_files_of_other_shapes(tmp_path: Path) -> None:
+    """Of what shape its rows would be nobody knows any more: a note says so."""
+    (tmp_path / "src").mkdir()
+    arrays = {"a.npy": np.ones((2, 3, 4)), "b.npy": np.ones((0, 5, 4)), "c.npy": np.ones((1, 6, 4))}
+    for name, array in arrays.items():
+        np.save(tmp_path / "src" / name, array)
+    chunkstore.convert(tmp_path / "src", tmp_path / "x.cks", layout="rows")
+    report = chunkstore.export(tmp_path / "x.cks", tmp_path / "out")
+    assert "a file without rows" in report.notes[0]
+    arrays["b.npy"] = np.ones((0, 0, 4))
+    for name, array in arrays.items():
+        assert np.array_equal(np.load(tmp_path / "out" / name), array)
+
+
 # --- nothing outside, nothing lost ---
 
 
@@ -210,11 +224,11 @@ def test_hostile_keys(tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch)
     assert sorted(tmp_path.parent.rglob("*")) == before
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there a colon is no part of a name")
-def test_names_with_a_colon(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="there they are no parts of a name")
+def test_names_with_a_colon_or_backslash(tmp_path: Path) -> None:
     """Times as names, `1:30.npy`, come back under them where the system has such names."""
     (tmp_path / "src" / "C:").mkdir(parents=True)
-    for name in ("1:30.npy", "2:00.npy", "C:/x.npy"):
+    for name in ("1:30.npy", "2:00.npy", "C:/x.npy", "\\alpha.npy", "a\\b.npy"):
         np.save(tmp_path / "src" / name, np.zeros(2))
     assert files(back(tmp_path / "src", tmp_path, layout="files")) == files(tmp_path / "src")
 

@@ -110,7 +110,7 @@ def _coding(plan: Plan, number: int, options: CodecOptions) -> Coding | None:
 
 
 def _estimate(plan: Plan, number: int, coding: Coding | None) -> float:
-    if coding is None:
+    if coding is None or not plan.nbytes(number):
         return 1.0
     rows = sample_rows(plan, number)
     chunks = _encode(rows, coding.encoder(plan.fields[number]))

@@ -178,6 +178,8 @@ class _Writer:
     def _write_stacked(self, file: IO[bytes], out: OutFile, array: OutArray) -> None:
         first = self._rows(array, out.start, min(out.start + 1, out.stop))
         shape = (out.stop - out.start, *first.shape[1:])
+        if not shape[0] and any(part.field.ragged for part in array.parts):
+            self.notes.add("a file without rows comes back without them: a dimension that varies is 0 in it")
         nbytes = first.nbytes * shape[0]
         chunks = self._chunks(array, out, max(first.nbytes, 1), shape[1:])
         if array.fortran_order and len(shape) > 1 and nbytes > _FORTRAN_NBYTES:
@@ -227,6 +229,8 @@ def _stacked(part: Part, column: Any) -> Any:
     rows = list(column)
     if part.field.is_string:
         return rows
+    if not rows:
+        return np.zeros((0, *(dim or 0 for dim in part.field.shape)), part.field.numpy_dtype)
     if len({row.shape for row in rows}) > 1:
         raise _differ(part)
     return np.stack(rows)

@@ -154,7 +154,6 @@ def check_path(path: str) -> str:
     bad = (
         "\0" in path
         or (_WINDOWS and ":" in path)  # a drive, or a stream of another file; elsewhere a character like others
-        or path.startswith("\\")
         or any(part in ("", ".") for part in parts)
         or not _has_bytes(path)
         or ".." in re.split(r"[/\\]", path)
