@@ -541,7 +541,8 @@ def test_append_refuses(container: Path, data: Path, tmp_path: Path) -> None:
     assert "'cat/0000' already" in bad(1, "append", container, data)
     cases = {
         "shape": ("(5, 4, 3)", np.zeros((5, 4, 3), np.uint8)),
-        "dtype": ("--dtype image=uint8", np.zeros((4, 4, 3), np.float32)),
+        "dtype": ("--dtype image=uint8 converts it", np.zeros((4, 4, 3), np.int64)),
+        "float": ("has uint8 of shape (4, 4, 3).\n", np.zeros((4, 4, 3), np.float32)),
     }
     for name, (text, array) in cases.items():
         (tmp_path / name / "cat").mkdir(parents=True)

@@ -21,7 +21,7 @@ from chunkstore._cli.options import (
     size_callback,
     source_options,
 )
-from chunkstore._cli.output import printable, rate_text, write, write_json, write_prose
+from chunkstore._cli.output import argument, rate_text, write, write_json, write_prose
 from chunkstore._format.constants import SHARD_NBYTES
 
 _LAYOUTS = """\b
@@ -90,7 +90,9 @@ def convert(
         raise click.UsageError("name what to convert and the container to make: chunkstore convert data/ train.cks")
     *sources, dst = paths
     if os.path.isdir(dst) and not any(map(os.path.exists, sources)):
-        raise click.UsageError(f"sources come first, the container to make last: chunkstore convert {dst} {sources[0]}")
+        raise click.UsageError(
+            f"sources come first, the container to make last: chunkstore convert {argument(dst)} {argument(sources[0])}"
+        )
     refuse_container_sources(sources)
     report = chunkstore.convert(
         sources, dst, mode="w" if overwrite else "x", shard_nbytes=shard_size, progress=True, **options
@@ -120,8 +122,7 @@ def _say_rates(report: chunkstore.ConvertReport) -> None:
 def _say_next(report: chunkstore.ConvertReport) -> None:
     if report.dry_run:
         return
-    path = printable(report.path)
-    write(f"next: chunkstore info {path}")
+    write(f"next: chunkstore info {argument(report.path)}")
     write(f"      python: import chunkstore; ds = chunkstore.open({report.path!r}); ds[0]")
 
 

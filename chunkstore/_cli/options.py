@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from chunkstore._cli.output import one_line
+from chunkstore._cli.output import argument
 from chunkstore._storage.replace import is_container
 from chunkstore.errors import IngestError, NotAContainerError
 
@@ -142,15 +142,15 @@ def containers_of(path: str) -> list[str]:
 def advise_if_no_container(path: str) -> None:
     """Say what to do with a directory, an `.npy` or an `.npz` where a container is wanted."""
     if os.path.isdir(path) and containers_of(path) == [path]:
-        made = one_line(os.path.basename(os.path.abspath(path)) or "data")
+        made = os.path.basename(os.path.abspath(path)) or "data"
         raise IsADirectoryError(
             f"{path}: this is a directory, and a container is wanted. Make one of it: "
-            f"chunkstore convert {path} {made}.cks"
+            f"chunkstore convert {argument(path)} {argument(made + '.cks')}"
         )
     if path.endswith((".npy", ".npz")) and os.path.isfile(path):
         raise NotAContainerError(
             f"{path}: an {path[-4:]} file, and a container is wanted. Make one of it: "
-            f"chunkstore convert {path} {path[:-4]}.cks"
+            f"chunkstore convert {argument(path)} {argument(path[:-4] + '.cks')}"
         )
 
 
@@ -160,7 +160,7 @@ def refuse_container_sources(sources: Sequence[str]) -> None:
         if not source.endswith((".npy", ".npz")) and is_container(source):
             raise IngestError(
                 f"{source}: this is a container already, and sources are directories, .npy or .npz files. "
-                f"Its files come back with: chunkstore export {source} DIRECTORY"
+                f"Its files come back with: chunkstore export {argument(source)} DIRECTORY"
             )
 
 

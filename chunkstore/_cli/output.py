@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import sys
 import textwrap
@@ -85,6 +86,11 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The same, line ends escaped too."""
     return printable(text).replace("\n", "\\n")
+
+
+def argument(path: str) -> str:
+    """The path as a shell takes it for an argument of a command."""
+    return shlex.quote(one_line(f"./{path}" if path.startswith("-") else path))
 
 
 def _escape(char: str) -> str:

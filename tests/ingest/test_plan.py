@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -639,6 +640,46 @@ def test_advice_fits_all_files(tmp_path: Path, arrays: dict[str, Any], text: str
     options = [word for word in text.split() if "=" in word]
     if options:
         plan(tmp_path, layout="files", dtype=options)
+
+
+def options_in(message: str, *names: str) -> dict[str, list[str]]:
+    """What a shell makes of the options in a message, one sentence of which names them."""
+    text = message[message.index("--") :]
+    words = shlex.split(text.partition(" or --")[0].partition(", or")[0].rstrip(".)"))
+    return {name: [words[place + 1] for place, word in enumerate(words) if word == f"--{name}"] for name in names}
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.npy", "[1].npy", "q?.npy", "*.npy", "it's.npy", "$HOME.npy", "-rf.npy", "\udcff.npy"]
+)
+@pytest.mark.parametrize("array", [f4(2, 2), None], ids=["odd", "empty"])
+def test_advice_to_leave_out_works_as_it_stands(tmp_path: Path, name: str, array: Any) -> None:
+    """Pasted into a shell, `--exclude` leaves out the file that it names and no other."""
+    tree(tmp_path, {"1.npy": f4(2), "q1.npy": f4(2)})
+    (tmp_path / name).touch()
+    if array is not None:
+        np.save(tmp_path / name, array)
+    with pytest.raises(IngestError, match=r"leave it out: --exclude '.*' or --on-error skip\.$") as refused:
+        plan(tmp_path)
+    made = plan(tmp_path, exclude=options_in(str(refused.value), "exclude")["exclude"])
+    assert list(made.keys or ()) == ["1", "q1"]
+
+
+def test_advice_on_fields_works_as_it_stands(tmp_path: Path) -> None:
+    """Names with blanks and quotes, and a field in the way of class numbers."""
+    tree(tmp_path, {"x.npz": {"a b": f4(4), "it's": f4(4), "c": f4(3)}})
+    with pytest.raises(IngestError, match="Take those that belong together") as refused:
+        plan(tmp_path, layout="rows")
+    text = str(refused.value)
+    options = options_in(text[text.index("(--field") :], "field")
+    assert plan(tmp_path, layout="rows", fields=options["field"]).num_samples == 4
+    source = tree(tmp_path / "c", {"cat/1.npz": {"an x": f4(4), "label": f4()}})
+    with pytest.raises(IngestError, match="Take it under another name") as refused:
+        plan(source, layout="classes")
+    text = str(refused.value)
+    options = options_in(text[text.index("--field") :], "field")
+    fields = plan(source, layout="classes", fields=options["field"]).fields
+    assert sorted(field.name for field in fields) == ["an x", "label", "label_array"]
 
 
 def test_reasons_have_no_advice_to_leave_out(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from chunkstore._format import dtypes
 from chunkstore._format.constants import ATTRS_RESERVED
 from chunkstore._format.schema import Field
 from chunkstore._ingest.convert.progress import Progress, Tell
 from chunkstore._ingest.convert.report import AppendReport
+from chunkstore._ingest.npy.casts import dtype_option, resolve_cast
 from chunkstore._ingest.plan.pairing import stem
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.planner import LABEL, OnError, make_plan
@@ -151,10 +153,20 @@ def _check_field(path: str, known: Field, given: Field, where: str) -> None:
         dim is None or dim == other for dim, other in zip(known.shape, given.shape, strict=True)
     )
     if known.dtype != given.dtype or not fits:
-        advice = f" --dtype {known.name}={known.dtype} converts it." if known.dtype != given.dtype else ""
+        advice = f" {dtype_option(known.name, known.dtype)} converts it." if _converts(given, known) else ""
         raise IngestError(
             f"{where}: field {known.name!r} is {_describe(given)}, and {path} has {_describe(known)}.{advice}"
         )
+
+
+def _converts(given: Field, known: Field) -> bool:
+    """Whether `--dtype` makes the one dtype the other."""
+    if known.dtype == given.dtype or given.is_string:
+        return False
+    try:
+        return bool(resolve_cast(dtypes.to_numpy(given.dtype), known.dtype, known.name))
+    except IngestError:
+        return False
 
 
 def _describe(field: Field) -> str:

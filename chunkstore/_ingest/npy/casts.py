@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -99,27 +100,32 @@ def _advice(source: np.dtype[Any], name: str) -> str:
             "reads your own trusted files."
         )
     if source.kind == "V" and source.itemsize == 2:
-        return f"two-byte void is how .npy files hold bfloat16; if it is that, say --dtype {name}=bfloat16."
+        return f"two-byte void is how .npy files hold bfloat16; if it is that, say {dtype_option(name, 'bfloat16')}."
     if source.kind == "V" and source.itemsize == 1:
         return (
-            "one-byte void is how .npy files hold the float8 types; say which, for example --dtype "
-            f"{name}=float8_e4m3fn."
+            "one-byte void is how .npy files hold the float8 types; say which, for example "
+            f"{dtype_option(name, 'float8_e4m3fn')}."
         )
     if source.kind == "f":
-        return f"say --dtype {name}=float64 (rounds)."
+        return f"say {dtype_option(name, 'float64')} (rounds)."
     if source.kind == "c":
-        return f"say --dtype {name}=complex128 (rounds)."
+        return f"say {dtype_option(name, 'complex128')} (rounds)."
     if source.kind in "Mm":
-        return (
-            f"it has no unit; say --dtype {name}={'datetime64' if source.kind == 'M' else 'timedelta64'}[s], "
-            "with the right unit."
-        )
+        unit = "datetime64[s]" if source.kind == "M" else "timedelta64[s]"
+        return f"it has no unit; say {dtype_option(name, unit)}, with the right unit."
     if source.kind in "SU":
-        return f"it has no width; say --dtype {name}={source.kind}1."
+        return f"it has no width; say {dtype_option(name, f'{source.kind}1')}."
     return "leave the field out with --field, which names the ones to take."
 
 
+def dtype_option(name: str, target: str) -> str:
+    """`--dtype NAME=TYPE` as a shell takes it."""
+    return f"--dtype {shlex.quote(f'{name}={target}')}"
+
+
 def _cast_advice(source: np.dtype[Any], target: str, name: str) -> str:
+    if source.kind == "O":
+        return _advice(source, name)
     if target in dtypes.EXTENDED:
         return "From void the bits are kept; from floats it needs the ml_dtypes package."
     if source.kind == "f" and np.dtype(dtypes.to_numpy(target)).kind in "iub":

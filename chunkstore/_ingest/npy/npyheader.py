@@ -127,7 +127,7 @@ def check_nbytes(header: NpyHeader, total_nbytes: int, where: str) -> None:
     about = f"shape {header.shape} of {header.dtype} needs {wanted:,} bytes with its header, found {total_nbytes:,}"
     if total_nbytes < wanted:
         hint = "no data at all: " if total_nbytes <= header.data_offset else ""
-        raise IngestError(f"{where}: truncated: {hint}{about[:300]}. Get the file again, or leave it out.")
+        raise IngestError(f"{where}: truncated: {hint}{about[:300]}. Get the file again.")
     raise IngestError(
         f"{where}: {total_nbytes - wanted:,} trailing bytes: {about[:300]}. Several arrays written into one "
         "file, or a damaged header?"

@@ -70,9 +70,7 @@ def read_members(fd: int, size: int, where: str) -> list[Member]:
             members.append(_member(fd, size, info, f"{where}: member {info.filename!r}"))
     _check_overlap(members, where)
     if not members:
-        raise IngestError(
-            f"{where}: the .npz file has no members: there is nothing to convert. Leave it out with --exclude."
-        )
+        raise IngestError(f"{where}: the .npz file has no members: there is nothing to convert.")
     return members
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chunkstore._ingest.npy.casts import native, resolve_cast
+from chunkstore._ingest.npy.casts import dtype_option, native, resolve_cast
 from chunkstore._ingest.plan.columns import OBJECT, Column
 from chunkstore._ingest.plan.inventory import Inventory
 from chunkstore._ingest.plan.specs import DtypeSpec, Leaf, check_distinct, find_leaf
@@ -131,8 +131,7 @@ def agree(
     for place, number in zip(files[~good].tolist(), signature_of[~good].tolist(), strict=True):
         others = int(good.sum())
         reason = errors.get(number) or _difference(picks[number], picks[best], others, len(files), picks.values())
-        name = inventory.scan.paths[place]
-        inventory.skip_or_raise(place, reason, f" To leave it out: --exclude {name!r} or --on-error skip.")
+        inventory.skip_or_raise(place, reason)
     return picks[best], files[good]
 
 
@@ -195,7 +194,7 @@ def _advice(usual: list[Pick], everyone: Iterable[list[Pick]]) -> str:
             common = _common(list(by_target.values()))
             if common is None:
                 return ""
-            options.append(f"--dtype {name}={common}")
+            options.append(dtype_option(name, common))
     return f" {' '.join(options)} takes all of them." if options else ""
 
 

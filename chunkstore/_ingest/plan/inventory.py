@@ -20,7 +20,7 @@ from chunkstore._ingest.npy.npyheader import PREFIX_NBYTES, NpyHeader, check_nby
 from chunkstore._ingest.npy.npz import read_member_header, read_members
 from chunkstore._ingest.npy.sniff import ZIP_MAGICS
 from chunkstore._ingest.plan.columns import DEFLATED, NPY, STORED
-from chunkstore._ingest.plan.scan import Scan, Skipped
+from chunkstore._ingest.plan.scan import Scan, Skipped, leave_out
 from chunkstore._ingest.plan.specs import Leaf, leaves
 from chunkstore.errors import IngestError
 
@@ -93,9 +93,9 @@ class Inventory:
             try:
                 self.signature_of[place] = self._read(place)
             except (IngestError, PermissionError, FileNotFoundError) as error:
-                if not self.skips:
+                if not self.skips and isinstance(error, OSError):
                     raise
-                self.skipped[place] = _reason(error, self.scan.file_path(place))
+                self.skip_or_raise(place, _reason(error, self.scan.file_path(place)))
 
     def _read(self, place: int) -> int:
         path = self.scan.file_path(place)
@@ -184,11 +184,12 @@ class Inventory:
             leaf for name, dtype, ndim in self.signatures[signature] for leaf in leaves(name, self.dtypes[dtype], ndim)
         ]
 
-    def skip_or_raise(self, place: int, reason: str, advice: str = "") -> None:
-        """Leave a file out, or refuse, as was asked for; `advice` is for the refusal."""
+    def skip_or_raise(self, place: int, reason: str) -> None:
+        """Leave a file out, or refuse, as was asked for."""
         path = self.scan.file_path(place)
         if not self.skips:
-            raise IngestError(f"{path}: {reason}{advice}")
+            advice = f" To leave it out: {leave_out(self.scan.paths[place])}." if len(self.scan) > 1 else ""
+            raise IngestError(f"{path if path.isprintable() else repr(path)}: {reason}{advice}")
         self.skipped[place] = reason
         self.signature_of[place] = -1
 
@@ -206,15 +207,9 @@ def _reason(error: Exception, path: str) -> str:
 
 
 def _check_text(path: str, relative: str) -> None:
-    if not relative.isascii():
-        try:
-            relative.encode()
-        except UnicodeEncodeError:
-            shown = os.fsencode(path)
-            raise IngestError(
-                f"{shown!r}: the file name is not UTF-8, and keys are. Rename the file, or leave it out with --exclude."
-            ) from None
-    if not relative.isprintable() and any(char < " " or char == "\x7f" for char in relative):
-        raise IngestError(
-            f"{path!r}: the file name has control characters. Rename the file, or leave it out with --exclude."
-        )
+    if relative.isprintable():
+        return
+    if any("\ud800" <= char <= "\udfff" for char in relative):
+        raise IngestError(f"{path}: the file name is not UTF-8, and keys are. Rename the file.")
+    if any(char < " " or char == "\x7f" for char in relative):
+        raise IngestError(f"{path}: the file name has control characters. Rename the file.")

@@ -31,6 +31,7 @@ labels.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def shared_picks(picks: Sequence[Pick], axes: npt.NDArray[np.int64]) -> list[Pic
 
 def field_options(picks: Sequence[Pick]) -> str:
     """`--field` options that take these arrays; the first six, for a message."""
-    return " ".join(f"--field {pick.field}={pick.leaf.label}" for pick in picks[:6])
+    return " ".join(f"--field {shlex.quote(f'{pick.field}={pick.leaf.label}')}" for pick in picks[:6])
 
 
 def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice | None:
@@ -293,7 +294,7 @@ def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
     length, paths = max(by_axis.items(), key=lambda item: (len(item[1]), item[0]))
     if length > 1 and len(paths) > 1:
         names = [stem(path) for path in paths]
-        picked = "" if len(by_axis) == 1 else "".join(f" --field {name}={name}" for name in names)
+        picked = "" if len(by_axis) == 1 else "".join(f" --field {shlex.quote(f'{name}={name}')}" for name in names)
         raise IngestError(
             f"--layout auto: {', '.join(map(repr, paths))} have one first axis of {length:,} and different dimensions. "
             f"If they are the fields of one data set, say --layout columns{picked} ({length:,} samples). If they are "

@@ -7,6 +7,7 @@ reads it, and says when the guess was wrong.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import replace
 from typing import Any, Final, Literal
@@ -24,7 +25,7 @@ from chunkstore._ingest.plan.origin import describe_origin
 from chunkstore._ingest.plan.pairing import Pairing, find_pairings, stem
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.row_shapes import fill_shapes
-from chunkstore._ingest.plan.scan import Scan, count_text
+from chunkstore._ingest.plan.scan import Scan, count_text, leave_out
 from chunkstore._ingest.plan.specs import DtypeArg, DtypeSpec, FieldArg, Leaf, parse_dtypes, parse_fields
 from chunkstore._ingest.plan.texts import Texts
 from chunkstore._storage.names import natural_sort
@@ -62,8 +63,8 @@ def make_plan(
     if scan.problems and on_error == "fail":
         problem = scan.problems[0]
         raise IngestError(
-            f"{scan.problem_paths[0]}: {problem.reason.rstrip('.')}. Remove it, or leave it out with --exclude "
-            f"{problem.path!r} or --on-error skip."
+            f"{scan.problem_paths[0]}: {problem.reason.rstrip('.')}. Remove it, or leave it out: "
+            f"{leave_out(problem.path)}."
         )
     inventory = Inventory(scan, skip=on_error == "skip")
     return _Builder(scan, inventory, wanted).build(layout)
@@ -149,8 +150,7 @@ class _Builder:
             if pick.target == OBJECT:
                 raise IngestError(
                     f"{self.scan.file_path(int(files[0]))}: array {pick.leaf.label!r} is an object array, one "
-                    "row per element: "
-                    f"say --layout rows --field {pick.field}={pick.leaf.label}."
+                    f"row per element: say --layout rows {layouts.field_options([pick])}."
                 )
 
     def file_keys(self, files: npt.NDArray[np.int64]) -> Texts:
@@ -176,9 +176,10 @@ class _Builder:
     def add_label(self, named: dict[str, Column], files: npt.NDArray[np.int64]) -> None:
         """Field of class numbers; classes in natural order of their names."""
         if LABEL in named:
+            others = "".join(f" --field {shlex.quote(name)}" for name in named if name != LABEL)
             raise IngestError(
-                f"--layout classes adds a field {LABEL!r}, and the files have an array of that name. Rename it: "
-                f"--field NAME={LABEL}."
+                f"--layout classes adds a field {LABEL!r}, and the files have an array of that name. Take it under "
+                f"another name: --field {LABEL}_array={LABEL}{others}."
             )
         names = [layouts.class_of(self.scan, place) for place in files.tolist()]
         classes = natural_sort(list(set(names)))

@@ -18,6 +18,7 @@ followed; a directory link that leads back to its own ancestors is counted and l
 from __future__ import annotations
 
 import fnmatch
+import glob
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -95,7 +96,7 @@ class Scan:
             (self.num_hidden, "hidden"),
             (self.num_other, "of other kinds"),
             (self.num_excluded, "excluded"),
-            (self.num_loops, "links in a circle"),
+            (self.num_loops, "linked in a circle"),
         ]
         text = ", ".join(f"{number:,} {what}" for number, what in passed if number)
         return count_text(len(self.paths), "file") + (f" (passed over: {text})" if text else "")
@@ -104,6 +105,12 @@ class Scan:
 def count_text(number: int, one: str, many: str = "") -> str:
     """`1 file`, `2,000 files`; `many` where it is not `one` with an s."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def leave_out(path: str) -> str:
+    """The options that leave out a file, as a shell takes them; `path` as in `Scan.paths`."""
+    pattern = "".join(char if char.isprintable() else "[! -~]" for char in glob.escape(path))
+    return "--exclude '{}' or --on-error skip".format(pattern.replace("'", "'\\''"))
 
 
 def scan_sources(
