@@ -615,6 +615,18 @@ def test_forgotten_target_of_merge(container: Path) -> None:
     assert container.read_bytes() == before
 
 
+@pytest.mark.parametrize("command", ["convert {data}", "repack {file}", "recover {file}", "export {file}", "merge"])
+def test_nothing_goes_to_a_stream(
+    data: Path, container: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """`-` is no name for what is made, as it is for many commands."""
+    monkeypatch.chdir(tmp_path)
+    words = command.format(data=data, file=container).split()
+    files = [container] if command == "merge" else []
+    assert "standard output" in bad(2, *words, "-", *files)
+    assert not Path("-").exists()
+
+
 def test_order_of_arguments(data: Path, tmp_path: Path) -> None:
     """The container named before the directory that it is to be made of: the message has the right order."""
     assert f"convert {data} {tmp_path / 'x.cks'}" in bad(2, "convert", tmp_path / "x.cks", data)

@@ -18,6 +18,7 @@ from chunkstore._cli.options import (
     json_option,
     open_container,
     refuse_container_sources,
+    refuse_stream,
     size_callback,
     source_options,
 )
@@ -93,6 +94,7 @@ def convert(
         raise click.UsageError(
             f"sources come first, the container to make last: chunkstore convert {argument(dst)} {argument(sources[0])}"
         )
+    refuse_stream(dst)
     refuse_container_sources(sources)
     report = chunkstore.convert(
         sources, dst, mode="w" if overwrite else "x", shard_nbytes=shard_size, progress=True, **options
@@ -177,6 +179,7 @@ def export(file: str, directory: str, fields: tuple[str, ...], as_json: bool) ->
     note says so; .npz files come without compression. DIR must not exist or be empty; it appears when everything is
     written.
     """
+    refuse_stream(directory)
     with open_container(file) as ds:
         check_fields(ds, fields)
         report = chunkstore.export(ds, directory, fields=list(fields) or None, progress=True)

@@ -154,6 +154,12 @@ def advise_if_no_container(path: str) -> None:
         )
 
 
+def refuse_stream(path: str) -> None:
+    """`-` is standard output to most commands, and no container can be written to a stream."""
+    if path == "-":
+        raise click.UsageError("nothing is written to standard output here: name a file (./- is one called -)")
+
+
 def refuse_container_sources(sources: Sequence[str]) -> None:
     """A container as a source is a mix-up of arguments, or a wish for another command."""
     for source in sources:

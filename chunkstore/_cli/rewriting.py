@@ -9,7 +9,7 @@ import click
 
 import chunkstore
 from chunkstore._cli import guard
-from chunkstore._cli.options import advise_if_no_container, codec_option, json_option
+from chunkstore._cli.options import advise_if_no_container, codec_option, json_option, refuse_stream
 from chunkstore._cli.output import bar, nbytes_text, one_line, plural, write, write_json, write_prose
 
 _SHOWN = 20
@@ -51,6 +51,7 @@ def merge(out: str, files: tuple[str, ...], overwrite: bool, as_json: bool) -> N
     differ are not kept, and listed. Data are copied by the system where it can, and OUT is verified as a whole before
     it gets its name. Each FILE may be a directory or a quoted pattern of containers; each FILE, and OUT, a URL.
     """
+    refuse_stream(out)
     if os.path.isfile(out) and not overwrite:
         raise FileExistsError(
             f"{out}: the first name is that of the new container, and this file exists: it stays as it is. Name a new "
@@ -90,6 +91,7 @@ def repack(file: str, out: str, keys_file: Any, codec: tuple[str, ...], overwrit
     changes how chunks are stored; fields that it does not name keep their codec. Every row is proven as it is read, and
     OUT is verified before it gets its name. FILE and OUT may be URLs: so a container is uploaded, or fetched.
     """
+    refuse_stream(out)
     advise_if_no_container(file)
     keys = None if keys_file is None else [line.rstrip("\n") for line in keys_file if line.strip()]
     with bar("repack") as progress:
@@ -115,6 +117,7 @@ def recover(ctx: click.Context, file: str, out: str, show_all: bool, overwrite: 
     Nothing is guessed: what has not the checksums that were written with it is lost, and listed. FILE is only read.
     FILE and OUT may be URLs. Exit code 1 if anything is lost.
     """
+    refuse_stream(out)
     advise_if_no_container(file)
     with bar("recover", " samples") as progress:
         report = chunkstore.recover(file, out, mode=_mode(overwrite), progress=progress)

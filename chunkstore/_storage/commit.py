@@ -22,6 +22,7 @@ from typing import Literal, NoReturn, Self
 from chunkstore._format.constants import SUPERBLOCK_OFFSETS
 from chunkstore._storage import syscalls
 from chunkstore._storage.buffers import Buffer
+from chunkstore._storage.interrupts import all_done
 from chunkstore._storage.sink import Sink
 from chunkstore.errors import ClosedError, CommitUnknownError, WriteError
 
@@ -94,19 +95,20 @@ class NewFile:
                 the temporary is gone.
             CommitUnknownError: the file has its name, but whether the name outlives a power failure is
                 unknown.
-        An interrupt that comes after the name was given leaves the whole file.
+        An interrupt that comes while the name is given is raised afterwards, and says that the file is complete.
         """
         if self.finished:
             raise ClosedError(f"{self.path}: this file was published or discarded before")
         try:
             self._sync()
             self.sink.close()  # Windows renames no open file
-            self._give_name()
+            with all_done(f"{self.path} is complete"):
+                self._give_name()
+                self._remove.detach()
+                self._sync_directory()
         except BaseException:
             self.discard()
             raise
-        self._remove.detach()
-        self._sync_directory()
 
     def discard(self) -> None:
         """Close and remove the temporary; nothing after `publish`. Idempotent; an interrupted one may be repeated."""

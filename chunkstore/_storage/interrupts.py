@@ -56,6 +56,20 @@ def signals_later() -> Iterator[None]:
         raise failed from None
 
 
+@contextlib.contextmanager
+def all_done(what: str) -> Iterator[None]:
+    """As `signals_later`, for a block that completes what was asked for: an interrupt that came says so.
+
+    Args:
+        what: is true when the block has ended, such as "x.cks is complete".
+    """
+    try:
+        with signals_later():
+            yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted when all was done: {what}") from None
+
+
 def _raise_all(numbers: Iterable[int]) -> None:
     with contextlib.ExitStack() as stack:
         for number in reversed(list(numbers)):

@@ -39,7 +39,10 @@ def uploaded(path: str | os.PathLike[str], mode: str, remote: Remote | None) -> 
     _check_free(target, mode)
     with tempfile.TemporaryDirectory(prefix="chunkstore-upload-") as folder:
         local = os.path.join(folder, os.path.basename(target.url))
-        yield local
+        try:
+            yield local
+        except KeyboardInterrupt:  # what it says is true of the temporary file
+            raise KeyboardInterrupt(f"interrupted: nothing was uploaded to {path}. Run the same again") from None
         target.put(local, overwrite=mode == "w")
 
 

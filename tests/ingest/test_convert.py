@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -326,6 +327,30 @@ def test_skip_in_rows(tmp_path: Path) -> None:
 
 
 # --- what is said ---
+
+
+@pytest.mark.parametrize("mode", ["x", "w"])
+@pytest.mark.parametrize("call", ["link", "rename", "sync_directory"])
+def test_interrupted_when_all_is_done(tmp_path: Path, mode: Any, call: str) -> None:
+    """Ctrl-C while the container gets its name waits until it has it, and the message does not say that it has not."""
+    np.save(tmp_path / "a.npy", np.zeros(3))
+
+    class Interrupted(syscalls.SystemCalls):
+        pass
+
+    def interrupted(self: Any, *arguments: Any) -> None:
+        getattr(syscalls.SystemCalls, call)(self, *arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    setattr(Interrupted, call, interrupted)
+    with syscalls.use(Interrupted()):
+        if call == ("rename" if mode == "x" else "link"):
+            chunkstore.convert(tmp_path / "a.npy", tmp_path / "x.cks", mode=mode)  # which is not called
+        else:
+            with pytest.raises(KeyboardInterrupt, match=r"all was done: .*x\.cks is complete"):
+                chunkstore.convert(tmp_path / "a.npy", tmp_path / "x.cks", mode=mode)
+    assert chunkstore.verify(tmp_path / "x.cks").ok
+    assert {path.name for path in tmp_path.iterdir()} == {"a.npy", "x.cks"}
 
 
 def test_report_and_dry_run(tmp_path: Path) -> None:

@@ -139,10 +139,10 @@ def convert(
         if not dry_run:
             check_replaceable(target, named)  # in mode "x", too: what replaces it would be bad advice
             NewFile.create(target, mode).discard()  # what is in the way is found before any work
+        left = () if dry_run else left_behind(target)
         scan = scan_sources(named, include=_texts(include), exclude=_texts(exclude))
         work = _Work(target, mode, workers, executor, shard_nbytes, codecs, dict(attrs or {}), verify, progress)
         report = _dry_run(full(scan), work) if dry_run else _convert(scan, quick, full, work, skip=on_error == "skip")
-        left = () if dry_run else left_behind(target)
     notes, seconds = (*report.notes, *left), time.perf_counter() - started
     return replace(report, path=os.fspath(path), notes=notes, seconds=seconds)
 
@@ -195,7 +195,9 @@ def _explained(path: str) -> Iterator[None]:
     """Say how to go on after Ctrl-C."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if error.args:
+            raise
         text = f"interrupted: {path} was not written, and nothing is left behind. Run the same again: it starts over"
         raise KeyboardInterrupt(text) from None
 

@@ -22,7 +22,7 @@ from chunkstore._read.many import Paths
 from chunkstore._read.many import open as open_reader
 from chunkstore._read.reader import Reader
 from chunkstore._storage import syscalls
-from chunkstore._storage.interrupts import signals_later
+from chunkstore._storage.interrupts import all_done, signals_later
 from chunkstore.errors import ChunkstoreError, SchemaError, WriteError
 
 __all__ = ["ExportReport", "export"]  # the package exports both from here
@@ -102,7 +102,8 @@ class _NewDirectory:
             shutil.copymode(self.path, self.temporary)
             if os.name == "nt":
                 os.rmdir(self.path)
-        syscalls.active().rename(self.temporary, self.path)
+        with all_done(f"{self.path} has all files"):
+            syscalls.active().rename(self.temporary, self.path)
 
     def __enter__(self) -> Self:
         return self
