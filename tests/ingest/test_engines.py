@@ -21,7 +21,10 @@ import numpy as np
 import pytest
 
 import chunkstore
+from chunkstore._ingest.convert import convert as module
 from chunkstore._ingest.convert import engine
+from chunkstore._ingest.convert import pool as pool_module
+from chunkstore._ingest.npy.npz import InflateStream
 from chunkstore._storage.sink import Sink
 from chunkstore.errors import IngestError, WriteError
 
@@ -218,6 +221,38 @@ def test_first_of_several_errors(source: Path, tmp_path: Path, target: Path, lay
     with pytest.raises(IngestError) as found:
         chunkstore.convert(tmp_path / "bad", target, workers=2, **options)
     assert str(found.value) == str(alone.value)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_error_does_not_wait_long_for_an_earlier_one(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    """A damaged file is told although the file before it takes long, on a worker or in this process."""
+    (tmp_path / "src").mkdir()
+    slowest, bad = ("b.npz", "c.npz") if own else ("a.npz", "b.npz")
+    for name in ("a.npz", "b.npz", "c.npz"):
+        np.savez_compressed(tmp_path / "src" / name, x=np.zeros(8 << 20 if name == slowest else 1 << 20))
+    damaged = bytearray((tmp_path / "src" / bad).read_bytes())
+    damaged[200] ^= 1
+    (tmp_path / "src" / bad).write_bytes(damaged)
+    monkeypatch.setattr(pool_module, "_EARLIER_SECONDS", 0.2)
+    real = InflateStream._next
+
+    def slow(stream: InflateStream, limit: int) -> bytes:
+        time.sleep(0.2 if slowest in stream._where and stream.position else 0.0)  # 64 pieces: 13 s
+        return real(stream, limit)
+
+    monkeypatch.setattr(InflateStream, "_next", slow)
+    started = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool, pytest.raises(IngestError, match=f"{bad}.*damaged"):
+        if own:
+            monkeypatch.setattr(pool, "kill", lambda: pool.shutdown(cancel_futures=True), raising=False)
+            monkeypatch.setattr(module, "WorkerPool", lambda workers: contextlib.nullcontext(pool))
+            monkeypatch.setattr(pool_module, "WorkerPool", ThreadPoolExecutor)
+            chunkstore.convert(tmp_path / "src", target, workers=2, layout="files", shard_nbytes=1)
+        else:
+            chunkstore.convert(tmp_path / "src", target, executor=pool, layout="files", shard_nbytes=1)
+    assert time.perf_counter() - started < 8
 
 
 class Last(Executor):

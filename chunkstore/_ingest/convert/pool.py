@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import multiprocessing.context
 import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -24,6 +26,7 @@ from chunkstore._storage.interrupts import ENDING, signals_later
 from chunkstore.errors import IngestError, WriteError
 
 _LAST_PIECE_SECONDS: Final = 10.0
+_EARLIER_SECONDS: Final = 10.0  # a task that comes before a failure may take minutes: one huge member of an `.npz`
 
 
 class _Worker(multiprocessing.context.SpawnProcess):
@@ -127,9 +130,9 @@ def run_on(executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -
         new: the unfinished container; discarded when this is left before the end.
     Raises:
         WriteError: a worker died, or the executor could not run a task.
-    What a task raises is raised here. Of what is wrong with several sources that is what one process would find first:
-    tasks that come before it are still done. When this is left before the end, nothing new is started, and what runs is
-    ended, or ends with its next piece.
+    What a task raises is raised here. Of what is wrong with several sources that is what one process would find first,
+    if it is found within 10 seconds: for so long tasks that come before it are still done. When this is left before the
+    end, nothing new is started, and what runs is ended, or ends with its next piece.
     """
     crew = _Crew(executor, tasks, most, new)
     finished = False
@@ -149,6 +152,10 @@ def run_on(executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -
             _stop(executor, crew.waiting)
 
 
+class _Unwanted(Exception):
+    """The rest of a task cannot change what is raised, or would take too long."""
+
+
 class _Crew:
     """An executor and the tasks that are under way on it."""
 
@@ -161,14 +168,16 @@ class _Crew:
         self.waiting: dict[Future[Outcome], Task] = {}
         self.failure: IngestError | None = None
         self._failed_at = (sys.maxsize, 0)
+        self._deadline = math.inf
 
     def _wants(self, task: Task, done: int = 0) -> bool:
-        """Whether what is left of a task can change what is raised, or nothing has failed."""
-        return task.block(done) < self._failed_at
+        """Whether what is left of a task can change what is raised and there is time for it, or nothing has failed."""
+        return task.block(done) < self._failed_at and time.monotonic() < self._deadline
 
     def _fail(self, error: IngestError, task: Task, done: int) -> None:
-        if self._wants(task, done):
+        if task.block(done) < self._failed_at:
             self.failure, self._failed_at = error, task.block(done)
+            self._deadline = min(self._deadline, time.monotonic() + _EARLIER_SECONDS)
 
     def next_task(self) -> Task | None:
         """The next one that is to be done, if there is any."""
@@ -198,20 +207,33 @@ class _Crew:
     def do(self, task: Task) -> Iterator[Written]:
         """Do a task here; whoever is done meanwhile gets the next."""
         done = 0
-        try:
-            for block in write_blocks(task, self._new.sink, self._meanwhile):
-                yield block
-                done += 1
-                if not self._wants(task, done):
-                    return
-        except IngestError as error:
-            self._fail(error, task, done)
 
-    def _meanwhile(self, nbytes: int) -> None:
-        self.hand_out()
+        def meanwhile(nbytes: int) -> None:
+            self._look()
+            if not self._wants(task, done):
+                raise _Unwanted
+            self.hand_out()
+
+        with contextlib.suppress(_Unwanted):
+            try:
+                for block in write_blocks(task, self._new.sink, meanwhile):
+                    yield block
+                    done += 1
+            except IngestError as error:
+                self._fail(error, task, done)
+
+    def _look(self) -> None:
+        """See what has failed meanwhile; it is taken later."""
+        for future, task in self.waiting.items():
+            if future.done() and not future.cancelled() and future.exception() is None:
+                outcome = future.result()
+                if isinstance(outcome.error, IngestError):
+                    self._fail(outcome.error, task, len(outcome.written))
 
     def collect(self, seconds: float | None) -> Iterator[Written]:
         """Blocks of tasks that are done, waiting so long for the first; new tasks take their place."""
+        if seconds is None and self.failure is not None:
+            seconds = max(0.0, self._deadline - time.monotonic())
         done, _ = wait(self.waiting, seconds, FIRST_COMPLETED)
         while done:
             yield from self._take(done.pop())

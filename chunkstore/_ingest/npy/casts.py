@@ -82,9 +82,9 @@ def resolve_cast(source: np.dtype[Any], target: str | None, name: str) -> Cast:
     if target is None:
         if own is None:
             raise IngestError(f"a container cannot hold dtype {source}: {_advice(source, name)}")
-        return Cast(source, own, "same")
+        return Cast(source, own, "same", name)
     if target == own:
-        return Cast(source, target, "same")
+        return Cast(source, target, "same", name)
     mode = _mode(source, target)
     if mode is None:
         raise IngestError(
@@ -173,7 +173,7 @@ def check_values(cast: Cast, values: npt.NDArray[Any], where: str) -> None:
         if largest > 1:
             raise IngestError(
                 f"{where}: a bool array holds the byte {largest}; only 0 and 1 are bools. The file is damaged; "
-                "--dtype NAME=uint8 keeps the bytes."
+                f"{dtype_option(cast.name, 'uint8')} keeps the bytes."
             )
     elif cast.source.kind == "U":
         largest = int(values.view(np.uint32).max()) if cast.source.itemsize else 0
