@@ -34,7 +34,8 @@ How files become samples (--layout):
   columns  X.npy and y.npy: each file is a field, its first axis the sample
            axis. No keys.
   paired   files that share a stem make a sample: images/0001.npy with
-           labels/0001.npy, or 0001_image.npy with 0001_label.npy.
+           labels/0001.npy, 0001_image.npy with 0001_label.npy, or
+           0001/image.npy with 0001/label.npy.
   classes  as files, and the number of the first folder is the field 'label':
            cat/0001.npy, dog/0001.npy. attrs['class_names'] has their names.
   auto     says what it chose and why, and asks you where two readings fit.

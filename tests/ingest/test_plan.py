@@ -765,6 +765,33 @@ def test_columns(tmp_path: Path) -> None:
     assert [(field.name, field.dtype) for field in picked.fields] == [("image", "float32"), ("label", "int8")]
 
 
+def test_a_folder_for_each_sample(tmp_path: Path) -> None:
+    """`case1/image.npy` with `case1/seg.npy`: the folder is the key; also where the names say nothing."""
+    for first, second in (("image", "seg"), ("t1", "flair")):
+        root = tmp_path / first
+        for case in (2, 10, 1):
+            tree(root, {f"c/case{case}/{first}.npy": f4(2, case), f"c/case{case}/{second}.npy": np.full(3, case, "u1")})
+        for layout in ("auto", "paired"):
+            made = plan(root, layout=layout)
+            assert (made.layout, list(made.keys or ())) == ("paired", ["c/case1", "c/case2", "c/case10"])
+            assert {field.name for field in made.fields} == {first, second}
+            assert [row.shape for row in rows(made, first)] == [(2, 1), (2, 2), (2, 10)]
+            assert [row[0] for row in rows(made, second)] == [1, 2, 10]
+    (tmp_path / "image" / "c" / "case2" / "seg.npy").unlink()
+    with pytest.raises(IngestError, match=r"'c/case2/image\.npy' has no partner in 'seg'"):
+        plan(tmp_path / "image")
+    assert plan(tmp_path / "image", layout="paired", on_error="skip").num_samples == 2
+
+
+def test_folders_that_are_splits_are_no_samples(tmp_path: Path) -> None:
+    """`train/X.npy` and `train/y.npy` are the fields of a data set, as they are without `test`."""
+    tree(tmp_path, {f"{name}/{split}/X.npy": f4(n, 3) for name in "ab" for split, n in (("train", 6), ("test", 4))})
+    tree(tmp_path, {f"{name}/{split}/y.npy": np.arange(n) for name in "ab" for split, n in (("train", 6), ("test", 4))})
+    for source in (tmp_path / "a", tmp_path / "a" / "train", tmp_path):
+        with pytest.raises(IngestError, match="--layout columns"):
+            plan(source)
+
+
 def test_auto_names_both_readings_of_whole_arrays(tmp_path: Path) -> None:
     """Arrays of one first axis and different dimensions: fields, or files that do not fit; those that go together."""
     np.save(tmp_path / "X_train.npy", np.zeros((10, 3)))

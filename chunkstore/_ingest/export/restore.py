@@ -214,7 +214,7 @@ def _from_record(fields: Sequence[Field], record: Mapping[str, Any], num_samples
         _require(has_keys and isinstance(record["suffix"], str) and isinstance(record["names"], dict))
         _require(all(isinstance(path, str) for path in record["names"].values()))
     if layout == "paired":
-        _require(record["pattern"] in ("folder", "suffix", "prefix") and type(record["position"]) is int)
+        _require(record["pattern"] in ("folder", "suffix", "prefix", "name") and type(record["position"]) is int)
         _require(abs(record["position"]) < _PATH_PARTS)
     homes: dict[str, list[Field]] = {}
     for field in known:

@@ -5,6 +5,7 @@
 | `files` | one file: the array of an `.npy`, the arrays of an `.npz` | relative path without suffix |
 | `rows` | one index of the first axis of every array; several files are strung together | none |
 | `paired` | files of one stem (`images/1.npy` + `labels/1.npy`, `1_image.npy` + `1_label.npy`) | the stem |
+| | or the files of one folder (`1/image.npy` + `1/label.npy`) | the folder |
 | `classes` | one file, and the number of its first folder as field `label` | relative path without suffix |
 | `columns` | one index of the first axis of every `.npy`; each file is a field (`X.npy`, `y.npy`) | none |
 
@@ -156,11 +157,16 @@ def field_options(picks: Sequence[Pick]) -> str:
 
 def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice | None:
     paths = inventory.scan.names()
-    found = find_pairings(paths, files.tolist())
+    # The files of one folder, or of `train` and `test`, are the fields of data sets, and no samples.
+    found = [
+        pairing
+        for pairing in find_pairings(paths, files.tolist())
+        if pairing.pattern != "name" or (pairing.num_whole and len(pairing.keys) > 1 and not _are_splits(pairing))
+    ]
     for pairing in filter(lambda pairing: pairing.complete, found):
         roles = " + ".join(repr(name) for name in pairing.names)
         if _differ_enough(inventory, pairing):
-            if SPLIT_WORDS.issuperset(key.lower() for key in pairing.keys):
+            if _are_splits(pairing):
                 _refuse_columns(inventory, files)
             first = " + ".join(paths[column[0]] for column in pairing.files[:3])
             return Choice(
@@ -178,7 +184,7 @@ def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice
                 f"files ({len(files):,} samples of one field)."
             )
     for pairing in found:
-        if not pairing.spoken or pairing.pattern != "folder":
+        if not pairing.spoken or pairing.pattern not in ("folder", "name"):
             continue
         if pairing.num_whole * 2 > len(pairing.keys) or _roles_differ(inventory, pairing):
             if not pairing.num_whole:
@@ -192,6 +198,10 @@ def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice
                 "skip, or --layout files."
             )
     return None
+
+
+def _are_splits(pairing: Pairing) -> bool:
+    return SPLIT_WORDS.issuperset(key.lower().rpartition("/")[2] for key in pairing.keys)
 
 
 def missing_partner(pairing: Pairing, paths: Sequence[str]) -> str:
@@ -230,6 +240,12 @@ def _roles_differ(inventory: Inventory, pairing: Pairing) -> bool:
         return False
     shapes = [_one_shape(inventory, column) for column in pairing.files]
     return None not in shapes and len(set(shapes)) > 1
+
+
+def roles_uniform(inventory: Inventory, pairing: Pairing) -> bool:
+    """Whether all files of each role of a complete pairing have the same arrays, dtypes and dimensions."""
+    signature_of = np.array(inventory.signature_of)
+    return all(len(set(signature_of[column].tolist())) == 1 for column in pairing.files)
 
 
 def _one_shape(inventory: Inventory, files: list[int]) -> tuple[bytes, ...] | None:
@@ -311,10 +327,8 @@ def _refuse_folders(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
     if inventory.skips:
         return
     paths = inventory.scan.names()
-    signature_of = np.array(inventory.signature_of)
     for pairing in filter(lambda pairing: pairing.complete, find_pairings(paths, files.tolist())):
-        uniform = all(len(set(signature_of[column].tolist())) == 1 for column in pairing.files)
-        if pairing.pattern == "folder" and uniform and len(pairing.keys) > 1:
+        if pairing.pattern == "folder" and roles_uniform(inventory, pairing) and len(pairing.keys) > 1:
             first = " + ".join(paths[column[0]] for column in pairing.files[:3])
             raise IngestError(
                 "--layout auto: the files do not all have the same arrays, and their names pair completely "

@@ -1,5 +1,5 @@
 """Names that pair: `images/0001.npy` + `labels/0001.npy`, `0001_image.npy` + `0001_label.npy`, `image_0001.npy` +
-`label_0001.npy`.
+`label_0001.npy`, `0001/image.npy` + `0001/label.npy`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from chunkstore._storage.names import natural_sort
 
-Pattern = Literal["folder", "suffix", "prefix"]
+Pattern = Literal["folder", "suffix", "prefix", "name"]
 MAX_ROLES: Final = 16
 ROLE_WORDS: Final = frozenset({
     "image", "images", "img", "imgs", "mask", "masks", "label", "labels", "lbl", "target", "targets", "input",
@@ -32,7 +32,7 @@ class Pairing:
     Attributes:
         pattern: where the role stands.
         position: number of the path component, for `folder`.
-        roles: in natural order; as in the name, separator included (`_image`).
+        roles: in natural order; as in the name, separator included (`_image`, `/image`).
         keys: in the order of the files.
         files: per role, per key the number of the file, -1 where there is none.
     """
@@ -56,7 +56,7 @@ class Pairing:
     @property
     def names(self) -> list[str]:
         """The roles as field names."""
-        return [role.strip("_.-") for role in self.roles]
+        return [role.strip("_.-/") for role in self.roles]
 
     @property
     def spoken(self) -> bool:
@@ -79,6 +79,7 @@ def find_pairings(paths: Sequence[str], numbers: Sequence[int]) -> list[Pairing]
         found += _pair(paths, numbers, _folder(position), "folder", position)
     found += _pair(paths, numbers, _suffix, "suffix")
     found += _pair(paths, numbers, _prefix, "prefix")
+    found += _pair(paths, numbers, _name, "name")
     return sorted(found, key=lambda pairing: (not pairing.spoken, not pairing.complete))
 
 
@@ -99,6 +100,11 @@ def _suffix(name: str) -> tuple[str, str] | None:
 def _prefix(name: str) -> tuple[str, str] | None:
     match = _HEAD.fullmatch(name)
     return (match[2] + match[3], match[1] + match[4]) if match else None
+
+
+def _name(name: str) -> tuple[str, str] | None:
+    folder, slash, base = name.rpartition("/")
+    return (slash + base, folder) if slash else None
 
 
 def _pair(

@@ -256,13 +256,13 @@ class _Builder:
         if not found:
             raise IngestError(
                 "--layout paired: the names do not pair. Expected equal stems in folders that name the role "
-                "(images/0001.npy, labels/0001.npy), "
-                f"or roles at the end of the name (0001_image.npy, 0001_label.npy); found {paths[numbers[0]]!r}, "
+                "(images/0001.npy, labels/0001.npy), roles at the end of the name (0001_image.npy, 0001_label.npy), or "
+                f"a folder for each sample (0001/image.npy, 0001/label.npy); found {paths[numbers[0]]!r}, "
                 f"{paths[numbers[-1]]!r}."
             )
         complete = [pairing for pairing in found if pairing.complete]
         if complete:
-            return complete[0]
+            return min(complete, key=lambda found: (not found.spoken, not layouts.roles_uniform(self.inventory, found)))
         best = max(found, key=lambda pairing: (pairing.spoken, pairing.num_whole))
         if not self.inventory.skips:
             raise IngestError(
