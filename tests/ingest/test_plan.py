@@ -629,7 +629,7 @@ def test_auto_misses_a_partner_of_arrays_that_are_alike(tmp_path: Path) -> None:
         ),
         (
             {"X.npy": f4(5, 3), "y.npy": np.arange(5)},
-            r"'X.npy', 'y.npy' have one first axis of 5 .* --layout columns \(5",
+            r"'X.npy', 'y.npy' have one first axis of 5\..* --layout columns \(5",
         ),
     ],
 )
@@ -790,6 +790,28 @@ def test_folders_that_are_splits_are_no_samples(tmp_path: Path) -> None:
     for source in (tmp_path / "a", tmp_path / "a" / "train", tmp_path):
         with pytest.raises(IngestError, match="--layout columns"):
             plan(source)
+
+
+@pytest.mark.parametrize("folders", [[""], ["train/", "test/"]])
+def test_auto_names_both_readings_of_arrays_called_x_and_y(tmp_path: Path, folders: list[str]) -> None:
+    """Also where their dtypes and numbers of dimensions are the same."""
+    for number, folder in enumerate(folders):
+        tree(tmp_path, {f"{folder}X.npy": f4(9 - number, 3), f"{folder}y.npy": f4(9 - number, 1)})
+    with pytest.raises(IngestError, match=r"X.npy', '.*y.npy' have one first axis of 9\..*--layout columns"):
+        plan(tmp_path)
+    tree(tmp_path / "named", {"X_train.npy": f4(9, 3), "y_train.npy": f4(9, 1), "X_test.npy": f4(4, 3)})
+    tree(tmp_path / "named", {"y_test.npy": f4(4, 1)})
+    with pytest.raises(IngestError, match="--layout columns --field X_train=X_train --field y_train=y_train "):
+        plan(tmp_path / "named")
+
+
+def test_auto_hints(tmp_path: Path) -> None:
+    """Arrays with rows beside numbers; files that are splits and can be read in two ways."""
+    tree(tmp_path, {"a.npz": {"x": f4(9, 3), "y": np.arange(9), "mean": f4()}})
+    assert plan(tmp_path).explanation.endswith("--layout rows --field x=x --field y=y.")
+    tree(tmp_path / "s", {"train.npz": {"x": f4(9, 3), "y": f4(9)}, "test.npz": {"x": f4(4, 3), "y": f4(4)}})
+    with pytest.raises(IngestError, match="each makes its own container"):
+        plan(tmp_path / "s")
 
 
 def test_auto_names_both_readings_of_whole_arrays(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ What `auto` chooses, first line that fits:
 | names pair completely by folders, each of one kind of arrays, some of them alike | refused: `paired` or `--exclude` |
 | one array per file, one dtype and ndim, all 1-d or all of one shape | `files` |
 | rows alike, one first axis per file: `.npz` of several arrays, or first axes that vary | refused: `files` or `rows` |
-| a few `.npy`, not most of them alike, some of one first axis (`X.npy`, `y.npy`) | refused: `columns` or `files` |
+| a few `.npy`, not most alike or called `X`, `y`, ..., some of one first axis | refused: `columns` or `files` |
 | anything else | `files` |
 
 Folders as classes are a hint in the explanation, never a choice: nothing in the data says that folder names are
@@ -118,7 +118,8 @@ def _choose_one(inventory: Inventory, place: int, wanted: Wanted) -> Choice:
             if len(picks) != 1
             else "its first axis is not 2 and more"
         )
-        return Choice("files", f"one file, {name!r}, and {why}: it is one sample.{_shared_hint(picks, axes)}")
+        hint = _shared_hint(inventory, picks, files)
+        return Choice("files", f"one file, {name!r}, and {why}: it is one sample.{hint}")
     axis = f"its {len(picks)} arrays share" if len(picks) > 1 else "its array has"
     return Choice(
         "rows",
@@ -127,8 +128,10 @@ def _choose_one(inventory: Inventory, place: int, wanted: Wanted) -> Choice:
     )
 
 
-def _shared_hint(picks: Sequence[Pick], axes: npt.NDArray[np.int64] | None) -> str:
+def _shared_hint(inventory: Inventory, picks: Sequence[Pick], files: npt.NDArray[np.int64]) -> str:
     """Which arrays could be rows together: `train_images` and `train_labels` where there is `test_images` too."""
+    picks = [pick for pick in picks if pick.leaf.array_ndim]
+    axes = first_axes(inventory, picks, files)
     shared = [] if axes is None else shared_picks(picks, axes)
     if axes is None or not shared or (len(axes) > 1 and len(shared) < 2):
         return ""
@@ -165,9 +168,10 @@ def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice
     ]
     for pairing in filter(lambda pairing: pairing.complete, found):
         roles = " + ".join(repr(name) for name in pairing.names)
-        if _differ_enough(inventory, pairing):
-            if _are_splits(pairing):
-                _refuse_columns(inventory, files)
+        differ = _differ_enough(inventory, pairing)
+        if _are_splits(pairing) and (differ or pairing.spoken):
+            _refuse_columns(inventory, files, spoken=pairing.spoken)
+        if differ:
             first = " + ".join(paths[column[0]] for column in pairing.files[:3])
             return Choice(
                 "paired",
@@ -264,12 +268,13 @@ def _one_shape(inventory: Inventory, files: list[int]) -> tuple[bytes, ...] | No
 def _choose_many(inventory: Inventory, files: npt.NDArray[np.int64], wanted: Wanted) -> Choice:
     signature_of = np.array(inventory.signature_of)[files]
     if (signature_of != signature_of[0]).any():
-        _refuse_columns(inventory, files)
+        _refuse_columns(inventory, files, spoken=False)
         _refuse_folders(inventory, files)
         return Choice("files", f"{len(files):,} files, one sample each.{class_hint(inventory.scan, files)}")
     picks = _picks(inventory, int(signature_of[0]), wanted)
     axes = first_axes(inventory, picks, files) if picks else None
-    hints = f"{class_hint(inventory.scan, files)}{_shared_hint(picks, axes)}"
+    _refuse_columns(inventory, files, spoken=False)
+    hints = f"{class_hint(inventory.scan, files)}{_shared_hint(inventory, picks, files)}"
     if axes is None or axes.min() < 1 or axes.max() < 2 or (axes != axes[:, :1]).any():
         return Choice("files", f"{len(files):,} files, one sample each.{hints}")
     shapes = [dims_of(inventory, pick, files) for pick in picks]
@@ -283,15 +288,17 @@ def _choose_many(inventory: Inventory, files: npt.NDArray[np.int64], wanted: Wan
             f"--layout auto: two readings fit, since all {len(files):,} files have rows of one shape and {same} "
             "number of them. "
             f"Say --layout files ({len(files):,} samples, one per file{'' if one_shape else ', ragged'}) or "
-            f"--layout rows ({total:,} samples, one per index of the first axis)."
+            f"--layout rows ({total:,} samples, one per index of the first axis).{_split_hint(inventory.scan, files)}"
         )
     how = "of one shape" if one_shape else "of varying shape"
     return Choice("files", f"{len(files):,} files {how}, one sample each.{class_hint(inventory.scan, files)}")
 
 
-def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
+def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64], *, spoken: bool) -> None:
     """Name both readings of `X.npy` and `y.npy`: fields of one data set, or files of which one does not fit.
 
+    Args:
+        spoken: whether it is known that the names say so; else each name that is such a word says so.
     Raises:
         IngestError: such are the files.
     """
@@ -301,18 +308,20 @@ def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
     if any(name is not None or ndim < 1 for found in arrays for name, _, ndim in found):
         return
     alike = Counter(found[0][1:] for found in arrays).most_common(1)[0][1]
-    if alike * 2 > len(files) or len({ndim for ((_, _, ndim),) in arrays}) < 2:
+    paths = [inventory.scan.names()[place] for place in files.tolist()]
+    spoken = spoken or all(stem(path).rpartition("/")[2].lower() in ROLE_WORDS for path in paths)
+    if not spoken and (alike * 2 > len(files) or len({ndim for ((_, _, ndim),) in arrays}) < 2):
         return  # most are alike: the others are the odd ones
     by_axis: dict[int, list[str]] = {}
-    for place, ((name, _, ndim),) in zip(files.tolist(), arrays, strict=True):
+    for path, place, ((name, _, ndim),) in zip(paths, files.tolist(), arrays, strict=True):
         axis = int(inventory.tables[name, ndim].columns(np.array([place]))["dims"][0, 0])
-        by_axis.setdefault(axis, []).append(inventory.scan.names()[place])
+        by_axis.setdefault(axis, []).append(path)
     length, paths = max(by_axis.items(), key=lambda item: (len(item[1]), item[0]))
     if length > 1 and len(paths) > 1:
         names = [stem(path) for path in paths]
         picked = "" if len(by_axis) == 1 else "".join(f" --field {shlex.quote(f'{name}={name}')}" for name in names)
         raise IngestError(
-            f"--layout auto: {', '.join(map(repr, paths))} have one first axis of {length:,} and different dimensions. "
+            f"--layout auto: {', '.join(map(repr, paths))} have one first axis of {length:,}. "
             f"If they are the fields of one data set, say --layout columns{picked} ({length:,} samples). If they are "
             "samples, leave out those that do not fit with --exclude, or say --layout paired where the names pair."
         )
@@ -335,6 +344,12 @@ def _refuse_folders(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
                 f"({first}, ...). Say --layout paired ({count_text(len(pairing.keys), 'sample')} of "
                 f"{count_text(len(pairing.roles), 'field')}), or leave out those that do not fit with --exclude."
             )
+
+
+def _split_hint(scan: Scan, files: npt.NDArray[np.int64]) -> str:
+    """A word about `train.npz` and `test.npz`, which nobody wants in one container."""
+    names = [stem(scan.paths[place]).lower() for place in files.tolist()]
+    return " They could be splits: each makes its own container." if SPLIT_WORDS.issuperset(names) else ""
 
 
 def class_hint(scan: Scan, files: npt.NDArray[np.int64]) -> str:
