@@ -9,7 +9,7 @@ one place copies them, in the order of fields and shards, to where they belong. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chunkstore._format.checksum import BlockSums
-from chunkstore._format.codec import decode
 from chunkstore._format.constants import PART_ALIGNMENT
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.encode import CodecOptions, Encoder
@@ -130,15 +129,3 @@ class CodedFields:
     def _copy(self, offset: int, target: int, nbytes: int) -> None:
         with open_source(self._sink.path, "pread") as source:
             self._sink.copy_from(source, offset, target, nbytes)
-
-
-def decoded(field: Field, chunks: memoryview, nbytes: Ints, row_nbytes: Ints, dictionary: bytes) -> Iterator[bytes]:
-    """Rows of chunks that lie back to back, by the plain decoder.
-
-    Raises:
-        CorruptError: a chunk does not decode to so many bytes.
-    """
-    at = 0
-    for size, wanted in zip(nbytes.tolist(), row_nbytes.tolist(), strict=True):
-        yield decode(field.codec, chunks[at : at + size], wanted, dictionary)
-        at += size

@@ -10,10 +10,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from chunkstore._format.codec import decode
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index, read_index
 from chunkstore._ingest.convert.arrangement import Arrangement
-from chunkstore._ingest.convert.coded import decoded
 from chunkstore._ingest.convert.tasks import PlannedBlock, Task, cut_tasks
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.read import PlanReader
@@ -134,8 +134,12 @@ class _Found:
         offsets, nbytes = self._field.rows(np.arange(start, start + len(ends), dtype=np.int64) + self._first)
         chunks = memoryview(bytearray(int(nbytes.sum())))
         self._source.read_into(int(offsets[0]), chunks)
-        rows = decoded(self._field.field, chunks, nbytes, np.diff(ends, prepend=0), dictionary)
-        return all(row == piece[a:b] for row, (a, b) in zip(rows, pairwise([0, *ends.tolist()]), strict=True))
+        at = 0
+        for size, (begin, end) in zip(nbytes.tolist(), pairwise([0, *ends.tolist()]), strict=True):
+            if decode(self._field.field.codec, chunks[at : at + size], end - begin, dictionary) != piece[begin:end]:
+                return False
+            at += size
+        return True
 
 
 def find_unreadable(plan: Plan) -> dict[str, Skipped]:

@@ -26,7 +26,7 @@ _LOCAL: Final = struct.Struct("<4sHHHHHLLLHH")
 _PEEK_NBYTES: Final = 4096  # of a deflate stream: more than a header needs
 _MAX_RATIO: Final = 1040  # deflate cannot do better than 1032:1
 _JUNK: Final = ("__MACOSX/", ".DS_Store")
-METHODS: Final = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
+_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def _is_junk(info: zipfile.ZipInfo) -> bool:
 def _member(fd: int, size: int, info: zipfile.ZipInfo, where: str) -> Member:
     if info.flag_bits & 0x41:
         raise IngestError(f"{where} is encrypted. Decrypt the archive first.")
-    if info.compress_type not in METHODS:
+    if info.compress_type not in _METHODS:
         raise IngestError(
             f"{where} uses zip method {info.compress_type}; only stored (0) and deflated (8) can be read."
         )

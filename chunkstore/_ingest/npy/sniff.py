@@ -31,16 +31,11 @@ _PICKLE: Final = re.compile(rb"\x80[\x02-\x05]|[(c]numpy|\(lp|\(dp|ccopy_reg", r
 _ANNEX: Final = re.compile(rb"(?:\.\./)*/?(?:\.git/)?annex/objects/")
 
 
-def is_lfs_pointer(head: bytes) -> bool:
-    """Whether the file is the text that Git LFS leaves in place of the data."""
-    return head.startswith(_LFS)
-
-
 def describe(head: bytes) -> str:
     """One phrase for a file that begins with `head` (256 bytes are plenty); ends without a full stop."""
     if not head:
         return "the file is empty (0 bytes)"
-    if is_lfs_pointer(head):
+    if head.startswith(_LFS):
         size = re.search(rb"\nsize ([0-9]{1,19})\b", head)
         of = f" of {int(size[1]):,} bytes" if size else ""
         return (

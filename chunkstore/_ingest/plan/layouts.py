@@ -49,6 +49,7 @@ from chunkstore.errors import IngestError
 
 SPLIT_WORDS: Final = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
 _MAX_COLUMNS: Final = 20  # files that could be the fields of one data set
+ASKED: Final = "as asked for with --layout."
 LAYOUTS: Final = ("auto", "files", "rows", "columns", "paired", "classes")
 
 

@@ -80,7 +80,7 @@ class _Builder:
 
     def build(self, layout: str) -> Plan:
         files = self.readable()
-        choice = layouts.Choice(layout, "as asked for with --layout.")
+        choice = layouts.Choice(layout, layouts.ASKED)
         by_role = dict(self.wanted.fields)
         if layout == "auto":
             choice = layouts.choose(self.inventory, files, self.wanted)

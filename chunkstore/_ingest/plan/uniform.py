@@ -14,7 +14,7 @@ from chunkstore._ingest.npy.casts import resolve_cast
 from chunkstore._ingest.npy.files import open_regular
 from chunkstore._ingest.npy.npyheader import PREFIX_NBYTES, NpyHeader, check_nbytes, header_nbytes, parse_header
 from chunkstore._ingest.plan.columns import Column
-from chunkstore._ingest.plan.layouts import check_layout, class_hint, may_be_roles
+from chunkstore._ingest.plan.layouts import ASKED, check_layout, class_hint, may_be_roles
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.read import PIECE_NBYTES
 from chunkstore._ingest.plan.scan import Scan
@@ -47,7 +47,12 @@ def plan_uniform(scan: Scan, *, layout: str = "auto", fields: FieldArg = (), dty
         found = _first(scan) if keys is not None else None
         if found is None or keys is None:
             return None
-        return replace(_plan(scan, next(iter(chosen), DATA), keys, *found), began_ns=began_ns)
+        plan = _plan(scan, next(iter(chosen), DATA), keys, *found)
+        if layout == "auto":
+            reason = f"{len(scan):,} files of one shape, one sample each.{class_hint(scan, np.arange(len(scan)))}"
+        else:
+            reason = ASKED
+        return replace(plan, explanation=f"{scan.summary()}. Layout files: {reason}", began_ns=began_ns)
     except (IngestError, SchemaError, OSError):
         return None  # the full plan says what is wrong
 
@@ -104,11 +109,9 @@ def _plan(scan: Scan, name: str, keys: Texts, head: bytes, header: NpyHeader) ->
         "suffix": ".npy",
         "names": {},
     }
-    reason = f"{num:,} files of one shape, one sample each.{class_hint(scan, np.arange(num))}"
     empty = np.zeros(0, np.int64)
     return Plan(
         layout="files",
-        explanation=f"{scan.summary()}. Layout files: {reason}",
         fields=(field,),
         num_samples=num,
         keys=keys,
