@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 import tracemalloc
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,20 @@ def test_members_of_records(tmp_path: Path) -> None:
             assert np.array_equal(read_array(source), want)
     with pytest.raises(IngestError, match=r"structured array: name one of its members"):
         open_array(path)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is full")
+def test_no_room_to_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the array, the folder of temporary files, and how to name another."""
+    np.savez_compressed(tmp_path / "x.npz", a=np.asfortranarray(np.zeros((300, 400))))
+    monkeypatch.setattr(arrays, "_WHOLE_NBYTES", 0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full", "w+b", buffering=0))
+    with (
+        open_array(tmp_path / "x.npz") as source,
+        pytest.raises(OSError, match=r"x\.npz.*960,000 bytes.*TMPDIR") as full,
+    ):
+        read_array(source)
+    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, tempfile.gettempdir())
 
 
 @pytest.mark.parametrize("how", ["npy", "stored", "deflated"])

@@ -14,6 +14,8 @@ Not thread-safe: each thread has its own source.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import math
 import os
@@ -264,8 +266,15 @@ def _open_raw(fd: int, place: Place) -> _Raw:
     try:
         _pass_over(straight, place, spill)
         spill.flush()
-    except BaseException:
-        spill.close()
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # what is still buffered finds no room either
+            spill.close()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = (
+                f"{error.strerror}, where {place.where} is unpacked: it needs {nbytes:,} bytes for a while. Set TMPDIR "
+                "to a folder with so much room"
+            )
+            raise OSError(error.errno, text, tempfile.gettempdir()) from error
         raise
     return _Fortran(spill.fileno(), 0, place, spill)
 

@@ -229,10 +229,15 @@ def _differ_enough(inventory: Inventory, pairing: Pairing) -> bool:
     return len(pairing.keys) > 1 and _contents_differ(inventory, pairing)
 
 
+def _contents(inventory: Inventory, pairing: Pairing) -> list[frozenset[int]]:
+    """The signatures of each role's files."""
+    signature_of = np.array(inventory.signature_of)
+    return [frozenset(signature_of[[n for n in column if n >= 0]].tolist()) for column in pairing.files]
+
+
 def _contents_differ(inventory: Inventory, pairing: Pairing) -> bool:
     """Whether no two roles have files of the same arrays, dtypes and dimensions."""
-    signature_of = np.array(inventory.signature_of)
-    contents = [frozenset(signature_of[[n for n in column if n >= 0]].tolist()) for column in pairing.files]
+    contents = _contents(inventory, pairing)
     return all(not (a & b) for place, a in enumerate(contents) for b in contents[:place])
 
 
@@ -240,17 +245,15 @@ def _roles_differ(inventory: Inventory, pairing: Pairing) -> bool:
     """Whether arrays differ from role to role: contents, or one shape in each role and not the same in all."""
     if _contents_differ(inventory, pairing):
         return True
-    signature_of = np.array(inventory.signature_of)
-    if any(len(set(signature_of[[n for n in column if n >= 0]].tolist())) > 1 for column in pairing.files):
+    if not roles_uniform(inventory, pairing):
         return False
     shapes = [_one_shape(inventory, column) for column in pairing.files]
     return None not in shapes and len(set(shapes)) > 1
 
 
 def roles_uniform(inventory: Inventory, pairing: Pairing) -> bool:
-    """Whether all files of each role of a complete pairing have the same arrays, dtypes and dimensions."""
-    signature_of = np.array(inventory.signature_of)
-    return all(len(set(signature_of[column].tolist())) == 1 for column in pairing.files)
+    """Whether all files of each role have the same arrays, dtypes and dimensions."""
+    return all(len(found) == 1 for found in _contents(inventory, pairing))
 
 
 def _one_shape(inventory: Inventory, files: list[int]) -> tuple[bytes, ...] | None:
