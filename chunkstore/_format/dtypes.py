@@ -114,21 +114,21 @@ def from_numpy(dtype: np.dtype[Any]) -> str | None:
     return None
 
 
-def parse(text: str) -> str:
-    """The format's name for what a user writes: a name of the table, or one of NumPy's (`<f4`, `U12`, `S5`, `float`).
+def parse(wanted: Any) -> str:
+    """The format's name for what a user writes: a name of the table, or NumPy's (`<f4`, `U12`, `float`, `np.int8`).
 
     Raises:
         ValueError: neither the format nor NumPy knows it, or the format cannot store it.
     """
-    if is_known(text):
-        return text
+    if isinstance(wanted, str) and is_known(wanted):
+        return wanted
     try:
-        name = from_numpy(np.dtype(text))
+        name = None if wanted is None else from_numpy(np.dtype(wanted))  # NumPy's dtype of None is float64
     except (TypeError, ValueError, SyntaxError):  # NumPy parses texts with commas as lists of fields
         name = None
     if name is None:
         known = ", ".join([*PLAIN, *EXTENDED, "datetime64[unit]", "timedelta64[unit]", "bytes[n]", "utf32[n]", STRING])
-        raise ValueError(f"dtype {text!r} is not one that a container can hold; use one of {known}")
+        raise ValueError(f"dtype {wanted!r} is not one that a container can hold; use one of {known}")
     return name
 
 

@@ -13,6 +13,14 @@ from chunkstore._format.keys import order_dtype
 from chunkstore._format.schema import Field
 
 
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise TypeError or ValueError unless this argument of a user is an integer, and large enough."""
+    if not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected an integer, found {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, found {value}")
+
+
 def rows_per_group(num_rows: int, nbytes: int) -> int:
     """Rows that share a checksum, in a block of this size (spec section 9)."""
     if nbytes == 0:

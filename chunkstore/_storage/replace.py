@@ -42,11 +42,15 @@ def is_container(path: str | os.PathLike[str]) -> bool:
     """Whether a regular file of this name has the magic of a container in one of the two places."""
     if not os.path.isfile(path):
         return False
-    with open(path, "rb") as file:
-        for offset in SUPERBLOCK_OFFSETS:
-            file.seek(offset)
-            if file.read(len(MAGIC)) == MAGIC:
-                return True
+    try:
+        with open(path, "rb") as file:
+            for offset in SUPERBLOCK_OFFSETS:
+                file.seek(offset)
+                if file.read(len(MAGIC)) == MAGIC:
+                    return True
+    except OSError as error:
+        error.filename = os.fspath(path)  # a bad sector has no name
+        raise
     return False
 
 

@@ -392,6 +392,62 @@ def test_arguments(tmp_path: Path, options: dict[str, Any], text: str) -> None:
         chunkstore.convert(tmp_path, tmp_path / "x.cks", **options)
 
 
+@pytest.mark.parametrize("name", ["workers", "shard_nbytes"])
+@pytest.mark.parametrize("value", ["2", 1.5])
+def test_counts_are_integers(tmp_path: Path, name: str, value: Any) -> None:
+    """The message has the name of the argument."""
+    with pytest.raises(TypeError, match=f"{name}: expected an integer"):
+        chunkstore.convert(tmp_path, tmp_path / "x.cks", **{name: value})
+
+
+def test_more_workers_than_work(tmp_path: Path) -> None:
+    """No process is made that has nothing to do."""
+    np.save(tmp_path / "a.npy", np.arange(3))
+    assert chunkstore.convert(tmp_path / "a.npy", tmp_path / "x.cks", workers=10**12).num_samples == 3
+
+
+def test_dtype_of_numpy_and_paths_of_bytes(tmp_path: Path) -> None:
+    """Both are taken as everywhere else."""
+    np.save(tmp_path / "a.npy", np.arange(3))
+    for dtype in (np.float32, np.dtype("<f4"), "float32"):
+        report = chunkstore.convert(bytes(tmp_path / "a.npy"), tmp_path / "x.cks", dtype=dtype, mode="w")
+        assert [field.dtype for field in report.fields] == ["float32"]
+    with pytest.raises(IngestError, match="dtype None"):
+        chunkstore.convert(tmp_path / "a.npy", tmp_path / "y.cks", dtype={"data": None})
+
+
+@pytest.mark.parametrize("layout", ["files", "rows"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_bad_sector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Any, suffix: str) -> None:
+    """A file that the system cannot read is named, and is left out where that is asked for: head or data."""
+    root = tmp_path / "src"
+    root.mkdir()
+    for place in range(4):
+        path = root / f"{place}.npy"
+        np.save(path, np.arange(5000)) if suffix == ".npy" else np.savez(path.with_suffix(suffix), x=np.arange(5000))
+    bad = [f"0{suffix}"]
+
+    def failing(name: str) -> Any:
+        real = getattr(os, name)
+
+        def read(fd: int, *arguments: Any) -> Any:
+            if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) in bad:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(fd, *arguments)
+
+        return read
+
+    for names in (("readv", "preadv"), ("pread",)):
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setattr(os, name, failing(name))
+            with pytest.raises(IngestError, match=rf"0\{suffix}: .*cannot be read from byte [0-9]+ on: Input/output"):
+                chunkstore.convert(root, tmp_path / "x.cks", layout=layout, workers=1, mode="w")
+            report = chunkstore.convert(root, tmp_path / "x.cks", layout=layout, workers=1, on_error="skip", mode="w")
+        assert [skipped.path for skipped in report.skipped] == bad
+        assert report.num_samples == (3 if layout == "files" else 15_000)
+
+
 def test_crc_of_a_stored_member(tmp_path: Path) -> None:
     """A stored member whose CRC is wrong is refused, wherever the damage is and however shards cut the members."""
     root = tmp_path / "src"

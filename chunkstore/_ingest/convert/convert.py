@@ -16,6 +16,7 @@ import numpy as np
 from chunkstore._format.codec import RAW
 from chunkstore._format.constants import ATTRS_RESERVED, HEAD_NBYTES, SHARD_NBYTES
 from chunkstore._format.encode import CodecArg, CodecSpec, parse_codecs
+from chunkstore._format.layout import check_count
 from chunkstore._format.schema import encode_attrs
 from chunkstore._format.superblock import Superblock
 from chunkstore._ingest.convert.arrangement import Arrangement, arrange
@@ -88,8 +89,8 @@ def convert(
         layout: how files become samples: `"files"`, `"rows"`, `"columns"`, `"paired"`, `"classes"`; `"auto"` says what
             it chose.
         fields: `"NAME=SOURCE"` texts or a mapping: picks and renames arrays.
-        dtype: `"NAME=TYPE"` texts, `"TYPE"` for all fields, or a mapping: stored as this type. An integer that it
-            does not hold exactly is an error; floats may be rounded, which the report notes.
+        dtype: `"NAME=TYPE"` texts, `"TYPE"` or a dtype of NumPy for all fields, or a mapping: stored as this type. An
+            integer that it does not hold exactly is an error; floats may be rounded, which the report notes.
         include, exclude: shell patterns for relative paths and base names.
         mode: `"x"` refuses a path that exists, `"w"` replaces a container, or an empty file, when this one is
             complete; no other file, and no source.
@@ -128,7 +129,8 @@ def convert(
     _check_arguments(mode, workers, executor, on_error, shard_nbytes, attrs)
     quick = partial(plan_uniform, layout=layout, fields=fields, dtype=dtype)
     full = partial(make_plan, layout=layout, fields=fields, dtype=dtype, on_error=on_error, allow_pickle=allow_pickle)
-    named = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    several = [sources] if isinstance(sources, str | bytes | os.PathLike) else sources
+    named = [os.fsdecode(source) for source in several]
     codecs = parse_codecs(codec, auto=True)
     if executor is not None:
         named = [os.path.abspath(source) for source in named]  # its workers may be in another directory
@@ -176,12 +178,11 @@ def _check_arguments(
 ) -> None:
     if mode not in ("x", "w"):
         raise ValueError(f"mode: expected 'x' (new) or 'w' (replace), found {mode!r}")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers: expected at least 1, found {workers}")
+    if workers is not None:
+        check_count("workers", workers)
     if on_error not in ("fail", "skip"):
         raise ValueError(f"on_error: expected 'fail' or 'skip', found {on_error!r}")
-    if shard_nbytes < 1:
-        raise ValueError(f"shard_nbytes: expected at least 1, found {shard_nbytes}")
+    check_count("shard_nbytes", shard_nbytes)
     if executor is not None and not isinstance(executor, Executor):
         found = f"{type(executor).__module__}.{type(executor).__qualname__}"
         raise TypeError(f"executor: expected a concurrent.futures.Executor (of Dask: get_executor()), found {found}")
@@ -344,7 +345,7 @@ def _num_workers(plan: Plan, arrangement: Arrangement, work: _Work) -> int:
     if plan.uniform and not arrangement.codings:
         return 1
     if work.workers is not None:
-        return work.workers
+        return min(work.workers, 1 + arrangement.num_shards * len(plan.fields))  # more would have nothing to do
     if _estimate_seconds(plan) < _POOL_SECONDS:
         return 1
     return max(1, min(platform.num_processors(), arrangement.num_shards))

@@ -64,15 +64,35 @@ def check_unchanged(status: os.stat_result, size: int, mtime_ns: int, where: str
         )
 
 
+def read_at(fd: int, nbytes: int, offset: int, where: str) -> bytes:
+    """`os.pread`: at most that many bytes.
+
+    Raises:
+        IngestError: the system cannot read them.
+    """
+    try:
+        return os.pread(fd, nbytes, offset)
+    except OSError as error:
+        raise _unreadable(error, offset, where) from error
+
+
+def _unreadable(error: OSError, offset: int, where: str) -> IngestError:
+    """A bad sector is a fault of this one file: it can be left out as one with wrong bytes can."""
+    return IngestError(f"{where}: cannot be read from byte {offset:,} on: {error.strerror}. Copy the file again.")
+
+
 def read_exactly(fd: int, offset: int, view: memoryview, where: str) -> None:
     """Fill `view` (bytes) from `offset`; loops over short reads.
 
     Raises:
-        IngestError: the file ends before.
+        IngestError: the file ends before, or the system cannot read it.
     """
     done, nbytes = 0, len(view)
     while done < nbytes:
-        got = os.preadv(fd, [view[done : done + (1 << 30)]], offset + done)
+        try:
+            got = os.preadv(fd, [view[done : done + (1 << 30)]], offset + done)
+        except OSError as error:
+            raise _unreadable(error, offset + done, where) from error
         if got <= 0:
             raise IngestError(
                 f"{where}: the file ended at byte {offset + done:,} while it was read; {nbytes - done:,} more "

@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
-from chunkstore._ingest.npy.files import read_exactly
+from chunkstore._ingest.npy.files import read_at, read_exactly
 from chunkstore._ingest.npy.npyheader import (
     MAX_HEADER_NBYTES,
     PREFIX_NBYTES,
@@ -75,7 +75,7 @@ def read_members(fd: int, size: int, where: str) -> list[Member]:
 
 
 def _directory(fd: int, size: int, where: str) -> list[zipfile.ZipInfo]:
-    head = os.pread(fd, 256, 0)
+    head = read_at(fd, 256, 0, where)
     if not head.startswith(ZIP_MAGICS):
         found = "it is an .npy file under an .npz name; rename it" if head[:6] == b"\x93NUMPY" else describe(head)
         raise IngestError(f"{where}: not an .npz (zip) file: {found}.")
@@ -143,13 +143,13 @@ def _member(fd: int, size: int, info: zipfile.ZipInfo, where: str) -> Member:
 
 def _data_offset(fd: int, size: int, info: zipfile.ZipInfo, where: str) -> int:
     """Where the member's bytes begin: behind its local header, which must agree with the directory."""
-    raw = os.pread(fd, _LOCAL.size, info.header_offset) if 0 <= info.header_offset < size else b""
+    raw = read_at(fd, _LOCAL.size, info.header_offset, where) if 0 <= info.header_offset < size else b""
     if len(raw) < _LOCAL.size or raw[:4] != b"PK\x03\x04":
         raise IngestError(
             f"{where}: no local header at byte {info.header_offset:,}. The archive is damaged or truncated."
         )
     _, _, flags, method, _, _, _, _, _, name_nbytes, extra_nbytes = _LOCAL.unpack(raw)
-    name = os.pread(fd, name_nbytes, info.header_offset + _LOCAL.size)
+    name = read_at(fd, name_nbytes, info.header_offset + _LOCAL.size, where)
     wanted = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace")
     if (
         method != info.compress_type

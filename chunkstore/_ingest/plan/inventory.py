@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chunkstore._ingest.npy.arrays import ArrayKind
-from chunkstore._ingest.npy.files import open_regular
+from chunkstore._ingest.npy.files import open_regular, read_at
 from chunkstore._ingest.npy.npyheader import PREFIX_NBYTES, NpyHeader, check_nbytes, header_nbytes, parse_header
 from chunkstore._ingest.npy.npz import read_member_header, read_members
 from chunkstore._ingest.npy.sniff import ZIP_MAGICS
@@ -103,7 +103,7 @@ class Inventory:
         fd, status = open_regular(path, path)
         try:
             self.size[place], self.mtime_ns[place] = status.st_size, status.st_mtime_ns
-            head = os.pread(fd, PREFIX_NBYTES, 0)
+            head = read_at(fd, PREFIX_NBYTES, 0, path)
             suffix = path[-4:].lower()
             if suffix == ".npz" or (suffix != ".npy" and head.startswith(ZIP_MAGICS)):
                 return self._add_npz(place, fd, status.st_size, path)
@@ -114,7 +114,7 @@ class Inventory:
     def _add_npy(self, place: int, fd: int, size: int, path: str, head: bytes) -> int:
         total = header_nbytes(head, path)
         if total > len(head):
-            head = os.pread(fd, total, 0)
+            head = read_at(fd, total, 0, path)
         header, kind = self._header(head[:total], path)
         check_nbytes(header, size, path)
         self._add(None, place, kind, header, (NPY, 0, 0, 0, -1))

@@ -36,7 +36,12 @@ Matcher = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is left out, and why."""
+    """A file that is left out, and why.
+
+    Attributes:
+        path: relative to the source that it was found in.
+        reason: one sentence, without the path.
+    """
 
     path: str
     reason: str

@@ -12,7 +12,7 @@ from chunkstore._format import dtypes
 from chunkstore.errors import IngestError
 
 FieldArg = Sequence[str] | Mapping[str, str]
-DtypeArg = Sequence[str] | Mapping[str, Any]
+DtypeArg = Sequence[str] | Mapping[str, Any] | type | np.dtype[Any]
 DATA: Final = "data"
 
 
@@ -122,13 +122,15 @@ class DtypeSpec:
 
 
 def parse_dtypes(argument: DtypeArg) -> DtypeSpec:
-    """`NAME=TYPE` texts, `TYPE` alone for every field, or a mapping.
+    """`NAME=TYPE` texts, `TYPE` or a dtype of NumPy alone for every field, or a mapping.
 
     Raises:
         IngestError: a type that a container cannot hold.
     """
     if isinstance(argument, Mapping):
         return DtypeSpec({name: _dtype(value) for name, value in argument.items()}, None)
+    if isinstance(argument, type | np.dtype):
+        return DtypeSpec({}, _dtype(argument))
     texts = [argument] if isinstance(argument, str) else list(argument)
     alone = [text for text in texts if "=" not in text]
     if len(alone) > 1:
@@ -139,13 +141,8 @@ def parse_dtypes(argument: DtypeArg) -> DtypeSpec:
 
 def _dtype(value: object) -> str:
     try:
-        if isinstance(value, str):
-            return dtypes.parse(value)
-        name = dtypes.from_numpy(np.dtype(value))  # type: ignore[call-overload]
-        if name is None:
-            raise ValueError(f"dtype {value!r} is not one that a container can hold")
-        return str(name)
-    except (TypeError, ValueError) as error:
+        return dtypes.parse(value)
+    except ValueError as error:
         raise IngestError(f"--dtype: {error}.") from None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from chunkstore._format.schema import Field
 from chunkstore._ingest.npy.arrays import ArrayKind
 from chunkstore._ingest.npy.casts import resolve_cast
-from chunkstore._ingest.npy.files import open_regular
+from chunkstore._ingest.npy.files import open_regular, read_at
 from chunkstore._ingest.npy.npyheader import PREFIX_NBYTES, NpyHeader, check_nbytes, header_nbytes, parse_header
 from chunkstore._ingest.plan.columns import Column
 from chunkstore._ingest.plan.layouts import ASKED, check_layout, class_hint, may_be_roles
@@ -76,9 +76,9 @@ def _first(scan: Scan) -> tuple[bytes, NpyHeader] | None:
     path = scan.file_path(0)
     fd, status = open_regular(path, path)
     try:
-        head = os.pread(fd, PREFIX_NBYTES, 0)
+        head = read_at(fd, PREFIX_NBYTES, 0, path)
         total = header_nbytes(head, path)
-        head = os.pread(fd, total, 0)
+        head = read_at(fd, total, 0, path)
     finally:
         os.close(fd)
     header = parse_header(head, path)
