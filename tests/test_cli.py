@@ -349,6 +349,14 @@ def test_get_out(container: Path, tmp_path: Path) -> None:
     good("get", container, "4", "--out", tmp_path / "x.npz", "--overwrite")
 
 
+def test_get_out_as_json(container: Path, tmp_path: Path) -> None:
+    """The facts as without --out, and where the file is."""
+    facts = json.loads(good("get", container, "7", "--json"))
+    out = tmp_path / "x.npz"
+    assert json.loads(good("get", container, "7", "--out", out, "--json")) == {**facts, "out": str(out)}
+    assert int(np.load(out)["label"]) == 0
+
+
 def test_get_out_field_named_file(tmp_path: Path) -> None:
     """A field may have the name of a parameter of `np.savez`."""
     with chunkstore.Writer(tmp_path / "x.cks") as writer:
@@ -834,6 +842,49 @@ def test_hostile_key_does_not_reach_the_terminal(tmp_path: Path) -> None:
         assert "\x1b" not in text
         assert r"a\x1b[2J\x07b\nc" in text
     assert json.loads(good("ls", tmp_path / "x.cks", "--json"))["key"] == key
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "arguments"),
+    [
+        (3, "FileNotFoundError", ["info", "nosuch"]),
+        (3, "FileNotFoundError", ["ls", "nosuch"]),
+        (1, "SampleNotFoundError", ["get", "CONTAINER", "nosuch"]),
+        (1, "NotAContainerError", ["repack", "note.txt", "x.cks"]),
+        (2, "MissingParameter", ["info"]),
+        (2, "BadParameter", ["get", "CONTAINER", "0", "--field", "nosuch"]),
+        (2, "NoSuchOption", ["merge", "x.cks", "CONTAINER", "--force"]),
+        (2, "NoSuchCommand", ["frobnicate"]),
+    ],
+)
+def test_errors_as_json(
+    container: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    name: str,
+    arguments: list[str],
+) -> None:
+    """With --json an error is an object on stdout, too, beside the text on stderr."""
+    monkeypatch.chdir(tmp_path)
+    Path("note.txt").write_text("hello", "utf-8")
+    result = run(*(str(container) if word == "CONTAINER" else word for word in arguments), "--json")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["ok"]) == (code, False)
+    assert found["error"] == name
+    assert found["message"] in result.stderr
+    assert len(result.stdout.splitlines()) == 1
+
+
+def test_ls_of_no_end(container: Path) -> None:
+    """More than there can be samples is a mistake of the caller, and no traceback."""
+    assert "is not in the range" in bad(2, "ls", container, "--head", "99999999999999999999")
+
+
+def test_keys_that_are_no_text(container: Path, tmp_path: Path) -> None:
+    """A file in the place of the list is named."""
+    text = bad(2, "repack", container, tmp_path / "x.cks", "--keys", container)
+    assert f"{container}: expected keys as UTF-8" in " ".join(text.split())
 
 
 def test_every_error_has_an_exit_code() -> None:

@@ -99,7 +99,8 @@ def report_text(report: chunkstore.Report, most: int | None) -> str:
     shown = report.damage[:most]
     if most is not None and shown[0].kind == "truncated":
         shown = shown[:1]  # the rest follows from it
-    lines = [f"{path}: DAMAGED: {_verdict(report)} ({rate})", "", damage_table(shown), ""]
+    verdict = f"{plural(report.num_damage, 'place')}{', and no sample is lost' * _harmless(report)}"
+    lines = [f"{path}: DAMAGED: {verdict} ({rate})", "", damage_table(shown), ""]
     lines += [one_line(damage.message) for damage in shown]
     if report.num_damage > len(shown):
         lines.append(f"... and {report.num_damage - len(shown):,} more; see --all or --json")
@@ -107,15 +108,12 @@ def report_text(report: chunkstore.Report, most: int | None) -> str:
     return "\n".join(lines)
 
 
-def _verdict(report: chunkstore.Report) -> str:
-    count = plural(report.num_damage, "place")
-    if report.num_damage == len(report.damage) and all(damage.harmless for damage in report.damage):
-        return f"{count}, and no sample is lost"
-    return count
+def _harmless(report: chunkstore.Report) -> bool:
+    return report.num_damage == len(report.damage) and all(damage.harmless for damage in report.damage)
 
 
 def _what_to_do(report: chunkstore.Report) -> str:
-    if all(damage.harmless for damage in report.damage) and report.num_damage == len(report.damage):
+    if _harmless(report):
         return "All samples can be read. Copy the file again from a good one if there is one."
     if any((damage.kind in _WHOLE or damage.section in _WHOLE) and not damage.harmless for damage in report.damage):
         return f"The container cannot be opened as it is. {_HELP}"

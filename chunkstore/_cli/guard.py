@@ -8,12 +8,12 @@ import signal
 import sys
 import traceback
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 
 from chunkstore._cli.early import INTERRUPTED, SAID
-from chunkstore._cli.output import log
+from chunkstore._cli.output import log, write_json_line
 from chunkstore._storage.interrupts import ENDING
 from chunkstore.errors import (
     ChunkstoreError,
@@ -33,8 +33,9 @@ USAGE: Final = 2
 NO_ACCESS: Final = 3
 BROKEN_PIPE: Final = 141  # 128 + SIGPIPE: what every other command of a pipeline ends with
 
-_NO_ACCESS_ERRORS: Final = (OSError, LockedError, PoisonedError, ReplacedError, MissingExtraError)
+_NO_ACCESS_ERRORS: Final = (OSError, MemoryError, LockedError, PoisonedError, ReplacedError, MissingExtraError)
 _BAD_DATA_ERRORS: Final = (FormatError, IngestError, SchemaError, SampleNotFoundError)
+_JSON: Final = "chunkstore.json"  # in what contexts of click share: whether the result is wanted as JSON
 _ended_by: list[int] = []  # the first of `ENDING` that came
 
 
@@ -72,20 +73,39 @@ def _end(number: int, frame: FrameType | None) -> None:
 class Commands(click.Group):
     """A group whose commands may raise what the package raises."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Note whether JSON is wanted, before anything can be wrong."""
+        ctx.meta[_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; errors end as a message and an exit code."""
+        """Run the command; errors end as a message and an exit code, and with --json as an object, too."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()  # here, where a broken pipe is still caught
             return result
+        except click.ClickException as error:
+            _report_json(ctx, type(error).__name__, error.format_message())
+            raise
         except (ChunkstoreError, OSError, KeyboardInterrupt, MemoryError) as error:
-            ctx.exit(report(error))
+            _end_with(ctx, error)
         except ValueError as error:
             from chunkstore._storage.objects import UrlError
 
             if not isinstance(error, UrlError):
                 raise  # a mistake of ours, which shows where
-            ctx.exit(report(error))
+            _end_with(ctx, error)
+
+
+def _end_with(ctx: click.Context, error: BaseException) -> NoReturn:
+    if not isinstance(error, BrokenPipeError):
+        _report_json(ctx, type(error).__name__, message(error))
+    ctx.exit(report(error))
+
+
+def _report_json(ctx: click.Context, name: str, text: str) -> None:
+    if ctx.meta[_JSON]:
+        write_json_line({"ok": False, "error": name, "message": text})
 
 
 def report(error: BaseException) -> int:
@@ -101,11 +121,8 @@ def report(error: BaseException) -> int:
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
         click.echo(err=True)  # the terminal shows ^C where the bar was
-        log(str(error) or SAID)
+        log(message(error))
         return 128 + _ended_by[0] if _ended_by else INTERRUPTED
-    if isinstance(error, MemoryError):
-        log(f"error: out of memory{': ' + str(error) if str(error) else ''}")
-        return NO_ACCESS
     log(f"error: {message(error)}")
     return exit_code(error)
 
@@ -119,6 +136,10 @@ def exit_code(error: BaseException) -> int:
 
 def message(error: BaseException) -> str:
     """One clear text: where, what; an `OSError` of the system gets what to do."""
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or SAID
+    if isinstance(error, MemoryError):
+        return f"out of memory{': ' + str(error) if str(error) else ''}"
     if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
     name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None

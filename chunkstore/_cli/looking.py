@@ -6,6 +6,7 @@ import fnmatch
 import itertools
 import json
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -75,7 +76,7 @@ Examples:
 @container_argument
 @click.argument("pattern", required=False, metavar="[PATTERN]")
 @click.option("--long", "-l", is_flag=True, help="With the stored bytes and the shape of each field.")
-@click.option("--head", "-n", type=click.IntRange(min=0), metavar="N", help="Only the first N that match.")
+@click.option("--head", "-n", type=click.IntRange(0, sys.maxsize), metavar="N", help="Only the first N that match.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each sample, one per line.")
 def ls(file: str, pattern: str | None, long: bool, head: int | None, as_json: bool) -> None:
     """List the samples of FILE: position and key.
@@ -173,12 +174,14 @@ def get(
         position = _position(ds, which, as_what)
         key = None if ds.keys is None else ds.keys[position]
         chosen = ds[position] if not fields else _some_rows(ds, position, fields)
-        if out is not None:
-            write(save(out, chosen, overwrite=overwrite))
+        saved = None if out is None else save(out, chosen, overwrite=overwrite)
+        if saved is not None and not as_json:
+            write(saved)
             return
         rows = {name: row_facts(row, ds.fields[name]) for name, row in chosen.items()}
         if as_json:
-            write_json({"position": position, "key": key, "fields": rows})
+            where = {} if out is None else {"out": out}
+            write_json({"position": position, "key": key, "fields": rows, **where})
             return
         named = "" if key is None else f", key '{one_line(key)}'"
         write(f"position {position:,} of {plural(len(ds), 'sample')}{named}")
@@ -242,17 +245,9 @@ Examples:
 """
 )
 @container_argument
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["kerchunk"]),
-    default="kerchunk",
-    show_default=True,
-    help="References of kerchunk, version 1, for fsspec, zarr and xarray.",
-)
 @click.option("--url", metavar="URL", help="Where readers will find FILE; default its absolute path, or its URL.")
-def refs(file: str, form: str, url: str | None) -> None:
-    """Describe FILE as JSON by which zarr and xarray read it without chunkstore; no data are copied.
+def refs(file: str, url: str | None) -> None:
+    """Describe FILE as JSON of kerchunk, by which zarr and xarray read it without chunkstore; no data are copied.
 
     Each field is an array of the same values, in chunks as the shards are; keys are the array 'keys'. Fields of texts
     and of rows that differ in size become two or three arrays (NAME.values, NAME.offsets). What zarr cannot read is

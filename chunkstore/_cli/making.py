@@ -176,9 +176,9 @@ def export(file: str, directory: str, fields: tuple[str, ...], as_json: bool) ->
     """Write the samples of FILE back as .npy and .npz files.
 
     Files get the relative names, array names and dtypes that they had before `convert`, and the same values, bit by
-    bit. Where files of one field differed in memory order or byte order, all come in C order, little-endian, and a
-    note says so; .npz files come without compression. DIR must not exist or be empty; it appears when everything is
-    written.
+    bit; what --dtype changed there stays changed. Where files of one field differed in memory order or byte order, all
+    come in C order, little-endian, and a note says so; .npz files come without compression. DIR must not exist or be
+    empty; it appears when everything is written.
     """
     refuse_stream(directory)
     with open_container(file) as ds:

@@ -37,7 +37,7 @@ def container_argument(function: _F) -> _F:
 
 def json_option(function: _F) -> _F:
     """--json"""
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print the result, or the error, as JSON.")(function)
 
 
 def _checked(
@@ -117,7 +117,7 @@ def source_options(function: _F) -> _F:
     return function
 
 
-def open_container(path: str, **options: Any) -> Any:
+def open_container(path: str) -> Any:
     """`chunkstore.open`, with advice for what is no container; directories and patterns of containers, too.
 
     Returns:
@@ -126,7 +126,7 @@ def open_container(path: str, **options: Any) -> Any:
     import chunkstore
 
     advise_if_no_container(path)
-    return chunkstore.open(path, **options)
+    return chunkstore.open(path)
 
 
 def containers_of(path: str) -> list[str]:

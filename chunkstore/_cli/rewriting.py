@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Literal, TextIO
 
 import click
 
@@ -84,7 +84,9 @@ Examples:
 @codec_option(auto=False)
 @_overwrite
 @json_option
-def repack(file: str, out: str, keys_file: Any, codec: tuple[str, ...], overwrite: bool, as_json: bool) -> None:
+def repack(
+    file: str, out: str, keys_file: TextIO | None, codec: tuple[str, ...], overwrite: bool, as_json: bool
+) -> None:
     """Write the samples of FILE into the new container OUT, each field in one piece again.
 
     For files that grew by appending or streaming: reads in order get faster, and superseded parts are gone. --codec
@@ -93,10 +95,18 @@ def repack(file: str, out: str, keys_file: Any, codec: tuple[str, ...], overwrit
     """
     refuse_stream(out)
     advise_if_no_container(file)
-    keys = None if keys_file is None else [line.rstrip("\n") for line in keys_file if line.strip()]
+    keys = None if keys_file is None else _lines(keys_file)
     with bar("repack") as progress:
         chunkstore.repack(file, out, keys=keys, mode=_mode(overwrite), codec=codec, progress=progress)
     _report(out, as_json)
+
+
+def _lines(file: TextIO) -> list[str]:
+    try:
+        return [line.rstrip("\n") for line in file if line.strip()]
+    except UnicodeDecodeError as error:
+        text = f"{file.name}: expected keys as UTF-8, one a line, found {error.object[error.start :][:4]!r}"
+        raise click.BadParameter(text, param_hint="'--keys'") from None
 
 
 @click.command(

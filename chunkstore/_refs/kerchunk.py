@@ -74,7 +74,7 @@ def kerchunk_references(path: str | os.PathLike[str], url: str | None = None) ->
         for number in range(len(index.fields)):
             group.add_field(number)
         group.add_keys()
-        return group.finish()
+        return group.found
 
 
 class _Group:
@@ -85,7 +85,7 @@ class _Group:
         self._end = index.superblock.committed_end
         self._refs: dict[str, Any] = {}
         self._names: set[str] = set()
-        self._found = References({"version": 1, "refs": self._refs})
+        self.found = References({"version": 1, "refs": self._refs})
         names = {f.name for f in index.fields}
         self._sample = _free("sample", names)
         attrs = {**index.attrs(), ATTRS_RESERVED: {"fingerprint": index.fingerprint}}
@@ -94,10 +94,6 @@ class _Group:
             attrs.setdefault("coordinates", self._keys_name)
         self._refs[".zgroup"] = json.dumps({"zarr_format": 2})
         self._refs[".zattrs"] = json.dumps(attrs)
-
-    def finish(self) -> References:
-        """What there is now."""
-        return self._found
 
     def add_field(self, number: int) -> None:
         """Add the array or arrays of a field, all of them or none."""
@@ -114,14 +110,17 @@ class _Group:
         except _CannotExpress as error:
             self._refs.clear()
             self._refs.update(before)
-            self._found.left_out[item.name] = str(error)
+            self.found.left_out[item.name] = str(error)
 
     def _add_fixed(self, number: int, item: Field) -> None:
         runs = [Run(e.start, e.stop, e.offset) for e in FieldIndex(self._index, number).extents()]
         most = int(np.diff(self._index.shard_starts).max(initial=1))
-        dims = [self._sample, *(f"{item.name}_{axis + 1}" for axis in range(len(item.item_shape)))]
         shape = (self._index.num_samples, *item.item_shape)
-        self._put(item.name, item, runs, item.item_nbytes, most, shape, dims)
+        self._put(item.name, item, runs, item.item_nbytes, most, shape, self._axes(item))
+
+    def _axes(self, item: Field) -> list[str]:
+        """Names for xarray, of an array of rows of one shape."""
+        return [self._sample, *(f"{item.name}_{axis + 1}" for axis in range(len(item.item_shape)))]
 
     def _add_ragged(self, number: int, item: Field) -> None:
         field_index = FieldIndex(self._index, number)
@@ -173,8 +172,7 @@ class _Group:
         num = self._index.num_samples
         if num > MOST_CHUNKS:
             raise _CannotExpress(f"each of {num:,} rows is a chunk, and more than {MOST_CHUNKS:,} are not described")
-        dims = [self._sample, *(f"{item.name}_{axis + 1}" for axis in range(len(item.item_shape)))]
-        self._put_metadata(item.name, item, 1, (num, *item.item_shape), dims, compressor)
+        self._put_metadata(item.name, item, 1, (num, *item.item_shape), self._axes(item), compressor)
         if not item.item_nbytes or not num:
             return
         offsets, sizes = FieldIndex(self._index, number).rows(np.arange(num))
@@ -213,7 +211,7 @@ class _Group:
                 f"time fit: {len(grid):,} chunks. Describe the file that `chunkstore repack` makes of it"
             )
         if len(grid.runs) > 1 and grid.rows < min(most_rows, shape[0]) // 2:
-            self._found.notes.append(
+            self.found.notes.append(
                 f"{name}: {grid.rows:,} rows a chunk, since its pieces in the file begin where no more fit; "
                 "`chunkstore repack` makes it one piece"
             )
