@@ -138,6 +138,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> _typing.Any:
+    if name in ("torch", "tf", "grain", "jax"):
+        raise AttributeError(f"chunkstore.{name} is imported by name only: `import chunkstore.{name}` comes first")
     if name not in __all__:
         raise AttributeError(f"module 'chunkstore' has no attribute {name!r}")
     value = getattr(_importlib.import_module(f"chunkstore.{_HOMES.get(name, 'errors')}"), name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import types
 
+import pytest
+
 import chunkstore
 from chunkstore import errors
 
@@ -45,3 +47,9 @@ def test_every_error_is_exported() -> None:
         assert issubclass(value, errors.ChunkstoreError)
         assert getattr(chunkstore, name, None) is value, f"chunkstore.{name} is missing"
         assert name in chunkstore.__all__
+
+
+def test_adapters_are_imported_by_name() -> None:
+    """The error says how; nothing else is there before."""
+    with pytest.raises(AttributeError, match=r"`import chunkstore\.jax` comes first"):
+        chunkstore.__getattr__("jax")

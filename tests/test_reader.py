@@ -139,6 +139,15 @@ def test_index_of_wrong_type(ds: Reader, index: Any, match: str) -> None:
         ds[index]
 
 
+def test_indices_that_are_no_sequence(ds: Reader) -> None:
+    """An iterator is not gone through, and the message says what to do; nor are names of fields looked up in a list."""
+    for indices in (iter([1, 2]), map(int, "12"), ...):
+        with pytest.raises(TypeError, match=rf"expected a sequence of integers, found {type(indices).__name__}"):
+            ds.batch(indices)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"has no field \['label'\]"):
+        ds.column(["label"])  # type: ignore[arg-type]
+
+
 def test_sample(ds: Reader) -> None:
     """As by brackets; what is no position is said to be none."""
     for position in (7, -1, np.uint8(7), True):

@@ -184,6 +184,13 @@ def test_bad_arguments(options: Any, error: type[Exception], text: str) -> None:
         BatchSampler(N, **({"batch_size": 10} | options))
 
 
+@pytest.mark.parametrize("path", ["train.cks", b"train.cks", Path("train.cks")])
+def test_a_path_is_no_source(path: Any) -> None:
+    """Its length is that of a text: a sampler of nine positions, whatever the container has."""
+    with pytest.raises(TypeError, match=r"source: expected a Dataset, a Reader or a number, found a path; use Dataset"):
+        BatchSampler(path, 2)
+
+
 def run_rank(rank: int, port: int, path: str, results: Any) -> None:
     """One of two processes of a gloo group: what it sees by default, and what it says when it was asked too early."""
     early = BatchSampler(N, 8, shuffle=True)

@@ -330,6 +330,18 @@ def test_refused_files(tmp_path: Path) -> None:
             chunkstore.verify(tmp_path / "fifo")
 
 
+@pytest.mark.parametrize("workers", [0, 3, -1, 1.5, "2"])
+def test_number_of_threads(large: Path, workers: Any) -> None:
+    """One or two."""
+    with pytest.raises(ValueError, match="workers: expected 1 or 2 threads"):
+        chunkstore.verify(large, workers=workers)
+
+
+def test_path_of_bytes(large: Path) -> None:
+    """The report has it as a text: what it gives for JSON is JSON."""
+    assert chunkstore.verify(bytes(large)).path == str(large)
+
+
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_threads_find_the_same(large: Path, workers: int, deep: bool) -> None:

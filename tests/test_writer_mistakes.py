@@ -58,7 +58,7 @@ def test_labels_without_a_zero(tmp_path: Path) -> None:
     [
         (None, r"field 'x': None \(NoneType\) is no array"),
         (2**70, "no number of 64 bits"),
-        ([[1], [1, 2]], "field 'x': setting an array element"),
+        ([[1], [1, 2]], "field 'x': the parts of this list differ in length"),
         (np.ma.array([1, 2], mask=[False, True]), "has no masks"),
     ],
 )
@@ -101,6 +101,48 @@ def test_a_shape_is_a_tuple_of_integers(tmp_path: Path, shape: Any) -> None:
     """The message names the field."""
     with pytest.raises(SchemaError, match="field 'x': "):
         Writer(tmp_path / "a.cks", fields={"x": ("int8", shape)})
+
+
+def test_a_field_without_dtype(tmp_path: Path) -> None:
+    """None is no dtype, although NumPy takes it as float64."""
+    with pytest.raises(SchemaError, match="field 'x': dtype None is not one that a container can hold"):
+        Writer(tmp_path / "a.cks", fields={"x": None})  # type: ignore[dict-item]
+
+
+def test_rows_that_differ_in_size(tmp_path: Path) -> None:
+    """The message has the argument that takes them."""
+    with pytest.raises(SchemaError, match="expected the shape") as caught, Writer(tmp_path / "a.cks") as writer:
+        writer.add({"x": np.zeros((3, 80))})
+        writer.add({"x": np.zeros((4, 80))})
+    assert "fields={'x': ('float64', (None, 80)), ...}" in str(caught.value)
+    with Writer(tmp_path / "a.cks", fields={"x": ("float64", (None, 80))}) as writer:
+        writer.add_batch({"x": [np.zeros((3, 80)), np.zeros((4, 80))]})
+
+
+def test_one_text_is_no_sequence_of_keys(tmp_path: Path) -> None:
+    """Its letters would be the keys."""
+    with Writer(tmp_path / "a.cks") as writer:
+        with pytest.raises(TypeError, match="keys: expected a sequence of keys, found one text 'ab'"):
+            writer.add_batch({"x": [1, 2]}, "ab")
+        writer.add_batch({"x": [1, 2]}, ["a", "b"])
+
+
+def test_repr(tmp_path: Path) -> None:
+    """Where, how many samples, and whether it is closed."""
+    writer = Writer(tmp_path / "a.cks")
+    writer.add({"x": 1})
+    assert repr(writer) == f"<chunkstore.Writer {str(tmp_path / 'a.cks')!r}: 1 samples>"
+    writer.close()
+    assert repr(writer).endswith(", closed>")
+
+
+def test_no_file_of_another_kind_is_replaced(tmp_path: Path) -> None:
+    """Mode "w" is for containers: somebody's array is not the place for one."""
+    path = tmp_path / "a.npy"
+    np.save(path, np.arange(3))
+    with pytest.raises(FileExistsError, match="this file is no container"):
+        Writer(path, mode="w")
+    assert np.load(path).tolist() == [0, 1, 2]
 
 
 def test_a_writer_stays_in_its_process(tmp_path: Path) -> None:

@@ -62,6 +62,10 @@ def _as_int64(indices: Any, num_samples: int) -> NDArray[np.int64]:
         array = np.asarray(indices)
     except (ValueError, OverflowError) as error:
         raise TypeError(f"indices: expected one sequence of integers: {error}") from None
+    if array.ndim == 0 and array.dtype.kind not in "iu":  # a generator, a map, an ellipsis
+        raise TypeError(
+            f"indices: expected a sequence of integers, found {type(indices).__name__}; list(...) takes an iterator"
+        )
     if array.ndim != 1:
         raise ValueError(f"indices: expected one dimension, found shape {array.shape}; for one sample use ds[i]")
     if array.dtype.kind == "b":

@@ -497,12 +497,12 @@ class Reader:
             checker.prove(positions)
 
 
-def check_known(names: Sequence[str], known: Collection[str], path: str, what: str = "fields") -> None:
+def check_known(names: Sequence[object], known: Collection[str], path: str, what: str = "fields") -> None:
     """Raise TypeError or ValueError unless all of these names of fields are known; the text names what is near."""
     if isinstance(names, str):
         raise TypeError(f"{what}: expected a sequence of names, found one text; use [{names!r}]")
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             known = list(known)
             near = difflib.get_close_matches(str(name), known, 1)
             shown = ", ".join(map(repr, known[:_SHOWN_FIELDS])) + (", ..." if len(known) > _SHOWN_FIELDS else "")

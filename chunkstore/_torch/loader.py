@@ -59,6 +59,7 @@ class LoaderStats:
 
     @property
     def stall(self) -> float:
+        """A share from 0 to 1."""
         return self.wait_seconds / self.elapsed_seconds if self.elapsed_seconds else 0.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sized
 from typing import Any, Self
 
@@ -83,6 +84,8 @@ class BatchSampler(Sampler[list[int]]):
         block_size: int | None = None,
         window: int = 16,
     ) -> None:
+        if isinstance(source, str | bytes | os.PathLike):  # a text has a length, too
+            raise TypeError(f"source: expected a Dataset, a Reader or a number, found a path; use Dataset({source!r})")
         self._ranks = Ranks(rank, world_size)
         order = make_order(
             source.reader if isinstance(source, Dataset) else source,

@@ -66,10 +66,13 @@ def verify(
         NotAContainerError, UnsupportedVersionError, UnsupportedFeatureError: not a file that this release can judge;
             with `deep`, also for a codec that it does not know.
         MissingExtraError: `deep`, and the package of a codec is not installed.
+        ValueError: another number of `workers`.
         OSError: the file cannot be opened or read. A bad sector is a finding; a server that fails (`RemoteError`) or
             an object that changes meanwhile (`ReplacedError`) is none.
     As fast as the disk or the memory. Memory: a few MiB, and about 200 bytes for each block.
     """
+    if workers not in (None, 1, 2):
+        raise ValueError(f"workers: expected 1 or 2 threads, or None, found {workers!r}")
     began = time.perf_counter()
     with open_any(path, "pread", remote, in_order=True) as source, ExitStack() as stack:
         ledger = Ledger(source.size, _progress_callback(progress, source.size, stack))
@@ -78,7 +81,7 @@ def verify(
         damage = ledger.finish()
     superblock = run.superblock
     return Report(
-        path=os.fspath(path),
+        path=os.fsdecode(path),
         ok=ledger.num_damage == 0,
         deep=deep,
         fingerprint=None if superblock is None else superblock.directory_sum.hex(),

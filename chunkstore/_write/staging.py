@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array as packed
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from chunkstore._write.index_writer import Keys
 from chunkstore._write.shards import Rows
 from chunkstore.errors import SchemaError
 
+_UNEVEN: Final = "the parts of this list differ in length; rows that do belong in a field with None in its shape"
 type_array = NDArray[Any]
 type_fields = Sequence[Field] | Mapping[str, "Field | str | tuple[str, tuple[int | None, ...]]"]
 
@@ -49,11 +50,15 @@ def _as_field(name: str, value: Any) -> Field:
         return value
     try:
         dtype, shape = value if isinstance(value, tuple) else (value, ())
-        return Field(name, dtypes.parse(str(np.dtype(dtype)) if not isinstance(dtype, str) else dtype), tuple(shape))
+        return Field(name, dtypes.parse(dtype), tuple(shape))
     except SchemaError:
         raise
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise SchemaError(f"field {name!r}: {error}") from None
+    except TypeError:
+        raise SchemaError(
+            f"field {name!r}: expected a dtype, a Field, or (dtype, shape) as ('float32', (None, 80)), found {value!r}"
+        ) from None
 
 
 def infer_field(name: str, value: object) -> Field:
@@ -66,8 +71,8 @@ def infer_field(name: str, value: object) -> Field:
         return Field(name, dtypes.STRING)
     try:
         array = np.asarray(value)
-    except ValueError as error:
-        raise SchemaError(f"field {name!r}: {error}") from None
+    except ValueError:
+        raise SchemaError(f"field {name!r}: {_UNEVEN}") from None
     dtype = dtypes.from_numpy(array.dtype)
     if dtype is None:
         raise SchemaError(f"field {name!r}: {_refusal(array)}")
@@ -110,10 +115,11 @@ def as_rows(field: Field, value: object, varying: int, where: str) -> type_array
     if len(shape) != len(field.shape) or any(
         dim is not None and dim != n for dim, n in zip(field.shape, shape, strict=True)
     ):
-        raise SchemaError(
-            f"{where}, field {field.name!r}: expected the shape {_shape_text(field.shape)}, found {shape}. "
-            "If rows differ in size, give the field with None for each dimension that varies."
-        )
+        text = f"{where}, field {field.name!r}: expected the shape {_shape_text(field.shape)}, found {shape}"
+        if len(shape) == len(field.shape):
+            varies = tuple(dim if dim == n else None for dim, n in zip(field.shape, shape, strict=True))
+            text += f". Where rows differ in size, say so: fields={{{field.name!r}: {(field.dtype, varies)}, ...}}"
+        raise SchemaError(text)
     return np.ascontiguousarray(array, wanted).reshape(array.shape)
 
 
@@ -129,8 +135,8 @@ def _from_python(field: Field, value: object, where: str) -> type_array:
         return np.asarray(value)
     try:
         found = np.asarray(value)
-    except ValueError as error:
-        raise SchemaError(f"{where}, field {field.name!r}: {error}") from None
+    except ValueError:
+        raise SchemaError(f"{where}, field {field.name!r}: {_UNEVEN}") from None
     wanted = field.numpy_dtype
     if found.dtype == wanted or found.dtype.kind not in "biufcO" or wanted.kind not in "biufc":
         return found
@@ -362,6 +368,8 @@ def batch_length(batch: Mapping[str, Any], keys: Sequence[str] | None) -> int:
     """
     if not isinstance(batch, Mapping):
         raise TypeError(f"a batch is a mapping, {{field name: rows}}, found {type(batch).__name__}")
+    if isinstance(keys, str):
+        raise TypeError(f"keys: expected a sequence of keys, found one text {keys!r:.40}")
     lengths: dict[str, int] = {}
     count: Callable[[Any], int] = len
     for name, value in [*batch.items(), *([("keys", keys)] if keys is not None else [])]:
