@@ -170,7 +170,7 @@ def test_xarray(tmp_path: Path) -> None:
     }
     with chunkstore.Writer(tmp_path / "x.cks", shard_nbytes=300) as writer:
         writer.add_batch(batch, [f"k{n}" for n in range(50)])
-    result = CliRunner(catch_exceptions=False).invoke(cli, ["refs", str(tmp_path / "x.cks")])
+    result = CliRunner(catch_exceptions=False).invoke(cli, ["refs", str(tmp_path / "x.cks"), "--format", "kerchunk"])
     assert (result.exit_code, result.stderr) == (0, "")
     (tmp_path / "x.json").write_text(result.stdout)
     with warnings.catch_warnings():

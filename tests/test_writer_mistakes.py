@@ -136,15 +136,6 @@ def test_repr(tmp_path: Path) -> None:
     assert repr(writer).endswith(", closed>")
 
 
-def test_no_file_of_another_kind_is_replaced(tmp_path: Path) -> None:
-    """Mode "w" is for containers: somebody's array is not the place for one."""
-    path = tmp_path / "a.npy"
-    np.save(path, np.arange(3))
-    with pytest.raises(FileExistsError, match="this file is no container"):
-        Writer(path, mode="w")
-    assert np.load(path).tolist() == [0, 1, 2]
-
-
 def test_a_writer_stays_in_its_process(tmp_path: Path) -> None:
     """In another one its descriptors would be other files; two copies of one would close them for each other."""
     with Writer(tmp_path / "a.cks") as writer:

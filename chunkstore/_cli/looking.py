@@ -245,6 +245,7 @@ Examples:
 """
 )
 @container_argument
+@click.option("--format", type=click.Choice(["kerchunk"]), expose_value=False, help="The only one, and the default.")
 @click.option("--url", metavar="URL", help="Where readers will find FILE; default its absolute path, or its URL.")
 def refs(file: str, url: str | None) -> None:
     """Describe FILE as JSON of kerchunk, by which zarr and xarray read it without chunkstore; no data are copied.

@@ -24,7 +24,6 @@ from chunkstore._format.layout import check_count, samples_per_shard
 from chunkstore._format.schema import Field, check_fields, encode_attrs
 from chunkstore._format.segment import pad
 from chunkstore._storage.objects import UrlError, is_url
-from chunkstore._storage.replace import check_replaceable
 from chunkstore._write.coding import FieldCoder, choose_codecs, coders_of
 from chunkstore._write.index_writer import IndexWriter, Keys, encode_key
 from chunkstore._write.late import LateBlocks
@@ -67,7 +66,7 @@ class Writer:
         path: the container; its directory must exist.
         fields: `Field`s, or a mapping from name to dtype, `(dtype, shape)` or `Field`; `None` in a shape for a size
             that varies. Default: as the first sample has them, all shapes fixed.
-        mode: `"x"` refuses a path that exists, `"w"` replaces a container when this one is complete, `"a"` appends.
+        mode: `"x"` refuses a path that exists, `"w"` replaces it when this one is complete, `"a"` appends to it.
         attrs: JSON object for the container; `writer.attrs` can be changed until a commit. With mode `"a"` these
             members are set, and the others stay.
         num_samples: how many will be added, if that is known: each field of fixed shape, and each with a codec, then is
@@ -578,8 +577,6 @@ def _check_arguments(path: str | os.PathLike[str], mode: str, shard_nbytes: int,
         raise UrlError(f"{path}: {what}")
     if mode not in ("x", "w", "a"):
         raise ValueError(f"mode: expected 'x' (new), 'w' (replace) or 'a' (append), found {mode!r}")
-    if mode == "w":
-        check_replaceable(path)
     check_count("shard_nbytes", shard_nbytes)
     check_count("num_samples", 0 if num_samples is None else num_samples, 0)
     if num_samples is not None and mode == "a":
