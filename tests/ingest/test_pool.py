@@ -1,11 +1,16 @@
-"""Who does which task where this process is one of the workers: nobody waits while there is something to do."""
+"""Who does which task where this process is one of the workers: nobody waits while there is something to do.
+
+And how the other processes end.
+"""
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,3 +82,19 @@ def test_last_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crew.until_ours = 2
     run(tmp_path, 3)
     assert (crew.theirs, crew.ours) == (1, 2)
+
+
+def test_an_interrupt_of_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that still start when all is done are not left behind: what they need to start goes with the pool."""
+    shutdown = ProcessPoolExecutor.shutdown
+
+    def interrupted(self: ProcessPoolExecutor, *args: Any, **kwargs: Any) -> None:
+        monkeypatch.setattr(ProcessPoolExecutor, "shutdown", shutdown)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProcessPoolExecutor, "shutdown", interrupted)
+    with pytest.raises(KeyboardInterrupt), pool.WorkerPool(1) as executor:
+        executor.submit(operator.add, 1, 1)
+    alive = [worker.is_alive() for worker in executor._context.workers]
+    executor.kill()
+    assert alive == [False]

@@ -118,6 +118,13 @@ class WorkerPool(ProcessPoolExecutor):
                 worker.kill()
         self.shutdown(wait=True, cancel_futures=True)
 
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.shutdown()
+        except BaseException:
+            self.kill()  # or processes that still start find nothing that they need, and say so
+            raise
+
 
 def run_on(executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -> Generator[Written, None, None]:
     """Run tasks, at most `most` of them under way; blocks come in the order in which they are done.
