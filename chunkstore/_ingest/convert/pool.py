@@ -132,7 +132,7 @@ def run_on(executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -
     Args:
         executor: a `WorkerPool` of `most - 1` processes, beside which this one does tasks, too; or any other, which
             stays the caller's, and is not shut down. Its workers see the same sources.
-        tasks: taken one by one, as there is room.
+        tasks: taken one by one, as there is room; `most` + 1 ahead, by which the last ones are known.
         most: tasks under way.
         new: the unfinished container; discarded when this is left before the end.
     Raises:
