@@ -421,6 +421,32 @@ def test_a_loop_that_is_left_stops_its_threads(path: str) -> None:
     assert loader_threads() == []
 
 
+@pytest.mark.parametrize("end", [Loader.close, iter])
+def test_threads_of_a_dropped_iteration_are_waited_for(path: str, end: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also such as a garbage collection has not waited for: their buffers and container are the next iteration's."""
+    monkeypatch.setattr("chunkstore._loading.prefetch._PATIENCE_SECONDS", 0.01)
+    calls, go = threading.Semaphore(0), threading.Event()
+
+    def slow(batch: Any) -> Any:
+        calls.release()
+        assert go.wait(30)
+        return batch
+
+    loader = Loader(path, 10, batch_transform=slow)
+    iterator: Any = iter(loader)
+    assert calls.acquire(timeout=30)
+    (thread,) = (thread for thread in threading.enumerate() if thread.name.startswith("chunkstore-loader"))
+    del iterator
+    assert thread.is_alive()
+    timer = threading.Timer(0.2, go.set)
+    timer.start()
+    following = end(loader)
+    assert not thread.is_alive()
+    timer.join()
+    del following
+    loader.close()
+
+
 def test_a_loader_made_in_the_head_of_the_loop(path: str) -> None:
     """It lives as long as the loop."""
     assert labels(batch for batch in Loader(path, 16)) == list(range(N))

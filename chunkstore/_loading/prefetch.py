@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, NoReturn, Self, TypeVar
 
@@ -267,6 +268,13 @@ class Ring(Generic[Task, Result]):
         """Stop the threads and wait until they have ended; results not taken are dropped. Idempotent."""
         self._finalizer.detach()
         _stop(self._shared, None)
+
+    def closer(self) -> Callable[[], None]:
+        """What stops the threads and waits for them as `close` does, without a reference to the ring.
+
+        A ring that is collected does not wait for ever: for who must know that its threads have ended.
+        """
+        return partial(_stop, self._shared, None)
 
 
 def _raise(failure: _Failure) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -164,6 +164,7 @@ class LoaderIterator:
         maker = _Maker(loader.dataset, self._transfer)
         tasks = _tasks(self._epochs.begin(), maker)
         self._ring: Ring[Any, _Run] = Ring(tasks, maker, depth=loader._prefetch, threads=loader._threads)
+        loader._stop_threads = self._ring.closer()
         self._run = _Run([])
         self._base = (self._stats.elapsed_seconds, self._stats.load_seconds)
         self._start = time.perf_counter()
@@ -316,6 +317,7 @@ class Loader:
         self._stats = LoaderStats()
 
     _iterator: weakref.ref[LoaderIterator] | None = None
+    _stop_threads: Callable[[], None] | None = None
     _transfer: Transfer | None = None
 
     def __len__(self) -> int:
@@ -395,7 +397,9 @@ class Loader:
         iterator = None if self._iterator is None else self._iterator()
         if iterator is not None:
             iterator.close()
-        self._iterator = None
+        if self._stop_threads is not None:
+            self._stop_threads()  # one of an iterator that was dropped may still make a batch, in the buffers
+        self._iterator = self._stop_threads = None
 
 
 def _as_dataset(source: Any, options: dict[str, Any]) -> tuple[Dataset, bool]:
