@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -206,11 +205,20 @@ def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _map_members(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """A dataclass with other values of its fields, frozen or not; without a call of its `__init__`."""
-    mapped = copy(tree)
-    for member in dataclasses.fields(tree):
-        if hasattr(tree, member.name):
-            object.__setattr__(mapped, member.name, map_leaves(getattr(tree, member.name), function))
+    """A dataclass with other values of its fields, frozen or not, with slots or not; itself if all of them stay.
+
+    Nothing of its class is called: `copy` would fail, forget attributes or give the same object, as the class likes it.
+    """
+    state: Any = object.__getstate__(tree)
+    attributes, slots = state if isinstance(state, tuple) else (state, None)
+    held = {**(attributes or {}), **(slots or {})}
+    names = [member.name for member in dataclasses.fields(tree) if member.name in held]
+    values = {name: map_leaves(held[name], function) for name in names}
+    if all(values[name] is held[name] for name in names):
+        return tree
+    mapped = object.__new__(type(tree))
+    for name, value in (held | values).items():
+        object.__setattr__(mapped, name, value)
     return mapped
 
 
