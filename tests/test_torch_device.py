@@ -206,6 +206,17 @@ def test_nested_tensors_of_the_users(device: Device) -> None:
             assert all(map(torch.equal, rows, sent.unbind()))
 
 
+def test_nested_tensors_of_the_same_offsets(device: Device) -> None:
+    """They can be combined on the device, as before and as after `tensor.to(device)`."""
+    offsets, lengths = torch.tensor([0, 3, 10]), torch.tensor([2, 4])
+    for gaps in (None, lengths):
+        first = torch.nested.nested_tensor_from_jagged(torch.arange(10.0), offsets, gaps)
+        batches = list(device.prefetch([{"x": first, "y": first * 2}, {"x": first, "y": first * 2}]))
+        for batch in batches:
+            assert batch["x"].shape == batch["y"].shape
+        assert batches[0]["x"].shape != batches[1]["x"].shape
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -411,30 +411,45 @@ def _array_as_tensor(leaf: Any) -> Any:
 
 
 def _map_host_tensors(tree: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The same tree with each dense tensor in host memory replaced, also those that a jagged one is made of."""
+    """The same tree with each dense tensor in host memory replaced, also those that a jagged one is made of.
+
+    Jagged ones with the same offsets have the same ones afterwards: otherwise torch would not add them.
+    """
+    bounds: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id -> that tensor, which keeps the id, and the new one
+
+    def bound(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in bounds:
+            bounds[id(tensor)] = tensor, function(tensor)
+        return bounds[id(tensor)][1]
 
     def mapped(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.device.type != "cpu":
             return tensor
         dense = tensor.layout is torch.strided and not tensor.is_nested
         # `function` need not refer to itself: with what it refers to, it would wait for a garbage collection.
-        return function(tensor) if dense else _map_parts(tensor, function)
+        return function(tensor) if dense else _map_parts(tensor, function, bound)
 
     return map_tensors(tree, mapped)
 
 
-def _map_parts(tensor: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def _map_parts(
+    tensor: torch.Tensor,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    bound: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
     """A jagged tensor of which each part is replaced; also one whose rows have gaps, or vary in another dimension.
 
+    Args:
+        function, bound: called for its values, and for its offsets and lengths.
     Raises:
         TypeError: its parts are not tensors as others are.
     """
     if tensor.layout is not torch.jagged:
         kind = f"a {'nested ' * tensor.is_nested}tensor of layout {tensor.layout}"
         raise TypeError(f"{kind} cannot go by way of pinned memory: make it dense, or nested and jagged")
-    parts = {"offsets": function(tensor.offsets())}
+    parts = {"offsets": bound(tensor.offsets())}
     if (lengths := tensor.lengths()) is not None:
-        parts["lengths"] = function(lengths)
+        parts["lengths"] = bound(lengths)
     if (dim := tensor._ragged_idx) != 1:
         parts["jagged_dim"] = dim
     return torch.nested.nested_tensor_from_jagged(function(tensor.values()), **parts)
