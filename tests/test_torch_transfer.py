@@ -220,6 +220,18 @@ def test_dataclasses_of_tensors(path: str, drivers: list[FakeDriver], where: str
     assert train(loader, driver) == 0
 
 
+def test_ragged_rows_of_a_reader_pass_unchanged(tmp_path: Path, drivers: list[FakeDriver]) -> None:
+    """Their methods are for NumPy arrays: texts of tensors could not be read."""
+    drivers.append(driver := FakeDriver(0))
+    with chunkstore.open(containers.ragged(tmp_path / "ragged.cks", 4)) as reader:
+        made = prefetch([reader.batch(range(4))])
+    made._transfer = Staging(driver, num_slots=2)
+    (batch,) = made
+    assert batch["label"].data_ptr() in driver.addresses
+    assert list(batch["text"]) == ["", "é", "éé", "ééé"]
+    assert batch["tokens"][2].tolist() == [2, 3]
+
+
 class Bound(Pair):
     """Adds an attribute that is no field."""
 

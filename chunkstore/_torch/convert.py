@@ -199,7 +199,7 @@ def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
         return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
     if isinstance(tree, list):
         return [map_leaves(value, function) for value in tree]
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type | Ragged):  # it has methods for NumPy arrays
         return _map_members(tree, function)
     return function(tree)
 
