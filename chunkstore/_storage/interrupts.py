@@ -63,10 +63,14 @@ def all_done(what: str) -> Iterator[None]:
     Args:
         what: is true when the block has ended, such as "x.cks is complete".
     """
+    done = False
     try:
         with signals_later():
             yield
+            done = True
     except KeyboardInterrupt:
+        if not done:  # it came before signals waited
+            raise
         raise KeyboardInterrupt(f"interrupted when all was done: {what}") from None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chunkstore._storage.interrupts import ENDING, signals_later
+from chunkstore._storage.interrupts import ENDING, all_done, signals_later
 
 
 def test_an_interrupt_waits() -> None:
@@ -62,6 +62,27 @@ def test_a_signal_while_handlers_change_leaves_none_behind(monkeypatch: pytest.M
             pass
         monkeypatch.undo()
         assert [signal.getsignal(number) for number in (signal.SIGINT, *ENDING)] == before
+
+
+@pytest.mark.parametrize("hit", range(2 * (1 + len(ENDING))))
+def test_what_was_not_begun_is_not_said_to_be_done(monkeypatch: pytest.MonkeyPatch, hit: int) -> None:
+    """An interrupt that comes before signals wait is raised as it is, and the block does not run."""
+    calls = itertools.count()
+    change = signal.signal
+    done = []
+
+    def interrupted(number: int, handler: Any) -> Any:
+        found = change(number, handler)
+        if next(calls) == hit:
+            raise KeyboardInterrupt
+        return found
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as interrupt:
+        patch.setattr(signal, "signal", interrupted)
+        with all_done("it is complete"):
+            done.append(1)
+    assert str(interrupt.value) == ("interrupted when all was done: it is complete" if done else "")
+    assert len(done) == (hit > len(ENDING))
 
 
 def test_handlers_come_back() -> None:
