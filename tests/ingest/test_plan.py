@@ -665,6 +665,14 @@ def test_advice_to_leave_out_works_as_it_stands(tmp_path: Path, name: str, array
     assert list(made.keys or ()) == ["1", "q1"]
 
 
+def test_advice_to_leave_out_names_no_pattern_of_several(tmp_path: Path) -> None:
+    """A pattern without a slash takes files of that name in all folders, and they are good."""
+    tree(tmp_path, {"1.npy": f4(2, 2), "a/1.npy": f4(2), "a/2.npy": f4(2)})
+    with pytest.raises(IngestError, match=r"leave it out: --on-error skip\.$"):
+        plan(tmp_path)
+    assert list(plan(tmp_path, on_error="skip").keys or ()) == ["a/1", "a/2"]
+
+
 def test_advice_on_fields_works_as_it_stands(tmp_path: Path) -> None:
     """Names with blanks and quotes, and a field in the way of class numbers."""
     tree(tmp_path, {"x.npz": {"a b": f4(4), "it's": f4(4), "c": f4(3)}})
@@ -794,15 +802,35 @@ def test_folders_that_are_splits_are_no_samples(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folders", [[""], ["train/", "test/"]])
 def test_auto_names_both_readings_of_arrays_called_x_and_y(tmp_path: Path, folders: list[str]) -> None:
-    """Also where their dtypes and numbers of dimensions are the same."""
+    """Also where their dtypes and numbers of dimensions are the same: then they can be samples, too."""
     for number, folder in enumerate(folders):
         tree(tmp_path, {f"{folder}X.npy": f4(9 - number, 3), f"{folder}y.npy": f4(9 - number, 1)})
-    with pytest.raises(IngestError, match=r"X.npy', '.*y.npy' have one first axis of 9\..*--layout columns"):
+    with pytest.raises(IngestError, match=r"X.npy', '.*y.npy' have one first axis of 9\..*--layout columns") as refused:
         plan(tmp_path)
+    assert str(refused.value).endswith(f"say --layout files ({2 * len(folders)} samples).")
+    assert plan(tmp_path, layout="files").num_samples == 2 * len(folders)
     tree(tmp_path / "named", {"X_train.npy": f4(9, 3), "y_train.npy": f4(9, 1), "X_test.npy": f4(4, 3)})
     tree(tmp_path / "named", {"y_test.npy": f4(4, 1)})
     with pytest.raises(IngestError, match="--layout columns --field X_train=X_train --field y_train=y_train "):
         plan(tmp_path / "named")
+
+
+def test_auto_takes_one_file_in_each_folder(tmp_path: Path) -> None:
+    """Files of one name are no fields, whatever they are called."""
+    for name, rows in (("image", f4(5, 5, 3)), ("x", f4(9)), ("data", np.zeros((4, 3), "u1"))):
+        tree(tmp_path / name, {f"{folder}/{name}.npy": rows for folder in ("cat", "dog", "emu")})
+        made = plan(tmp_path / name)
+        assert (made.layout, made.num_samples) == ("files", 3)
+
+
+def test_auto_names_fields_that_can_be_given(tmp_path: Path) -> None:
+    """A field from `a=b.npy` gets a name that `--field` takes."""
+    tree(tmp_path, {"a=b.npy": f4(9, 3), "c.npy": np.arange(9), "d.npy": np.zeros((5, 2, 2))})
+    with pytest.raises(IngestError, match="one first axis of 9") as refused:
+        plan(tmp_path)
+    text = str(refused.value).partition(" (9 samples")[0]
+    made = plan(tmp_path, layout="columns", fields=options_in(text[text.index("--field") :], "field")["field"])
+    assert [field.name for field in made.fields] == ["a_b", "c"]
 
 
 def test_auto_hints(tmp_path: Path) -> None:

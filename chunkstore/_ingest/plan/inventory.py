@@ -188,7 +188,7 @@ class Inventory:
         """Leave a file out, or refuse, as was asked for."""
         path = self.scan.file_path(place)
         if not self.skips:
-            advice = f" To leave it out: {leave_out(self.scan.paths[place])}." if len(self.scan) > 1 else ""
+            advice = f" To leave it out: {leave_out(self.scan, self.scan.paths[place])}." if len(self.scan) > 1 else ""
             raise IngestError(f"{path if path.isprintable() else repr(path)}: {reason}{advice}")
         self.skipped[place] = reason
         self.signature_of[place] = -1

@@ -156,7 +156,12 @@ def shared_picks(picks: Sequence[Pick], axes: npt.NDArray[np.int64]) -> list[Pic
 
 def field_options(picks: Sequence[Pick]) -> str:
     """`--field` options that take these arrays; the first six, for a message."""
-    return " ".join(f"--field {shlex.quote(f'{pick.field}={pick.leaf.label}')}" for pick in picks[:6])
+    return " ".join(_field_option(pick.field, pick.leaf.label) for pick in picks[:6])
+
+
+def _field_option(name: str, source: str) -> str:
+    # The name ends at the first `=`, and may have none.
+    return f"--field {shlex.quote(name.replace('=', '_') + '=' + source)}"
 
 
 def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice | None:
@@ -313,7 +318,8 @@ def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64], *, spoke
         return
     alike = Counter(found[0][1:] for found in arrays).most_common(1)[0][1]
     paths = [inventory.scan.names()[place] for place in files.tolist()]
-    spoken = spoken or all(stem(path).rpartition("/")[2].lower() in ROLE_WORDS for path in paths)
+    roles = {stem(path).rpartition("/")[2].lower() for path in paths}  # one alone: `case1/image.npy`, `case2/image.npy`
+    spoken = spoken or (len(roles) > 1 and roles <= ROLE_WORDS)
     if not spoken and (alike * 2 > len(files) or len({ndim for ((_, _, ndim),) in arrays}) < 2):
         return  # most are alike: the others are the odd ones
     by_axis: dict[int, list[str]] = {}
@@ -323,11 +329,14 @@ def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64], *, spoke
     length, paths = max(by_axis.items(), key=lambda item: (len(item[1]), item[0]))
     if length > 1 and len(paths) > 1:
         names = [stem(path) for path in paths]
-        picked = "" if len(by_axis) == 1 else "".join(f" --field {shlex.quote(f'{name}={name}')}" for name in names)
+        picked = "" if len(by_axis) == 1 else "".join(f" {_field_option(name, name)}" for name in names)
+        samples = f"say --layout files ({len(files):,} samples)"
+        if alike < len(files):
+            samples = "leave out those that do not fit with --exclude, or say --layout paired where the names pair"
         raise IngestError(
             f"--layout auto: {', '.join(map(repr, paths))} have one first axis of {length:,}. "
             f"If they are the fields of one data set, say --layout columns{picked} ({length:,} samples). If they are "
-            "samples, leave out those that do not fit with --exclude, or say --layout paired where the names pair."
+            f"samples, {samples}."
         )
 
 

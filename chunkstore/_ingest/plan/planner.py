@@ -64,7 +64,7 @@ def make_plan(
         problem = scan.problems[0]
         raise IngestError(
             f"{scan.problem_paths[0]}: {problem.reason.rstrip('.')}. Remove it, or leave it out: "
-            f"{leave_out(problem.path)}."
+            f"{leave_out(scan, problem.path)}."
         )
     inventory = Inventory(scan, skip=on_error == "skip")
     return _Builder(scan, inventory, wanted).build(layout)

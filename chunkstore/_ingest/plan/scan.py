@@ -112,8 +112,11 @@ def count_text(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def leave_out(path: str) -> str:
-    """The options that leave out a file, as a shell takes them; `path` as in `Scan.paths`."""
+def leave_out(scan: Scan, path: str) -> str:
+    """The options that leave out a file and no other, as a shell takes them; `path` as in `Scan.paths`."""
+    found = [*scan.paths, *(problem.path for problem in scan.problems)]
+    if sum(f"/{other}".endswith(f"/{path}") for other in found) > 1:  # to a pattern all of them are one
+        return "--on-error skip"
     pattern = "".join(char if char.isprintable() else "[! -~]" for char in glob.escape(path))
     return "--exclude '{}' or --on-error skip".format(pattern.replace("'", "'\\''"))
 
