@@ -476,6 +476,19 @@ def test_ctrl_c_passes_through_the_client(monkeypatch: pytest.MonkeyPatch) -> No
         target.look()
 
 
+def test_ctrl_c_while_a_container_is_uploaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows then how far the server is: the message does not say that nothing was written."""
+
+    def put(target: RemoteObject, path: str, *, overwrite: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RemoteObject, "look", lambda target: None)
+    monkeypatch.setattr(RemoteObject, "put", put)
+    np.save(folder / "a.npy", np.zeros((3, 2)))
+    with pytest.raises(KeyboardInterrupt, match=r"at the upload: s3://bucket/a\.cks is there as a whole, or as it was"):
+        chunkstore.convert(folder / "a.npy", "s3://bucket/a.cks")
+
+
 def test_a_writer_takes_no_url() -> None:
     """The message says how a container gets there."""
     with pytest.raises(ValueError, match=r"s3://bucket/a.cks: only a file is written.*`repack` uploads it"):

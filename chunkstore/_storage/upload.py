@@ -43,7 +43,11 @@ def uploaded(path: str | os.PathLike[str], mode: str, remote: Remote | None) -> 
             yield local
         except KeyboardInterrupt:  # what it says is true of the temporary file
             raise KeyboardInterrupt(f"interrupted: nothing was uploaded to {path}. Run the same again") from None
-        target.put(local, overwrite=mode == "w")
+        try:
+            target.put(local, overwrite=mode == "w")
+        except KeyboardInterrupt:  # seen only when the client is back, which may have done all
+            text = f"interrupted at the upload: {path} is there as a whole, or as it was before: chunkstore info tells"
+            raise KeyboardInterrupt(text) from None
 
 
 def _check_free(target: RemoteObject, mode: str) -> None:
