@@ -815,6 +815,20 @@ def test_auto_names_both_readings_of_arrays_called_x_and_y(tmp_path: Path, folde
         plan(tmp_path / "named")
 
 
+@pytest.mark.parametrize("name", ["{1}_{0}.npy", "{0}_{1}.npy", "{1}/{0}.npy"])
+@pytest.mark.parametrize("lengths", [(9, 4, 4), (5, 5, 5)])
+def test_auto_does_not_mix_splits(tmp_path: Path, name: str, lengths: tuple[int, ...]) -> None:
+    """Arrays of `test` and `val` are no fields of one data set, though they are of one length."""
+    for split, length in zip(("train", "test", "val"), lengths, strict=True):
+        tree(tmp_path, {name.format("x", split): f4(length, 5), name.format("y", split): f4(length)})
+    with pytest.raises(IngestError, match=f"have one first axis of {lengths[0]}") as refused:
+        plan(tmp_path)
+    options = str(refused.value).partition("--layout columns ")[2].partition(" (")[0]
+    found = options_in(options, "field")["field"]
+    assert len(found) == 2
+    assert len({split for split in ("train", "test", "val") if split in options}) == 1
+
+
 def test_auto_takes_one_file_in_each_folder(tmp_path: Path) -> None:
     """Files of one name are no fields, whatever they are called."""
     for name, rows in (("image", f4(5, 5, 3)), ("x", f4(9)), ("data", np.zeros((4, 3), "u1"))):

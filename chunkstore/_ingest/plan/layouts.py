@@ -32,6 +32,7 @@ labels.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -322,11 +323,11 @@ def _refuse_columns(inventory: Inventory, files: npt.NDArray[np.int64], *, spoke
     spoken = spoken or (len(roles) > 1 and roles <= ROLE_WORDS)
     if not spoken and (alike * 2 > len(files) or len({ndim for ((_, _, ndim),) in arrays}) < 2):
         return  # most are alike: the others are the odd ones
-    by_axis: dict[int, list[str]] = {}
+    by_axis: dict[tuple[int, str], list[str]] = {}
     for path, place, ((name, _, ndim),) in zip(paths, files.tolist(), arrays, strict=True):
         axis = int(inventory.tables[name, ndim].columns(np.array([place]))["dims"][0, 0])
-        by_axis.setdefault(axis, []).append(path)
-    length, paths = max(by_axis.items(), key=lambda item: (len(item[1]), item[0]))
+        by_axis.setdefault((axis, _split_of(path)), []).append(path)
+    (length, _), paths = max(by_axis.items(), key=lambda item: (len(item[1]), item[0]))
     if length > 1 and len(paths) > 1:
         names = [stem(path) for path in paths]
         picked = "" if len(by_axis) == 1 else "".join(f" {_field_option(name, name)}" for name in names)
@@ -357,6 +358,11 @@ def _refuse_folders(inventory: Inventory, files: npt.NDArray[np.int64]) -> None:
                 f"({first}, ...). Say --layout paired ({count_text(len(pairing.keys), 'sample')} of "
                 f"{count_text(len(pairing.roles), 'field')}), or leave out those that do not fit with --exclude."
             )
+
+
+def _split_of(path: str) -> str:
+    """The word that says to which split a file belongs: `test` in `test/x.npy` and `x_test.npy`; empty without one."""
+    return next((word for word in re.split("[/_.-]", stem(path).lower()) if word in SPLIT_WORDS), "")
 
 
 def _split_hint(scan: Scan, files: npt.NDArray[np.int64]) -> str:
