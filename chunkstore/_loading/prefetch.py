@@ -21,6 +21,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, NoReturn, Self, TypeVar
 
+from chunkstore._storage import platform
 from chunkstore.errors import ClosedError
 
 Task = TypeVar("Task")
@@ -292,24 +293,9 @@ def _raise(failure: _Failure) -> NoReturn:
 def _work(shared: _Shared[Any, Any]) -> None:
     """Life of a thread."""
     _awaited.now = True
-    _never_interrupt()
+    platform.never_interrupt()
     while _work_once(shared):
         pass
-
-
-def _never_interrupt() -> None:
-    """Let this thread wait for a core that is free, or for its turn, where the user's thread wakes it (Linux).
-
-    Otherwise the scheduler may take the user's core away for it, in the middle of `next()`: measured on two busy
-    cores, training with steps of 3 ms waited for 12 % of its time, and so for 1 %.
-
-    No thread of the user's is touched, and shares of time stay equal; what is started in this thread (worker processes
-    of a loader under `prefetch`, the pool of a library in a transform) inherits it. A sandbox may refuse.
-    """
-    if hasattr(os, "SCHED_BATCH"):
-        with contextlib.suppress(OSError):
-            if os.sched_getscheduler(0) == os.SCHED_OTHER:
-                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _work_once(shared: _Shared[Any, Any]) -> bool:

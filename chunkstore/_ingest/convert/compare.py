@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Final
@@ -18,6 +17,7 @@ from chunkstore._ingest.convert.tasks import PlannedBlock, Task, cut_tasks
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.read import PlanReader
 from chunkstore._ingest.plan.scan import Skipped
+from chunkstore._storage import platform
 from chunkstore._storage.source import Source, open_source
 from chunkstore._verify.verify import verify
 from chunkstore.errors import CorruptError, IngestError
@@ -42,7 +42,7 @@ def compare(plan: Plan, arrangement: Arrangement, path: str, advance: Callable[[
         Deviation: a uniform plan's sources differ now.
     """
     with open_source(path, "pread") as source:
-        _drop_cache(source)
+        platform.drop_cache(source.fileno())  # it is synced: what is compared comes from the disk
         report = verify(path)
         if not report.ok:
             raise CorruptError(f"what was written is not what was read back: {report.damage[0]}. {_ADVICE}")
@@ -52,12 +52,6 @@ def compare(plan: Plan, arrangement: Arrangement, path: str, advance: Callable[[
         _compare_keys(plan, index)
         for task in cut_tasks(plan, arrangement, path, split=False):
             _compare_task(task, source, index, advance)
-
-
-def _drop_cache(source: Source) -> None:
-    """Ask the system to forget the pages of the file, which is synced, so that they come from the disk."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _compare_keys(plan: Plan, index: Index) -> None:

@@ -6,11 +6,11 @@ import os
 import stat
 from typing import Final
 
-from chunkstore._storage.platform import OPEN_FLAGS, OPEN_NONBLOCK
+from chunkstore._storage import platform
 from chunkstore.errors import IngestError
 
 # O_NONBLOCK: the open of a FIFO without a writer must return, not wait for ever. It does nothing for regular files.
-FLAGS: Final = os.O_RDONLY | OPEN_FLAGS | OPEN_NONBLOCK
+FLAGS: Final = os.O_RDONLY | platform.OPEN_FLAGS | platform.OPEN_NONBLOCK
 _KINDS: Final = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -65,13 +65,13 @@ def check_unchanged(status: os.stat_result, size: int, mtime_ns: int, where: str
 
 
 def read_at(fd: int, nbytes: int, offset: int, where: str) -> bytes:
-    """`os.pread`: at most that many bytes.
+    """`pread`: at most that many bytes.
 
     Raises:
         IngestError: the system cannot read them.
     """
     try:
-        return os.pread(fd, nbytes, offset)
+        return platform.pread(fd, nbytes, offset)
     except OSError as error:
         raise _unreadable(error, offset, where) from error
 
@@ -90,7 +90,7 @@ def read_exactly(fd: int, offset: int, view: memoryview, where: str) -> None:
     done, nbytes = 0, len(view)
     while done < nbytes:
         try:
-            got = os.preadv(fd, [view[done : done + (1 << 30)]], offset + done)
+            got = platform.preadv(fd, [view[done : done + (1 << 30)]], offset + done)
         except OSError as error:
             raise _unreadable(error, offset + done, where) from error
         if got <= 0:

@@ -18,6 +18,7 @@ from chunkstore._ingest.npy.pickled import load_rows
 from chunkstore._ingest.plan.columns import NPY, Column, cast_of
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.row_shapes import iter_texts
+from chunkstore._storage import platform
 from chunkstore.errors import IngestError
 
 Bytes = npt.NDArray[np.uint8]
@@ -311,7 +312,7 @@ def read_uniform(plan: Plan, start: int, stop: int, out: Any) -> bool:
         try:
             fd = os.open(root + name, FLAGS)
             try:
-                got = os.readv(fd, (head, view[begin:end], probe))
+                got = platform.readv(fd, (head, view[begin:end], probe))
                 status = os.fstat(fd)
             finally:
                 os.close(fd)
