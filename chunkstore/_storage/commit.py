@@ -52,7 +52,7 @@ class NewFile:
         self.sink = sink
         self._mode = mode
         self._calls = calls
-        self._remove = weakref.finalize(self, _remove_own, sink.path, calls, os.getpid())
+        self._remove = weakref.finalize(self, _remove_own, sink.path, calls, os.getpid(), sink)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], mode: Literal["x", "w"] = "x") -> Self:
@@ -338,8 +338,16 @@ def _temporary_start(name: str) -> str:
     return f".{name}.tmp-"
 
 
-def _remove_own(temporary: str, calls: syscalls.SystemCalls, owner_pid: int) -> None:
+def _remove_own(temporary: str, calls: syscalls.SystemCalls, owner_pid: int, sink: Sink | None = None) -> None:
     # A forked child has a copy of the object, and the file is its parent's.
-    if os.getpid() == owner_pid:
-        with contextlib.suppress(OSError):
+    if os.getpid() != owner_pid:
+        return
+    with contextlib.suppress(OSError):
+        try:
+            calls.unlink(temporary)
+        except PermissionError:
+            if sink is None or sink.closed:
+                raise
+            # Windows removes no open file. Only there: a thread that still writes at exit needs the descriptor.
+            sink.close()
             calls.unlink(temporary)

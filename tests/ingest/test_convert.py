@@ -23,7 +23,7 @@ from storage.faults import Failing
 import chunkstore
 from chunkstore._ingest.convert import convert as module
 from chunkstore._ingest.plan.read import PIECE_NBYTES
-from chunkstore._storage import syscalls
+from chunkstore._storage import platform, syscalls
 from chunkstore.errors import CorruptError, IngestError, WriteError
 
 
@@ -120,6 +120,30 @@ def test_fast_path_equals_plain_path(
     assert fast.fingerprint == plain.fingerprint
     assert (root / "fast.cks").read_bytes() == (root / "plain.cks").read_bytes()
     assert (fast.notes, fast.layout) == (plain.notes, plain.layout)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_plain_calls_give_the_same_container(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system without `pread`, `readv` and their like reads the same from the sources."""
+    (tmp_path / "src").mkdir()
+    for place, array in enumerate(np.arange(60_000.0).reshape(3, 200, 100)):
+        if suffix == ".npy":
+            np.save(tmp_path / f"src/{place}", array)
+        else:
+            np.savez_compressed(tmp_path / f"src/{place}", x=np.asfortranarray(array))
+    time.sleep(0.05)  # files that were written just now are left to the full plan
+    usual = chunkstore.convert(tmp_path / "src", tmp_path / "usual.cks", verify=True)
+    called = set()
+
+    def noted(name: str) -> Any:
+        return lambda *arguments: (called.add(name), platform.PLAIN[name](*arguments))[1]
+
+    for name in platform.PLAIN:
+        monkeypatch.setattr(platform, name, noted(name))
+    plain = chunkstore.convert(tmp_path / "src", tmp_path / "plain.cks", verify=True)
+    assert plain.fingerprint == usual.fingerprint
+    assert (tmp_path / "plain.cks").read_bytes() == (tmp_path / "usual.cks").read_bytes()
+    assert called >= {"pread", "drop_cache", "readv" if suffix == ".npy" else "preadv"}
 
 
 def test_values_layout_and_attrs(tmp_path: Path) -> None:
@@ -428,7 +452,7 @@ def test_bad_sector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Any
     bad = [f"0{suffix}"]
 
     def failing(name: str) -> Any:
-        real = getattr(os, name)
+        real = getattr(platform, name)
 
         def read(fd: int, *arguments: Any) -> Any:
             if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) in bad:
@@ -440,7 +464,7 @@ def test_bad_sector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Any
     for names in (("readv", "preadv"), ("pread",)):
         with monkeypatch.context() as patch:
             for name in names:
-                patch.setattr(os, name, failing(name))
+                patch.setattr(platform, name, failing(name))
             with pytest.raises(IngestError, match=rf"0\{suffix}: .*cannot be read from byte [0-9]+ on: Input/output"):
                 chunkstore.convert(root, tmp_path / "x.cks", layout=layout, workers=1, mode="w")
             report = chunkstore.convert(root, tmp_path / "x.cks", layout=layout, workers=1, on_error="skip", mode="w")

@@ -22,6 +22,23 @@ def test_twins_have_names_and_arguments_of_their_calls(name: str) -> None:
         assert len(inspect.signature(real).parameters) == len(inspect.signature(twin).parameters)
 
 
+@pytest.mark.parametrize("at", [0, 7, 90, 100, 200])
+def test_plain_reads_are_those_of_the_system(tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`plain_readv` and `plain_preadv` fill the same buffers, as far as the file goes, and say how far that was."""
+    monkeypatch.setattr(platform, "_PLAIN_NBYTES", 8)
+    (tmp_path / "x").write_bytes(bytes(range(100)))
+    with (tmp_path / "x").open("rb", buffering=0) as file:
+        found = []
+        for positional in (os.preadv, platform.plain_preadv):
+            buffers = [bytearray(3), bytearray(0), bytearray(20), bytearray(1)]
+            found.append((positional(file.fileno(), list(map(memoryview, buffers)), at), buffers))
+        for ordinary in (os.readv, platform.plain_readv):
+            file.seek(at)
+            buffers = [bytearray(3), bytearray(0), bytearray(20), bytearray(1)]
+            found.append((ordinary(file.fileno(), buffers), buffers))
+    assert found == [found[0]] * 4
+
+
 def test_sync_of_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system without that sync is none's fault; an error of the disk is passed on."""
     syscalls.SystemCalls().sync_directory(str(tmp_path))

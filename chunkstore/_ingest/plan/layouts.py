@@ -32,6 +32,7 @@ labels.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections import Counter
@@ -414,7 +415,7 @@ def class_of(scan: Scan, place: int) -> str:
     if slash:
         return head
     if len(scan.sources) > 1:
-        return scan.root(place).rstrip("/").rpartition("/")[2]
+        return os.path.basename(scan.root(place).rstrip("/" + os.sep))
     raise IngestError(
         f"{scan.file_path(place)}: --layout classes takes the first folder as class, and this file lies in none. "
         "Leave it out with --exclude."
