@@ -52,6 +52,8 @@ if __name__ == "__main__":
         with contextlib.suppress(chunkstore.WriteError):
             raise AssertionError(chunkstore.convert("npy", "npy.cks", mode="w"))
     assert np.array_equal(values("npy.cks", "mmap"), [*rows, rows[0]])
+    chunkstore.repack("npy.cks", "npy.cks", mode="w")
+    assert np.array_equal(values("npy.cks", "mmap"), [*rows, rows[0]])
     assert chunkstore.verify("npy.cks").ok
     chunkstore.export("npy.cks", "out")
     assert np.array_equal(np.stack([np.load(f"out/{i:02}.npy") for i in range(40)]), rows)
@@ -66,7 +68,7 @@ if __name__ == "__main__":
 
 
 def test_main_job(tmp_path: Path) -> None:
-    """Convert, open, verify, append, replace and export, in worker processes too; a forgotten writer leaves nothing."""
+    """Convert, open, verify, append, replace, repack in place, export, in worker processes too; a forgotten writer leaves nothing."""
     (tmp_path / "main.py").write_text(MAIN, encoding="utf-8")
     # Worker processes start with it, too.
     (tmp_path / "sitecustomize.py").write_text("import windows_like\nwindows_like.install()\n", encoding="utf-8")

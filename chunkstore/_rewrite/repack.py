@@ -92,6 +92,7 @@ def repack(
             for batch in _batches(reader, order):
                 writer.add_batch(reader.batch(batch), _keys(reader, batch))
                 told.copied(sum(int(_row_nbytes(reader, field.name, batch).sum()) for field in fields))
+            reader.close()  # Windows replaces no open file, and the new one may take the place of this one
 
 
 class _RepackWriter(Writer):
