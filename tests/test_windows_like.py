@@ -68,7 +68,7 @@ if __name__ == "__main__":
 
 
 def test_main_job(tmp_path: Path) -> None:
-    """Convert, open, verify, append, replace, repack in place, export, in worker processes too; a forgotten writer leaves nothing."""
+    """Convert (with worker processes, too), open, verify, append, replace, repack in place, export: nothing is left."""
     (tmp_path / "main.py").write_text(MAIN, encoding="utf-8")
     # Worker processes start with it, too.
     (tmp_path / "sitecustomize.py").write_text("import windows_like\nwindows_like.install()\n", encoding="utf-8")

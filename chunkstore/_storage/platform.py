@@ -22,6 +22,9 @@ MAX_CALL_BUFFERS = 1024
 if hasattr(os, "sysconf") and "SC_IOV_MAX" in os.sysconf_names:
     MAX_CALL_BUFFERS = max(16, min(1024, os.sysconf("SC_IOV_MAX")))
 
+# A process and the 61 that `concurrent.futures` can start on Windows, which waits for 63 objects at most.
+MAX_PROCESSES = 62 if sys.platform == "win32" else sys.maxsize
+
 PAGE_NBYTES = mmap.PAGESIZE
 # Flags for os.open: binary on Windows, never inherited, never block on a FIFO, never become the terminal.
 OPEN_FLAGS = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)

@@ -146,6 +146,18 @@ def test_plain_calls_give_the_same_container(tmp_path: Path, suffix: str, monkey
     assert called >= {"pread", "drop_cache", "readv" if suffix == ".npy" else "preadv"}
 
 
+def test_no_more_processes_than_the_system_can_wait_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows waits for 61 processes of a pool: whoever asks for more gets so many."""
+    for place in range(4):
+        np.savez_compressed(tmp_path / f"{place}.npz", x=np.arange(100.0))
+    asked: list[int] = []
+    pool = module.WorkerPool
+    monkeypatch.setattr(module, "WorkerPool", lambda workers: (asked.append(workers), pool(workers))[1])
+    monkeypatch.setattr(platform, "MAX_PROCESSES", 2)
+    assert chunkstore.convert(tmp_path, tmp_path / "x.cks", workers=100, shard_nbytes=800).num_samples == 4
+    assert asked == [1]
+
+
 def test_values_layout_and_attrs(tmp_path: Path) -> None:
     """Rows are in natural order of their names; a field is one extent; attrs hold the user's and the origin."""
     arrays = save_tree(tmp_path / "src", [(4, 5)] * 12)

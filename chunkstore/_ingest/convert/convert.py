@@ -345,10 +345,11 @@ def _num_workers(plan: Plan, arrangement: Arrangement, work: _Work) -> int:
     if plan.uniform and not arrangement.codings:
         return 1
     if work.workers is not None:
-        return min(work.workers, 1 + arrangement.num_shards * len(plan.fields))  # more would have nothing to do
+        useful = 1 + arrangement.num_shards * len(plan.fields)  # more would have nothing to do
+        return min(work.workers, useful, platform.MAX_PROCESSES)
     if _estimate_seconds(plan) < _POOL_SECONDS:
         return 1
-    return max(1, min(platform.num_processors(), arrangement.num_shards))
+    return max(1, min(platform.num_processors(), arrangement.num_shards, platform.MAX_PROCESSES))
 
 
 def _estimate_seconds(plan: Plan) -> float:
