@@ -63,7 +63,7 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "chunkstore", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": path}
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, **options)
+    return subprocess.Popen(command, **{"stdout": pipe, "stderr": pipe, "text": True, "env": env, **options})
 
 
 def flip_bit(path: Path, offset: int) -> None:
@@ -928,6 +928,43 @@ def test_broken_pipe_is_quiet(tmp_path: Path) -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(60) == 141
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes end in another way there")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("code", "arguments", "said"),
+    [(3, ["info", "nosuch", "--json"], "error: nosuch: No such file"), (2, ["info", "--json"], "Missing argument")],
+)
+def test_error_as_json_that_nobody_reads(
+    monkeypatch: pytest.MonkeyPatch, unbuffered: str, code: int, arguments: list[str], said: str
+) -> None:
+    """The message on stderr and the exit code are as without --json: 1 would say that the data is bad."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    process = start(*arguments)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    text = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == code
+    assert said in text
+    assert "Traceback" not in text
+    assert "Exception ignored" not in text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that takes nothing")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_result_on_a_full_disk(
+    container: Path, monkeypatch: pytest.MonkeyPatch, unbuffered: str, option: list[str]
+) -> None:
+    """A result that cannot be written is an error of access, in one line."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    with open("/dev/full", "w") as full:
+        process = start("info", container, *option, stdout=full)
+        _, text = process.communicate(timeout=60)
+    assert (process.returncode, text) == (3, "error: No space left on device\n")
 
 
 @pytest.fixture

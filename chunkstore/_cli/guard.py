@@ -105,7 +105,11 @@ def _end_with(ctx: click.Context, error: BaseException) -> NoReturn:
 
 def _report_json(ctx: click.Context, name: str, text: str) -> None:
     if ctx.meta[_JSON]:
-        write_json_line({"ok": False, "error": name, "message": text})
+        try:
+            write_json_line({"ok": False, "error": name, "message": text})
+            sys.stdout.flush()
+        except OSError:  # a full disk, or nobody who reads: stderr and the exit code say the same
+            _discard_stdout()
 
 
 def report(error: BaseException) -> int:
@@ -114,6 +118,8 @@ def report(error: BaseException) -> int:
         sys.stdout.flush()  # results come before the error also where both streams go to one file
     except BrokenPipeError as broken:
         error = broken
+    except OSError:
+        _discard_stdout()
     if isinstance(error, BrokenPipeError):
         _discard_stdout()
         return BROKEN_PIPE
