@@ -104,8 +104,9 @@ class Writer:
         _check_arguments(path, mode, shard_nbytes, num_samples)
         known = None if fields is None else as_fields(fields)
         self._codecs = parse_codecs(codec)
-        self._shard_nbytes = shard_nbytes
-        self._promised = num_samples
+        # Python's: NumPy's integers wrap around where they are multiplied by the bytes of a row.
+        self._shard_nbytes = int(shard_nbytes)
+        self._promised = None if num_samples is None else int(num_samples)
         self._fields: tuple[Field, ...] | None = None
         self._index: IndexWriter | None = None
         self._closed = self._released = False

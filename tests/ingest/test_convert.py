@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from storage.faults import Failing
 
 import chunkstore
+from chunkstore._format.constants import HEAD_NBYTES
 from chunkstore._ingest.convert import convert as module
 from chunkstore._ingest.plan.read import PIECE_NBYTES
 from chunkstore._storage import platform, syscalls
@@ -585,3 +586,12 @@ def test_report_counts_and_shapes(tmp_path: Path) -> None:
     text = chunkstore.convert(tmp_path, tmp_path / "y.cks", on_error="skip").summary()
     assert "2 samples of 2 files" in text
     assert "1 file was SKIPPED" in text
+
+
+def test_shard_size_of_numpy(tmp_path: Path) -> None:
+    """An unsigned integer of NumPy cuts as one of Python does."""
+    np.save(tmp_path / "x.npy", np.arange(50.0))
+    for name, number in (("a.cks", 64), ("b.cks", np.uint64(64))):
+        chunkstore.convert(tmp_path / "x.npy", tmp_path / name, layout="rows", shard_nbytes=number)
+    one, other = ((tmp_path / name).read_bytes()[HEAD_NBYTES:] for name in ("a.cks", "b.cks"))
+    assert one == other

@@ -143,7 +143,7 @@ def convert(
             NewFile.create(target, mode).discard()  # what is in the way is found before any work
         left = () if dry_run else left_behind(target)
         scan = scan_sources(named, include=_texts(include), exclude=_texts(exclude))
-        work = _Work(target, mode, workers, executor, shard_nbytes, codecs, dict(attrs or {}), verify, progress)
+        work = _Work(target, mode, workers, executor, int(shard_nbytes), codecs, dict(attrs or {}), verify, progress)
         report = _dry_run(full(scan), work) if dry_run else _convert(scan, quick, full, work, skip=on_error == "skip")
     notes, seconds = (*report.notes, *left), time.perf_counter() - started
     return replace(report, path=os.fspath(path), notes=notes, seconds=seconds)
