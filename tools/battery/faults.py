@@ -168,9 +168,8 @@ def _judge(
         yield f"raised {type(error).__name__}: {error}"
     if error is not None:
         error.__context__ = error.__cause__ = None
-    left_open = open_descriptors() - descriptors
-    if left_open > 0:  # fewer: somebody else's, which an exception that was being handled around all this kept open
-        yield f"{left_open} descriptors were left open"
+    if open_descriptors() != descriptors:
+        yield f"{open_descriptors() - descriptors} descriptors were left open"
     path = place / "a.cks"
     left = set(os.listdir(place)) - names - {"a.cks"}
     if left and what != "unlink":
