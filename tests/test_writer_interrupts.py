@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,7 @@ def test_an_error_at_any_bytecode_costs_no_more_than_the_call(
         else:
             hit = raised_at(place, error, lambda: writer.add_batch({"x": rows}, keys))  # noqa: B023 - called at once
         if not hit:
+            writer.abort()
             break
         took = len(writer) - before
         try:
@@ -52,7 +54,7 @@ def test_an_error_at_any_bytecode_costs_no_more_than_the_call(
         except PoisonedError:
             continue
         finally:
-            writer.close()
+            writer.abort()
         assert 0 <= took <= batch
         numbers = [*range(before + took), *last]
         container = oracle.read(path)
@@ -69,7 +71,7 @@ def test_an_interrupt_of_the_first_sample(tmp_path: Path, monkeypatch: pytest.Mo
         writer = Writer(tmp_path / f"{place}.cks", num_samples=2, codec={"x": "zlib"})
         call = functools.partial(writer.add, {"x": [1], "text": "a"}, "k0")
         if not raised_at(place, KeyboardInterrupt, call):
-            writer.close()
+            writer.abort()
             break
         if not writer.fields:
             writer.add({"x": [1], "other": 2}, "k0")
@@ -113,7 +115,32 @@ def test_an_interrupt_at_any_bytecode_of_a_commit(
             assert list(container.rows("x")) == [*range(before + 2)]
             assert container.keys() == [f"k{number}" for number in range(before + 2)]
         finally:
+            writer.abort()
+        if not hit:
+            break
+    assert place > 50
+
+
+@pytest.mark.parametrize("mode", ["x", "a"])
+def test_an_interrupt_at_any_bytecode_of_close(tmp_path: Path, mode: Literal["x", "a"]) -> None:
+    """Another call ends what it began: no temporary, no lock; a writer cuts off what may be behind the end."""
+    path = tmp_path / "a.cks"
+    if mode == "a":
+        with Writer(path) as writer:
+            writer.add({"x": 0})
+    before = path.read_bytes() if mode == "a" else b""
+    for place in itertools.count():
+        writer = Writer(path, mode=mode, shard_nbytes=8)
+        for number in range(3):
+            writer.add({"x": number})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            hit = raised_at(place, KeyboardInterrupt, writer.close)
             writer.close()
+        assert os.listdir(tmp_path) == ["a.cks"] * (mode == "a")
+        if mode == "a":
+            Writer(path, mode="a").close()
+            assert path.read_bytes() == before
         if not hit:
             break
     assert place > 50
@@ -124,8 +151,8 @@ def raised_at(place: int, error: type[BaseException], call: Callable[[], object]
     left = itertools.count(place, -1)
 
     def trace(frame: Any, event: str, _: object) -> Any:
-        if f"{os.sep}_write{os.sep}" not in frame.f_code.co_filename:
-            return None
+        if f"{os.sep}_write{os.sep}" not in frame.f_code.co_filename or frame.f_code.co_name == "__del__":
+            return None  # of a finalizer of another writer nobody would get it
         frame.f_trace_opcodes = True
         if event == "opcode" and next(left) == 0:
             raise error

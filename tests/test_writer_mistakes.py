@@ -133,7 +133,7 @@ def test_repr(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "a.cks")
     writer.add({"x": 1})
     assert repr(writer) == f"<chunkstore.Writer {str(tmp_path / 'a.cks')!r}: 1 samples>"
-    writer.close()
+    writer.abort()
     assert repr(writer).endswith(", closed>")
 
 

@@ -20,6 +20,7 @@ from chunkstore._format.constants import (
     Kind,
 )
 from chunkstore._format.index import read_index
+from chunkstore._format.layout import check_count
 from chunkstore._format.schema import Field
 from chunkstore._format.section import Section
 from chunkstore._format.segment import Directory, Earlier, pad
@@ -27,6 +28,7 @@ from chunkstore._format.superblock import Superblock
 from chunkstore._storage.commit import NewFile, commit_append, write_superblocks
 from chunkstore._storage.interrupts import signals_later
 from chunkstore._storage.lock import WriterLock
+from chunkstore._storage.objects import UrlError, is_url
 from chunkstore._storage.sink import Sink
 from chunkstore._storage.source import Source, open_source
 from chunkstore._write.index_writer import IndexWriter, Keys, Position
@@ -331,6 +333,19 @@ class AppendTarget:
 
 
 Target: TypeAlias = NewTarget | AppendTarget
+
+
+def check_arguments(path: str | os.PathLike[str], mode: str, shard_nbytes: int, num_samples: int | None) -> None:
+    """Refuse what a `Writer` was given and cannot be, before any work."""
+    if is_url(path):
+        what = "only a file is written piece by piece, or appended to; `repack` uploads it when it is whole"
+        raise UrlError(f"{path}: {what}")
+    if mode not in ("x", "w", "a"):
+        raise ValueError(f"mode: expected 'x' (new), 'w' (replace) or 'a' (append), found {mode!r}")
+    check_count("shard_nbytes", shard_nbytes)
+    check_count("num_samples", 0 if num_samples is None else num_samples, 0)
+    if num_samples is not None and mode == "a":
+        raise ValueError(f"num_samples: goes with a new container, not with mode 'a', found {num_samples}")
 
 
 def sum_of_segment(source: Source, directory: Directory) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Final, Literal, NoReturn, Self
 
 import numpy as np
@@ -20,10 +21,9 @@ from chunkstore._format.constants import (
     SHARD_NBYTES,
 )
 from chunkstore._format.encode import CodecArg, parse_codecs
-from chunkstore._format.layout import check_count, samples_per_shard
+from chunkstore._format.layout import samples_per_shard
 from chunkstore._format.schema import Field, check_fields, encode_attrs
 from chunkstore._format.segment import pad
-from chunkstore._storage.objects import UrlError, is_url
 from chunkstore._write.coding import FieldCoder, choose_codecs, coders_of
 from chunkstore._write.index_writer import IndexWriter, Keys, encode_key
 from chunkstore._write.late import LateBlocks
@@ -43,7 +43,7 @@ from chunkstore._write.staging import (
     type_fields,
     type_slot,
 )
-from chunkstore._write.target import AppendTarget, NewTarget, Target
+from chunkstore._write.target import AppendTarget, NewTarget, Target, check_arguments
 from chunkstore.errors import ClosedError, PoisonedError, SchemaError
 
 _ndarray = np.ndarray  # a name of this module: `add` looks it up for every value
@@ -60,7 +60,7 @@ class Writer:
 
     A new file appears under its name with the first commit, complete and synced; the end of the block commits, unless
     there was an exception. Each later commit, and each of mode `"a"`, adds a generation: readers that are open keep
-    theirs. What was not committed is dropped. One writer at a time may append; readers do not mind it.
+    theirs. What was not committed is dropped: `close` warns then, `abort` does not. One writer at a time may append.
 
     Args:
         path: the container; its directory must exist.
@@ -89,6 +89,7 @@ class Writer:
 
     # Of fields whose codec has one, where they are there before the first row: by number of the field.
     _dictionaries: Mapping[int, bytes | None] = MappingProxyType({})
+    _closed = True  # until the constructor is through
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class Writer:
         shard_nbytes: int = SHARD_NBYTES,
         codec: CodecArg | None = None,
     ) -> None:
-        _check_arguments(path, mode, shard_nbytes, num_samples)
+        check_arguments(path, mode, shard_nbytes, num_samples)
         known = None if fields is None else as_fields(fields)
         self._codecs = parse_codecs(codec)
         # Python's: NumPy's integers wrap around where they are multiplied by the bytes of a row.
@@ -109,8 +110,9 @@ class Writer:
         self._promised = None if num_samples is None else int(num_samples)
         self._fields: tuple[Field, ...] | None = None
         self._index: IndexWriter | None = None
-        self._closed = self._released = False
+        self._owner_pid = os.getpid()
         self._failure: BaseException | None = None
+        self._refused: int | None = None  # of how many samples the last commit was, if it was refused
         self._with_keys: bool | None = None
         self._shards = ShardWriter()
         self._coders: list[FieldCoder | None] = []
@@ -137,6 +139,7 @@ class Writer:
         except BaseException:
             self._target.close()
             raise
+        self._closed = self._released = False
 
     def _start(self, known: tuple[Field, ...] | None, attrs: Mapping[str, Any] | None) -> None:
         """Go on from what the target has, or begin, where the fields are known."""
@@ -155,14 +158,16 @@ class Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             if kind is None and not self._closed and self._has_more():
                 self.commit()
         finally:
-            self.close()
+            self.abort()
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        if not self._closed and (text := self._dropped()):
+            _warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
         return f"<chunkstore.Writer {self._path!r}: {len(self)} samples{', closed' if self._closed else ''}>"
@@ -174,6 +179,19 @@ class Writer:
         """Whether a commit would change anything."""
         return self._changed or self._count > 0 or encode_attrs(self.attrs) != self._committed_attrs
 
+    def _dropped(self) -> str:
+        """What is lost with this writer, as a warning; empty where an error told it, and in a forked copy."""
+        if self._failure is not None or self._refused == len(self) or os.getpid() != self._owner_pid:
+            return ""
+        try:
+            attrs = encode_attrs(self.attrs) != self._committed_attrs
+        except (TypeError, ValueError):  # what no commit would take
+            attrs = True
+        count = self._num_written + self._count
+        lost = " and ".join([f"{count:,} sample{'s' * (count != 1)}"] * (count > 0) + ["new attrs"] * attrs)
+        what_to_do = "Call commit() before close(), or abort() to drop on purpose"
+        return f"{self._path}: {lost} dropped, not committed. {what_to_do}" if lost else ""
+
     def __len__(self) -> int:
         """Number of samples of the container, with those added so far."""
         return self._target.num_samples + self._num_written + self._count
@@ -184,7 +202,14 @@ class Writer:
         return {field.name: field for field in self._fields or ()}
 
     def close(self) -> None:
-        """Give up what was not committed. Idempotent; where an interrupt or want of memory ends it, call it again."""
+        """As `abort`, with a `UserWarning` where samples or attrs are dropped, unless an error told it before."""
+        told = self._released
+        self.abort()
+        if not told and (text := self._dropped()):
+            warnings.warn(text, UserWarning, stacklevel=2)
+
+    def abort(self) -> None:
+        """Drop what was not committed. Idempotent; where an interrupt or want of memory ends it, call it again."""
         self._closed = True
         self._num_slots = -1
         if not self._released:
@@ -210,6 +235,7 @@ class Writer:
             FileExistsError: mode "x", and somebody took the name meanwhile.
         """
         self._check_open()
+        self._refused = len(self)
         if self._fields is None:
             raise SchemaError(f"{self._path}: no sample was added and no fields= were given; nothing to write")
         if self._promised is not None and len(self) != self._promised:
@@ -237,6 +263,7 @@ class Writer:
         self._late.clear()
         self._num_written = 0
         self._changed = False
+        self._refused = None
 
     def _close_index(self) -> None:
         if self._index is not None:
@@ -247,7 +274,7 @@ class Writer:
         """What is in the file is unknown: the writer takes nothing more, and lets go of it."""
         self._failure = error
         try:
-            self.close()
+            self.abort()
         except OSError:
             pass  # the first error is the one to tell
 
@@ -570,15 +597,3 @@ class Writer:
             index.move(number, offset)
             self._tail = offset + late.nbytes
             late.place(self._target.sink, offset)
-
-
-def _check_arguments(path: str | os.PathLike[str], mode: str, shard_nbytes: int, num_samples: int | None) -> None:
-    if is_url(path):
-        what = "only a file is written piece by piece, or appended to; `repack` uploads it when it is whole"
-        raise UrlError(f"{path}: {what}")
-    if mode not in ("x", "w", "a"):
-        raise ValueError(f"mode: expected 'x' (new), 'w' (replace) or 'a' (append), found {mode!r}")
-    check_count("shard_nbytes", shard_nbytes)
-    check_count("num_samples", 0 if num_samples is None else num_samples, 0)
-    if num_samples is not None and mode == "a":
-        raise ValueError(f"num_samples: goes with a new container, not with mode 'a', found {num_samples}")

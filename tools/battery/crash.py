@@ -114,8 +114,8 @@ class Stage:
         self._take(self.path)
 
     def close(self, writer: chunkstore.Writer) -> None:
-        """Close a writer; what it did not commit is gone."""
-        writer.close()
+        """End a writer; what it did not commit is gone."""
+        writer.abort()
         self._added = []
         self.recorder.mark("rest")
 

@@ -83,12 +83,12 @@ def _run_append(folder: Path) -> None:
     try:
         writer.add(sample(99), key(99))
         writer._guarded_flush()  # something that will not be committed
-        writer.close()
+        writer.abort()
     except Exception as error:
         error.add_note(_COMMITTED)
         raise
     finally:
-        writer.close()
+        writer.abort()
 
 
 def _check_poisoned(writer: chunkstore.Writer) -> None:

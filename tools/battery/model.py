@@ -163,7 +163,7 @@ class Model:
 
     def _abort(self, a: int, b: int) -> None:
         assert self._writer is not None
-        self._writer.writer.close()
+        self._writer.writer.abort()
         self._writer = None
 
     # -- the end of a process, or of the machine
@@ -203,7 +203,7 @@ class Model:
             self.path.write_bytes(image)
             self._file += 1
         with contextlib.suppress(chunkstore.ChunkstoreError, OSError):
-            self._writer.writer.close()
+            self._writer.writer.abort()
         self._writer = None
 
     def _accept(self, acked: list[list[int] | None], possible: list[list[int] | None], found: bool) -> None:

@@ -128,7 +128,7 @@ def _prepare_commit(folder: Path) -> chunkstore.Writer:
 
 def _committed(writer: chunkstore.Writer, folder: Path, finished: bool) -> list[str]:
     with contextlib.suppress(chunkstore.ChunkstoreError):
-        writer.close()
+        writer.abort()
     wrong = _holds(folder, (N + 1,) if finished else (N, N + 1))
     with chunkstore.open(folder / "a.cks") as ds:
         count = len(ds)
@@ -145,8 +145,8 @@ def _verify(path: Path) -> None:
 TASKS = (
     Task("open", lambda folder: folder / "a.cks", _open_and_close, _opens, _nothing),
     Task("read", lambda folder: chunkstore.open(folder / "a.cks"), _read, _reads_on, lambda ds: ds.close()),
-    Task("add", _writer, _add, _adds_on, lambda prepared: prepared[0].close()),
-    Task("commit", _prepare_commit, lambda writer: writer.commit(), _committed, lambda writer: writer.close()),
+    Task("add", _writer, _add, _adds_on, lambda prepared: prepared[0].abort()),
+    Task("commit", _prepare_commit, lambda writer: writer.commit(), _committed, lambda writer: writer.abort()),
     Task("verify", lambda folder: folder / "a.cks", _verify, _opens, _nothing),
 )
 
