@@ -167,7 +167,7 @@ class Writer:
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         if not self._closed and (text := self._dropped()):
-            _warn(text, ResourceWarning, stacklevel=2, source=self)
+            _warn(text, UserWarning, stacklevel=2)  # not a ResourceWarning, which nobody sees: samples are lost
 
     def __repr__(self) -> str:
         return f"<chunkstore.Writer {self._path!r}: {len(self)} samples{', closed' if self._closed else ''}>"
