@@ -26,10 +26,8 @@ from chunkstore.errors import IngestError
 
 _MAX_CACHED: Final = 50_000
 _MAX_CACHED_NBYTES: Final = 4096  # of one header: 200 MiB at the very most, and usual ones have 128 bytes
-Signature = tuple[tuple[str | None, int, int], ...]
-"""Of one file: per array its name, the number of its dtype, and its dimensions."""
-
-
+Signature = tuple[tuple[str | None, np.dtype[Any], int], ...]
+"""Of one file: per array its name, dtype, and number of dimensions."""
 _NUMBERS: Final = ("file", "kind", "method", "offset", "stored", "nbytes", "crc")
 
 
@@ -58,12 +56,10 @@ class Inventory:
     Attributes:
         scan: whose files they are.
         kinds: what many arrays share; the column `kind` of a table counts in it.
-        dtypes: distinct dtypes; `Signature` counts in it.
-        descrs: per dtype the `descr` of the header.
+        descrs: per kind the `descr` of the header.
         signatures: distinct contents of a file.
         signature_of: per file its signature, -1 where the file was skipped.
         tables: per array name (None in an `.npy`) and number of dimensions.
-        dtype_of_kind: number of the dtype of each kind.
         skipped: files that could not be read, by number, with their reasons.
         skips: whether a file that does not fit is left out instead of refused.
     """
@@ -71,15 +67,12 @@ class Inventory:
     def __init__(self, scan: Scan, *, skip: bool) -> None:
         self.scan = scan
         self.kinds: list[ArrayKind] = []
-        self.dtypes: list[np.dtype[Any]] = []
         self.descrs: list[Any] = []
         self.signatures: list[Signature] = []
         self.tables: dict[tuple[str | None, int], ArrayTable] = {}
         self.skipped: dict[int, str] = {}
         self.skips = skip
-        self.dtype_of_kind: list[int] = []
-        self._kind_ids: dict[tuple[int, bool, int], int] = {}
-        self._dtype_ids: dict[str, int] = {}
+        self._kind_ids: dict[tuple[str, bool, int], int] = {}
         self._signature_ids: dict[Signature, int] = {}
         self._headers: dict[bytes, tuple[NpyHeader, int]] = {}
         num = len(scan)
@@ -115,28 +108,30 @@ class Inventory:
         total = header_nbytes(head, path)
         if total > len(head):
             head = read_at(fd, total, 0, path)
-        header, kind = self._header(head[:total], path)
-        check_nbytes(header, size, path)
-        self._add(None, place, kind, header, (NPY, 0, 0, 0, -1))
-        return self._signature([(None, kind, len(header.shape))])
+        return self._signature([self._add(place, None, head[:total], path, size, (NPY, 0, 0, 0, -1))])
 
     def _add_npz(self, place: int, fd: int, size: int, path: str) -> int:
         found = []
         for member in read_members(fd, size, path):
             where = f"{path}: array {member.name!r}"
-            header, kind = self._header(read_member_header(fd, member, where), where)
-            check_nbytes(header, member.nbytes, where)
-            found.append((member, header, kind))
-        for member, header, kind in found:
+            head = read_member_header(fd, member, where)
             method = DEFLATED if member.deflated else STORED
-            self._add(
-                member.name,
-                place,
-                kind,
-                header,
-                (method, member.offset, member.stored_nbytes, member.nbytes, member.crc),
-            )
-        return self._signature([(member.name, kind, len(header.shape)) for member, header, kind in found])
+            numbers = method, member.offset, member.stored_nbytes, member.nbytes, member.crc
+            found.append(self._add(place, member.name, head, where, member.nbytes, numbers))
+        return self._signature(found)
+
+    def _add(
+        self, place: int, name: str | None, head: bytes, where: str, size: int, numbers: tuple[int, int, int, int, int]
+    ) -> tuple[str | None, np.dtype[Any], int]:
+        """Add an array of a file to its table; nobody asks for the rows of a file that proves bad after that."""
+        header, kind = self._header(head, where)
+        check_nbytes(header, size, where)
+        ndim = len(header.shape)
+        table = self.tables.get((name, ndim))
+        if table is None:
+            table = self.tables[name, ndim] = ArrayTable(ndim)
+        table.numbers.extend((place, kind, *numbers, *header.shape))
+        return name, self.kinds[kind].dtype, ndim
 
     def _header(self, data: bytes, where: str) -> tuple[NpyHeader, int]:
         known = self._headers.get(data)
@@ -150,29 +145,15 @@ class Inventory:
         return known
 
     def _kind(self, header: NpyHeader) -> int:
-        text = repr(header.descr)
-        dtype = self._dtype_ids.setdefault(text, len(self.dtypes))
-        if dtype == len(self.dtypes):
-            self.dtypes.append(header.dtype)
-            self.descrs.append(header.descr)
-        key = dtype, header.fortran_order, header.data_offset
+        key = repr(header.descr), header.fortran_order, header.data_offset
         kind = self._kind_ids.setdefault(key, len(self.kinds))
         if kind == len(self.kinds):
             self.kinds.append(ArrayKind(header.dtype, header.fortran_order, header.data_offset))
-            self.dtype_of_kind.append(dtype)
+            self.descrs.append(header.descr)
         return kind
 
-    def _add(
-        self, name: str | None, place: int, kind: int, header: NpyHeader, numbers: tuple[int, int, int, int, int]
-    ) -> None:
-        ndim = len(header.shape)
-        table = self.tables.get((name, ndim))
-        if table is None:
-            table = self.tables[name, ndim] = ArrayTable(ndim)
-        table.numbers.extend((place, kind, *numbers, *header.shape))
-
-    def _signature(self, arrays: list[tuple[str | None, int, int]]) -> int:
-        signature = tuple((name, self.dtype_of_kind[kind], ndim) for name, kind, ndim in arrays)
+    def _signature(self, found: list[tuple[str | None, np.dtype[Any], int]]) -> int:
+        signature = tuple(found)
         number = self._signature_ids.setdefault(signature, len(self.signatures))
         if number == len(self.signatures):
             self.signatures.append(signature)
@@ -180,9 +161,7 @@ class Inventory:
 
     def leaves(self, signature: int) -> list[Leaf]:
         """Arrays, and members of structured arrays, of the files with this signature."""
-        return [
-            leaf for name, dtype, ndim in self.signatures[signature] for leaf in leaves(name, self.dtypes[dtype], ndim)
-        ]
+        return [leaf for array in self.signatures[signature] for leaf in leaves(*array)]
 
     def skip_or_raise(self, place: int, reason: str) -> None:
         """Leave a file out, or refuse, as was asked for."""

@@ -47,8 +47,7 @@ def describe_origin(
         if plan.layout == "columns":
             home = origin["fields"][field.name]["file"] = paths[int(column.file[0])]
         if column.member and home not in origin["structs"]:
-            kind = int(column.kind[0])
-            origin["structs"][home] = _json(inventory.descrs[inventory.dtype_of_kind[kind]])
+            origin["structs"][home] = _json(inventory.descrs[int(column.kind[0])])
     if pairing is not None:
         origin.update(pattern=pairing.pattern, position=pairing.position)
         origin.update(_names(plan, paths, roles))
