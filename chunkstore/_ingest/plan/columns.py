@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chunkstore._format import dtypes
 from chunkstore._format.schema import Field
 from chunkstore._ingest.npy.arrays import ArrayKind
 from chunkstore._ingest.npy.casts import Cast, resolve_cast
@@ -67,6 +68,11 @@ class Column:
         """Whether the first axis of a piece counts samples."""
         return self.start is not None
 
+    @property
+    def holds_objects(self) -> bool:
+        """Whether the rows are elements of object arrays."""
+        return self.shapes is not None and self.target != dtypes.STRING
+
     def samples(self, piece: int) -> tuple[int, int]:
         """First sample of a piece, and the one behind its last."""
         return (piece, piece + 1) if self.start is None else (int(self.start[piece]), int(self.start[piece + 1]))
@@ -85,9 +91,7 @@ class Column:
 
     def forward_only(self) -> bool:
         """Whether several samples come out of one stream that only goes forward: going back in it starts over."""
-        return self.is_rows and (
-            (self.shapes is not None and self.target != "string") or bool((self.method == DEFLATED).any())
-        )
+        return self.is_rows and (self.holds_objects or bool((self.method == DEFLATED).any()))
 
     def slice(self, start: int, stop: int) -> Column:
         """Samples `[start, stop)`; pieces of `rows` that are cut keep their whole array, so their `start` may be
@@ -130,18 +134,24 @@ def label_column(values: Ints) -> Column:
 
 def make_field(name: str, column: Column) -> Field:
     """Schema field: a dimension that is not the same in all samples becomes None."""
-    if column.target == "string" or column.values is not None:
+    if column.target == dtypes.STRING or column.values is not None:
         return Field(name, column.target, ())
     dims = column.shapes if column.shapes is not None else column.row_dims()
     shape = tuple(int(side[0]) if (side == side[0]).all() else None for side in dims.T)
     return Field(name, column.target, shape)
 
 
-def cast_of(column: Column, kind: ArrayKind, name: str) -> Cast | None:
-    """Cast for pieces of a kind; None for object arrays."""
+def dtype_in(column: Column, kind: ArrayKind) -> np.dtype[Any]:
+    """dtype of the column's elements in arrays of a kind."""
     leaf = leaf_of(column.array, kind.dtype, column.dims.shape[1], column.member)
     assert leaf is not None  # the files agreed on it
-    return None if leaf.dtype.kind == "O" else resolve_cast(leaf.dtype, column.target, name)
+    return leaf.dtype
+
+
+def cast_of(column: Column, kind: ArrayKind, name: str) -> Cast | None:
+    """Cast for pieces of a kind; None for object arrays."""
+    dtype = dtype_in(column, kind)
+    return None if dtype.kind == "O" else resolve_cast(dtype, column.target, name)
 
 
 def count_items(shapes: Ints) -> Ints:

@@ -21,26 +21,24 @@ from typing import Any
 import numpy as np
 
 from chunkstore._format import dtypes
+from chunkstore._ingest.npy.arrays import ArrayKind
 from chunkstore._ingest.npy.casts import native
-from chunkstore._ingest.plan.columns import Column
+from chunkstore._ingest.plan.columns import Column, dtype_in
 from chunkstore._ingest.plan.inventory import Inventory
 from chunkstore._ingest.plan.pairing import Pairing, stem
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.scan import Scan
-from chunkstore._ingest.plan.specs import leaf_of
 
 
-def describe_origin(
-    plan: Plan, inventory: Inventory, roles: dict[str, str], pairing: Pairing | None, scan: Scan
-) -> dict[str, Any]:
+def describe_origin(plan: Plan, inventory: Inventory, roles: dict[str, str], pairing: Pairing | None) -> dict[str, Any]:
     """Origin of a plan whose fields are known."""
     origin: dict[str, Any] = {"version": 1, "layout": plan.layout, "fields": {}, "structs": {}}
-    paths = _file_names(plan, scan)
+    paths = _file_names(plan, inventory.scan)
     for field, column in zip(plan.fields, plan.columns, strict=True):
         if column.values is not None:
             origin["label"] = field.name
             continue
-        origin["fields"][field.name] = _field(plan, inventory, column)
+        origin["fields"][field.name] = _field(plan, column)
         if field.name in roles:
             origin["fields"][field.name]["role"] = roles[field.name]
         home = column.array or ""
@@ -50,19 +48,16 @@ def describe_origin(
             origin["structs"][home] = _json(inventory.descrs[int(column.kind[0])])
     if pairing is not None:
         origin.update(pattern=pairing.pattern, position=pairing.position)
+    if plan.layout == "rows":
+        origin["files"] = _row_files(plan, paths)
+    if plan.keys is not None:
         origin.update(_names(plan, paths, roles))
-    elif plan.keys is None:
-        origin.update({"files": _row_files(plan, paths)} if plan.layout == "rows" else {})
-        objects = [
-            field.name
-            for field, column in zip(plan.fields, plan.columns, strict=True)
-            if column.shapes is not None and column.target != "string"
-        ]
-        origin.update({"objects": objects} if objects else {})
-    else:
-        origin.update(_names(plan, paths, {}))
+    objects = [field.name for field, column in zip(plan.fields, plan.columns, strict=True) if column.holds_objects]
+    if objects:
+        origin["objects"] = objects
     reordered = _reordered(plan, origin)
-    origin.update({"reordered": len(reordered)} if reordered else {})
+    if reordered:
+        origin["reordered"] = len(reordered)
     return origin
 
 
@@ -86,30 +81,27 @@ def _reordered(plan: Plan, origin: Mapping[str, Any]) -> set[int]:
         entry = origin["fields"].get(field.name)
         if entry is None or (entry["order"] is not None and entry["dtype"] is not None):
             continue
-        kinds = [kind for kind in np.unique(column.kind).tolist() if _is_reordered(plan, column, kind, entry)]
+        kinds = [kind for kind in np.unique(column.kind).tolist() if _is_reordered(column, plan.kinds[kind], entry)]
         found.update(column.file[np.isin(column.kind, kinds)].tolist())
     return found
 
 
-def _is_reordered(plan: Plan, column: Column, kind: int, entry: Mapping[str, Any]) -> bool:
-    leaf = leaf_of(None, plan.kinds[kind].dtype, 0, column.member)
-    swapped = leaf is not None and leaf.dtype != leaf.dtype.newbyteorder("<")
-    return (entry["order"] is None and plan.kinds[kind].fortran) or (entry["dtype"] is None and swapped)
+def _is_reordered(column: Column, kind: ArrayKind, entry: Mapping[str, Any]) -> bool:
+    dtype = dtype_in(column, kind)
+    return (entry["order"] is None and kind.fortran) or (entry["dtype"] is None and dtype != native(dtype))
 
 
-def _field(plan: Plan, inventory: Inventory, column: Column) -> dict[str, Any]:
-    kinds = np.unique(column.kind).tolist()
-    found_in = [leaf_of(None, plan.kinds[kind].dtype, 0, column.member) for kind in kinds]
-    leaf = [item for item in found_in if item is not None]
-    texts = {item.dtype.str for item in leaf}
-    orders = {plan.kinds[kind].fortran for kind in kinds}
+def _field(plan: Plan, column: Column) -> dict[str, Any]:
+    kinds = [plan.kinds[kind] for kind in np.unique(column.kind).tolist()]
+    found_in = [dtype_in(column, kind) for kind in kinds]
+    texts, orders = {dtype.str for dtype in found_in}, {kind.fortran for kind in kinds}
     found: dict[str, Any] = {
         "array": column.array,
         "member": ".".join(column.member) or None,
         "dtype": texts.pop() if len(texts) == 1 else None,
         "order": ("F" if orders.pop() else "C") if len(orders) == 1 else None,
     }
-    if any(dtypes.from_numpy(native(item.dtype)) != column.target for item in leaf):
+    if any(dtypes.from_numpy(native(dtype)) != column.target for dtype in found_in):
         found["cast"] = True
     return found
 

@@ -81,18 +81,18 @@ class _Builder:
     def build(self, layout: str) -> Plan:
         files = self.readable()
         choice = layouts.Choice(layout, layouts.ASKED)
-        by_role = dict(self.wanted.fields)
         if layout == "auto":
             choice = layouts.choose(self.inventory, files, self.wanted)
-        pairing = choice.pairing
-        keys: Texts | None
+        pairing, keys = None, None
         if choice.layout == "paired":
-            pairing = pairing or self.best_pairing(files)
-            named, keys = self.paired(pairing, by_role)
+            pairing = choice.pairing or self.best_pairing(files)
+            named, keys = self.paired(pairing)
         elif choice.layout == "columns":
-            named, keys = self.columns(files), None
+            named = self.columns(files)
+        elif choice.layout == "rows":
+            named = self.rows(files)
         else:
-            named, keys, files = self.by_file(choice.layout, files)
+            named, keys = self.by_file(files, classes=choice.layout == "classes")
         self.wanted.dtypes.check_names(list(named))
         return self.finish(choice, pairing, named, keys)
 
@@ -105,19 +105,19 @@ class _Builder:
             raise IngestError(f"no file is left to convert: {number} skipped.{first}")
         return files
 
-    def by_file(
-        self, layout: str, files: npt.NDArray[np.int64]
-    ) -> tuple[dict[str, Column], Texts | None, npt.NDArray[np.int64]]:
+    def by_file(self, files: npt.NDArray[np.int64], *, classes: bool) -> tuple[dict[str, Column], Texts]:
         picks, files = agree(self.inventory, files, self.wanted)
-        if layout == "rows":
-            files = self.rows_fit(picks, files)
-            return {pick.field: take_column(self.inventory, pick, files, rows=True) for pick in picks}, None, files
         self.no_objects(picks, files)
         keys = self.file_keys(files)
         named = {pick.field: take_column(self.inventory, pick, files, rows=False) for pick in picks}
-        if layout == "classes":
+        if classes:
             self.add_label(named, files)
-        return named, keys, files
+        return named, keys
+
+    def rows(self, files: npt.NDArray[np.int64]) -> dict[str, Column]:
+        picks, files = agree(self.inventory, files, self.wanted)
+        files = self.rows_fit(picks, files)
+        return {pick.field: take_column(self.inventory, pick, files, rows=True) for pick in picks}
 
     def rows_fit(self, picks: list[Pick], files: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Files in which all arrays have the same first axis."""
@@ -271,12 +271,10 @@ class _Builder:
             )
         return best
 
-    def paired(self, pairing: Pairing, sources: dict[str, str]) -> tuple[dict[str, Column], Texts]:
+    def paired(self, pairing: Pairing) -> tuple[dict[str, Column], Texts]:
         """Columns of all roles, over the keys that have every role."""
         table = np.array(pairing.files, np.int64)
-        chosen: list[tuple[int, Pick]] = []
-        for role, picks in self.role_picks(pairing, sources, table):
-            chosen += [(role, pick) for pick in picks]
+        chosen = self.role_picks(pairing, table)
         used = sorted({role for role, _ in chosen})
         signature_of = np.array(self.inventory.signature_of)
         good = np.all([(table[role] >= 0) & (signature_of[table[role]] >= 0) for role in used], axis=0)
@@ -297,11 +295,10 @@ class _Builder:
         self.check_unique(keys, table[used[0]][good])
         return named, Texts.pack(keys)
 
-    def role_picks(
-        self, pairing: Pairing, sources: dict[str, str], table: npt.NDArray[np.int64]
-    ) -> list[tuple[int, list[Pick]]]:
-        """Per role its picks, named after the role; `--field` sources are a role, or `role.array`."""
-        result = []
+    def role_picks(self, pairing: Pairing, table: npt.NDArray[np.int64]) -> list[tuple[int, Pick]]:
+        """Roles and picks, named after the role; `--field` sources are a role, or `role.array`."""
+        result: list[tuple[int, Pick]] = []
+        sources = self.wanted.fields
         left = dict(sources)
         for role, name in enumerate(pairing.names):
             mine = {new: old for new, old in sources.items() if old == name or old.startswith(name + ".")}
@@ -319,7 +316,7 @@ class _Builder:
             if not inner:
                 outer = next(iter(mine), name)
                 picks = [replace(pick, field=outer if len(picks) == 1 else f"{name}.{pick.field}") for pick in picks]
-            result.append((role, picks))
+            result += [(role, pick) for pick in picks]
         if left:
             new, old = next(iter(left.items()))
             raise IngestError(f"--field {new}={old}: the roles are {', '.join(map(repr, pairing.names))}.")
@@ -351,7 +348,7 @@ class _Builder:
             ) from None
         plan = replace(plan, fields=fields)
         rounded = _rounded(plan, self.wanted.dtypes)
-        origin = describe_origin(plan, self.inventory, self.roles, pairing, self.scan)
+        origin = describe_origin(plan, self.inventory, self.roles, pairing)
         text = f"{self.scan.summary()}. Layout {choice.layout}: {choice.reason}"
         return replace(
             plan,
