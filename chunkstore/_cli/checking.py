@@ -13,6 +13,7 @@ import numpy as np
 import chunkstore
 from chunkstore._cli import guard
 from chunkstore._cli.options import (
+    ANY_PATH,
     advise_if_no_container,
     container_argument,
     containers_of,
@@ -50,7 +51,7 @@ Examples:
   chunkstore verify shards/*.cks --json > report.json
 """
 )
-@click.argument("files", nargs=-1, required=True, type=click.Path(readable=False), metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=ANY_PATH, metavar="FILE...")
 @click.option("--deep", is_flag=True, help="Check the sum of every chunk and decode every row, too.")
 @click.option("--all", "show_all", is_flag=True, help=f"List all damage, not only the first {_SHOWN}.")
 @json_option

@@ -30,21 +30,6 @@ _ROW_KINDS: Final = (Kind.OFFSETS, Kind.SHAPES, Kind.STORED_OFFSETS)
 _SHOWN: Final = 8
 
 
-class RowSizes:
-    """Shapes and stored bytes of rows, without reading them."""
-
-    def __init__(self, ds: Reader) -> None:
-        self._indices = {name: ds._field_index(name) for name in ds.fields}
-
-    def shapes(self, position: int) -> dict[str, tuple[int, ...]]:
-        """Shape of the sample's row of each field; of a text, how many bytes of UTF-8."""
-        return {name: index.shape(position) for name, index in self._indices.items()}
-
-    def nbytes(self, position: int) -> int:
-        """Stored bytes of the sample."""
-        return sum(index.row(position)[1] for index in self._indices.values())
-
-
 def container_facts(ds: Reader) -> dict[str, Any]:
     """Everything that `chunkstore info` says, ready for JSON. Costs the same for any number of samples."""
     index = ds._index

@@ -13,19 +13,9 @@ from typing import Any, Final, NoReturn
 import click
 
 from chunkstore._cli.early import INTERRUPTED, SAID
-from chunkstore._cli.output import log, write_json_line
+from chunkstore._cli.output import log, write_json
 from chunkstore._storage.interrupts import ENDING
-from chunkstore.errors import (
-    ChunkstoreError,
-    FormatError,
-    IngestError,
-    LockedError,
-    MissingExtraError,
-    PoisonedError,
-    ReplacedError,
-    SampleNotFoundError,
-    SchemaError,
-)
+from chunkstore.errors import ChunkstoreError, LockedError, MissingExtraError, PoisonedError, ReplacedError
 
 GOOD: Final = 0
 BAD_DATA: Final = 1
@@ -34,7 +24,6 @@ NO_ACCESS: Final = 3
 BROKEN_PIPE: Final = 141  # 128 + SIGPIPE: what every other command of a pipeline ends with
 
 _NO_ACCESS_ERRORS: Final = (OSError, MemoryError, LockedError, PoisonedError, ReplacedError, MissingExtraError)
-_BAD_DATA_ERRORS: Final = (FormatError, IngestError, SchemaError, SampleNotFoundError)
 _JSON: Final = "chunkstore.json"  # in what contexts of click share: whether the result is wanted as JSON
 _ended_by: list[int] = []  # the first of `ENDING` that came
 
@@ -106,7 +95,7 @@ def _end_with(ctx: click.Context, error: BaseException) -> NoReturn:
 def _report_json(ctx: click.Context, name: str, text: str) -> None:
     if ctx.meta[_JSON]:
         try:
-            write_json_line({"ok": False, "error": name, "message": text})
+            write_json({"ok": False, "error": name, "message": text}, indent=None)
             sys.stdout.flush()
         except OSError:  # a full disk, or nobody who reads: stderr and the exit code say the same
             _discard_stdout()
@@ -137,7 +126,7 @@ def exit_code(error: BaseException) -> int:
     """1 where the data is bad or refused, 3 where something cannot be read or written."""
     if isinstance(error, _NO_ACCESS_ERRORS):
         return NO_ACCESS
-    return BAD_DATA if isinstance(error, (*_BAD_DATA_ERRORS, ChunkstoreError)) else USAGE
+    return BAD_DATA if isinstance(error, ChunkstoreError) else USAGE
 
 
 def message(error: BaseException) -> str:

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import click
 
-from chunkstore._cli.facts import RowSizes, container_facts, facts_text, joined_facts, joined_text
+from chunkstore._cli.facts import container_facts, facts_text, joined_facts, joined_text
 from chunkstore._cli.options import (
+    ANY_PATH,
     advise_if_no_container,
     check_fields,
     container_argument,
@@ -22,15 +23,13 @@ from chunkstore._cli.options import (
 )
 from chunkstore._cli.output import (
     log,
-    nbytes_text,
     one_line,
     plural,
     shape_text,
     write,
     write_json,
-    write_json_line,
 )
-from chunkstore._cli.sample import first_values, row_facts, save
+from chunkstore._cli.sample import row_facts, row_text, save
 from chunkstore._read.many import Containers
 from chunkstore._read.reader import Reader
 from chunkstore.errors import SampleNotFoundError
@@ -87,9 +86,18 @@ def ls(file: str, pattern: str | None, long: bool, head: int | None, as_json: bo
         if pattern is not None and ds.keys is None:
             raise click.UsageError(f"{file} has no keys, so PATTERN has nothing to match; leave it out")
         width = len(str(max(len(ds) - 1, 0)))
-        sizes = RowSizes(ds) if long else None
+        indices = {name: ds._field_index(name) for name in ds.fields} if long else {}
         for position, key in itertools.islice(_matching(ds, pattern), head):
-            _list(sizes, position, key, width, as_json=as_json)
+            shapes = {name: index.shape(position) for name, index in indices.items()}
+            nbytes = sum(index.row(position)[1] for index in indices.values())
+            if as_json:
+                sizes = {"nbytes": nbytes, "shapes": shapes} if long else {}
+                write_json({"position": position, "key": key, **sizes}, indent=None)
+                continue
+            parts = [str(position).rjust(width), *([f"{nbytes:>12,}"] if long else [])]
+            parts += [] if key is None else [one_line(key)]
+            parts += [f"{one_line(name)}{shape_text(shape)}" for name, shape in shapes.items()]
+            write("  ".join(parts))
 
 
 def _matching(ds: Reader, pattern: str | None) -> Iterator[tuple[int, str | None]]:
@@ -102,21 +110,6 @@ def _matching(ds: Reader, pattern: str | None) -> Iterator[tuple[int, str | None
         for place, key in enumerate(ds.keys[start : start + _PIECE]):
             if matches(key):
                 yield start + place, key
-
-
-def _list(sizes: RowSizes | None, position: int, key: str | None, width: int, *, as_json: bool) -> None:
-    shapes = {} if sizes is None else sizes.shapes(position)
-    nbytes = 0 if sizes is None else sizes.nbytes(position)
-    if as_json:
-        extra = {"nbytes": nbytes, "shapes": {name: list(shape) for name, shape in shapes.items()}} if sizes else {}
-        write_json_line({"position": position, "key": key, **extra})
-        return
-    parts = [str(position).rjust(width)]
-    if sizes is not None:
-        parts.append(f"{nbytes:>12,}")
-    parts += [] if key is None else [one_line(key)]
-    parts += [f"{one_line(name)}{shape_text(shape)}" for name, shape in shapes.items()]
-    write("  ".join(parts))
 
 
 class _WithNegatives(click.Command):
@@ -148,7 +141,7 @@ Examples:
 @click.option("--position", "as_what", flag_value="position", help="Take KEY|POSITION as a position.")
 @click.option(
     "--out",
-    type=click.Path(readable=False),
+    type=ANY_PATH,
     metavar="PATH",
     help="Write it instead: .npy (one field), .npz (all), .png (one field that is an image: (H, W), (H, W, 1|3|4) or "
     "(1|3|4, H, W)).",
@@ -186,7 +179,7 @@ def get(
         named = "" if key is None else f", key '{one_line(key)}'"
         write(f"position {position:,} of {plural(len(ds), 'sample')}{named}")
         for name, row in chosen.items():
-            write(_row_text(name, row, rows[name]))
+            write(row_text(name, row, rows[name]))
 
 
 def _some_rows(ds: Reader, position: int, fields: tuple[str, ...]) -> dict[str, Any]:
@@ -220,20 +213,6 @@ def _position(ds: Reader, which: str, as_what: str | None) -> int:
             else f"{ds.path}: no sample {which}: the container is empty"
         )
     return position % len(ds)
-
-
-def _row_text(name: str, row: Any, facts: dict[str, Any]) -> str:
-    """Some lines about one field of a sample."""
-    if isinstance(row, str):
-        text = one_line(row[:200]) + ("..." if len(row) > 200 else "")
-        return f"  {one_line(name)}: text of {len(row):,} characters: {text}"
-    lines = [f"  {one_line(name)}: {facts['dtype']} {shape_text(row.shape)}, {nbytes_text(row.nbytes)}"]
-    if "min" in facts and row.size > 1:
-        lines.append(f"    min {facts['min']:.6g}, max {facts['max']:.6g}, mean {facts['mean']:.6g}")
-    values = first_values(row)
-    if values:
-        lines.append(f"    {'value' if row.size == 1 else 'first values'}: {values}")
-    return "\n".join(lines)
 
 
 @click.command(

@@ -11,6 +11,7 @@ import click
 import chunkstore
 from chunkstore._cli.guard import BAD_DATA
 from chunkstore._cli.options import (
+    ANY_PATH,
     advise_if_no_container,
     check_fields,
     codec_option,
@@ -54,7 +55,7 @@ Examples:
   chunkstore convert data/ train.cks --codec auto --dry-run
 """
 )
-@click.argument("paths", nargs=-1, type=click.Path(readable=False), metavar="SRC... DST")
+@click.argument("paths", nargs=-1, type=ANY_PATH, metavar="SRC... DST")
 @source_options
 @click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Processes to use; any N gives the same bytes."
@@ -137,7 +138,7 @@ Examples:
 """
 )
 @container_argument
-@click.argument("sources", nargs=-1, required=True, type=click.Path(readable=False), metavar="SRC...")
+@click.argument("sources", nargs=-1, required=True, type=ANY_PATH, metavar="SRC...")
 @source_options
 @json_option
 @click.pass_context
@@ -169,7 +170,7 @@ Examples:
 """
 )
 @container_argument
-@click.argument("directory", type=click.Path(readable=False), metavar="DIR")
+@click.argument("directory", type=ANY_PATH, metavar="DIR")
 @click.option("--field", "fields", multiple=True, metavar="NAME", help="Only this field; repeat it for more.")
 @json_option
 def export(file: str, directory: str, fields: tuple[str, ...], as_json: bool) -> None:

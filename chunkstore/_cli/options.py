@@ -30,14 +30,9 @@ def size_callback(ctx: click.Context, param: click.Parameter, value: str) -> int
     return nbytes
 
 
-def container_argument(function: _F) -> _F:
-    """FILE: the path of a container, or a directory or pattern of several, which are read as one."""
-    return click.argument("file", type=click.Path(readable=False))(function)
-
-
-def json_option(function: _F) -> _F:
-    """--json"""
-    return click.option("--json", "as_json", is_flag=True, help="Print the result, or the error, as JSON.")(function)
+ANY_PATH = click.Path(readable=False)  # not asked about beforehand: a file that cannot be read is no error of usage
+container_argument = click.argument("file", type=ANY_PATH)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result, or the error, as JSON.")
 
 
 def _checked(

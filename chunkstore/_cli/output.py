@@ -25,14 +25,10 @@ def write(text: str = "") -> None:
     sys.stdout.write(text + "\n")
 
 
-def write_json(value: Any) -> None:
-    """The result of a command for programs; numbers that JSON does not have become texts."""
-    write(json.dumps(_plain(value), indent=2, allow_nan=False))
-
-
-def write_json_line(value: Any) -> None:
-    """One object of a listing, on one line."""
-    write(json.dumps(_plain(value), separators=(",", ":"), allow_nan=False))
+def write_json(value: Any, *, indent: int | None = 2) -> None:
+    """The result of a command for programs, on one line without `indent`; numbers that JSON has not become texts."""
+    separators = (",", ":") if indent is None else None
+    write(json.dumps(_plain(value), indent=indent, separators=separators, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, TextIO
+from typing import TextIO
 
 import click
 
 import chunkstore
 from chunkstore._cli import guard
-from chunkstore._cli.options import advise_if_no_container, codec_option, json_option, refuse_stream
+from chunkstore._cli.options import (
+    ANY_PATH,
+    advise_if_no_container,
+    codec_option,
+    container_argument,
+    json_option,
+    refuse_stream,
+)
 from chunkstore._cli.output import bar, nbytes_text, one_line, plural, write, write_json, write_prose
 
 _SHOWN = 20
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace the container OUT, once the new one is complete.")
-
-
-def _mode(overwrite: bool) -> Literal["x", "w"]:
-    return "w" if overwrite else "x"
 
 
 def _report(path: str, as_json: bool, notes: tuple[str, ...] = ()) -> None:
@@ -40,8 +43,8 @@ Examples:
   chunkstore merge all.cks shards/
 """
 )
-@click.argument("out", type=click.Path(readable=False))
-@click.argument("files", nargs=-1, required=True, type=click.Path(readable=False), metavar="FILE...")
+@click.argument("out", type=ANY_PATH)
+@click.argument("files", nargs=-1, required=True, type=ANY_PATH, metavar="FILE...")
 @_overwrite
 @json_option
 def merge(out: str, files: tuple[str, ...], overwrite: bool, as_json: bool) -> None:
@@ -60,7 +63,7 @@ def merge(out: str, files: tuple[str, ...], overwrite: bool, as_json: bool) -> N
     for file in files:
         advise_if_no_container(file)
     with bar("merge") as progress:
-        merged = chunkstore.merge(files, out, mode=_mode(overwrite), progress=progress)
+        merged = chunkstore.merge(files, out, mode="w" if overwrite else "x", progress=progress)
     _report(out, as_json, merged.notes)
 
 
@@ -72,8 +75,8 @@ Examples:
   chunkstore repack train.cks small.cks --codec image=zstd:9
 """
 )
-@click.argument("file", type=click.Path(readable=False))
-@click.argument("out", type=click.Path(readable=False))
+@container_argument
+@click.argument("out", type=ANY_PATH)
 @click.option(
     "--keys",
     "keys_file",
@@ -97,7 +100,7 @@ def repack(
     advise_if_no_container(file)
     keys = None if keys_file is None else _lines(keys_file)
     with bar("repack") as progress:
-        chunkstore.repack(file, out, keys=keys, mode=_mode(overwrite), codec=codec, progress=progress)
+        chunkstore.repack(file, out, keys=keys, mode="w" if overwrite else "x", codec=codec, progress=progress)
     _report(out, as_json)
 
 
@@ -115,8 +118,8 @@ Examples:
   chunkstore recover damaged.cks saved.cks
 """
 )
-@click.argument("file", type=click.Path(readable=False))
-@click.argument("out", type=click.Path(readable=False))
+@container_argument
+@click.argument("out", type=ANY_PATH)
 @click.option("--all", "show_all", is_flag=True, help=f"List all that is lost, not only the first {_SHOWN} runs.")
 @_overwrite
 @json_option
@@ -130,7 +133,7 @@ def recover(ctx: click.Context, file: str, out: str, show_all: bool, overwrite: 
     refuse_stream(out)
     advise_if_no_container(file)
     with bar("recover", " samples") as progress:
-        report = chunkstore.recover(file, out, mode=_mode(overwrite), progress=progress)
+        report = chunkstore.recover(file, out, mode="w" if overwrite else "x", progress=progress)
     if as_json:
         write_json(report.as_dict())
     else:

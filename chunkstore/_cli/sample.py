@@ -13,7 +13,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from chunkstore._cli.output import one_line, shape_text
+from chunkstore._cli.output import nbytes_text, one_line, shape_text
 from chunkstore._cli.png import encode_png
 from chunkstore._format.schema import Field
 from chunkstore._storage.replace import is_container
@@ -50,23 +50,29 @@ def _numbers(row: NDArray[Any]) -> NDArray[Any] | None:
 
 
 def _json_value(value: Any) -> Any:
-    if isinstance(value, (np.bool_, np.integer, np.floating)):
+    if isinstance(value, (np.bool_, np.integer, np.floating)) and not isinstance(value, np.timedelta64):
         return value.item()
     return str(value) if not isinstance(value, np.void) else value.tobytes().hex()
 
 
-def first_values(row: NDArray[Any]) -> str:
-    """The first values of a row as one line."""
-    shown = [_short(value) for value in row.reshape(-1)[:_FIRST]]
-    return " ".join(shown) + (" ..." if row.size > _FIRST else "")
+def row_text(name: str, row: Any, facts: dict[str, Any]) -> str:
+    """Some lines about one field of a sample, for people.
 
-
-def _short(value: Any) -> str:
-    if isinstance(value, np.floating):
-        return f"{float(value):.6g}"
-    if isinstance(value, (str, bytes)):
-        return one_line(repr(value))
-    return value.tobytes().hex() if isinstance(value, np.void) else str(value)
+    Args:
+        name, row: of the field.
+        facts: as of `row_facts`.
+    """
+    if isinstance(row, str):
+        text = one_line(row[:200]) + ("..." if len(row) > 200 else "")
+        return f"  {one_line(name)}: text of {len(row):,} characters: {text}"
+    lines = [f"  {one_line(name)}: {facts['dtype']} {shape_text(row.shape)}, {nbytes_text(row.nbytes)}"]
+    if "min" in facts and row.size > 1:
+        lines.append(f"    min {facts['min']:.6g}, max {facts['max']:.6g}, mean {facts['mean']:.6g}")
+    if row.size:
+        shown = repr if row.dtype.kind == "U" else str
+        values = " ".join(f"{v:.6g}" if isinstance(v, float) else one_line(shown(v)) for v in facts["first"])
+        lines.append(f"    {'value' if row.size == 1 else 'first values'}: {values}{' ...' * (row.size > _FIRST)}")
+    return "\n".join(lines)
 
 
 def save(path: str, rows: Mapping[str, Any], *, overwrite: bool) -> str:
