@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import chunkstore
+from chunkstore._cli.checking import best_seconds
 from chunkstore._cli.output import duration_text, nbytes_text, plural, table, write
 from chunkstore._storage.interrupts import signals_later
 
 _SHADES: Final = " .:-=+*#%@"
 _BATCH: Final = 256
-_ROUNDS: Final = 3
 # Digits of 3 x 5 pixels, a row of three bits after the other: for machines without scikit-learn.
 _GLYPHS: Final = (0x7B6F, 0x2C97, 0x73E7, 0x73CF, 0x5BC9, 0x79CF, 0x79EF, 0x7249, 0x7BEF, 0x7BCF)
 
@@ -173,15 +173,13 @@ class _Demo:
         stacked = [np.stack(ways[0][1]()), np.stack(ways[1][1]()), np.concatenate(ways[2][1]())]
         equal = all(np.array_equal(stacked[0], other) for other in stacked[1:])
         self._expect(equal, "the images that were read differ from the files")
-        seconds = _time([run for _, run in ways])
+        seconds = [best_seconds(run) for _, run in ways]
         rows = [("every digit once, in random order", "a digit", "digits/s", "")]
         for (name, _), took in zip(ways, seconds, strict=True):
             each = took / len(positions)
             rows.append((name, duration_text(each), f"{1 / each:,.0f}", f"{seconds[0] / took:,.0f} x"))
         write(table(rows, right=(1, 2, 3)))
-        write(
-            f"All three gave the same {len(positions):,} images. Best of {_ROUNDS} rounds, everything in memory (warm)."
-        )
+        write(f"All three gave the same {len(positions):,} images. Best of three runs, everything in memory (warm).")
 
     def _verify(self) -> None:
         self._title("Prove that every byte is what was written")
@@ -245,20 +243,5 @@ def _draw(image: NDArray[Any]) -> str:
     return "\n".join("    " + "".join(2 * _SHADES[round(level)] for level in row).rstrip() for row in levels.tolist())
 
 
-def _time(runs: list[Callable[[], object]]) -> list[float]:
-    """Seconds of the best of some rounds of each, interleaved."""
-    best = [float("inf")] * len(runs)
-    for _ in range(_ROUNDS):
-        for place, run in enumerate(runs):
-            began = time.perf_counter()
-            run()
-            best[place] = min(best[place], time.perf_counter() - began)
-    return best
-
-
 def _flip_bit(path: str, offset: int) -> None:
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 4]))
+    np.memmap(path, mode="r+")[offset] ^= 4

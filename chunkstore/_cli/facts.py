@@ -32,6 +32,8 @@ _SHOWN: Final = 8
 
 def container_facts(ds: Reader) -> dict[str, Any]:
     """Everything that `chunkstore info` says, ready for JSON. Costs the same for any number of samples."""
+    if isinstance(ds, Containers):
+        return _joined_facts(ds)
     index = ds._index
     superblock = index.superblock
     attrs = ds.attrs
@@ -54,7 +56,7 @@ def container_facts(ds: Reader) -> dict[str, Any]:
     }
 
 
-def joined_facts(ds: Containers) -> dict[str, Any]:
+def _joined_facts(ds: Containers) -> dict[str, Any]:
     """The same of several containers as one, and of each."""
     parts = []
     for path in ds.paths:
@@ -70,29 +72,6 @@ def joined_facts(ds: Containers) -> dict[str, Any]:
         "attrs": ds.attrs,
         "containers": parts,
     }
-
-
-def joined_text(facts: dict[str, Any]) -> str:
-    """The same for people."""
-    parts = facts["containers"]
-    size = nbytes_text(sum(part["sizes"]["file_nbytes"] for part in parts))
-    keys = "with keys" if facts["has_keys"] else "without keys"
-    what = f"{plural(len(parts), 'container')}, {plural(facts['num_samples'], 'sample')} {keys}, {size}"
-    rows = [("container", "samples", "bytes", "generation")]
-    for part in parts:
-        nbytes = part["sizes"]["file_nbytes"]
-        rows.append((one_line(part["path"]), f"{part['num_samples']:,}", f"{nbytes:,}", f"{part['generation']:,}"))
-    lines = [
-        f"{one_line(facts['path'])}: {what}",
-        "",
-        _fields_text(facts["fields"]),
-        "",
-        table(rows, right=(1, 2, 3)),
-        "",
-        f"fingerprint  {facts['fingerprint']} (of all, in this order)",
-        *_attrs_lines(facts["attrs"]),
-    ]
-    return "\n".join(lines)
 
 
 def _schema_facts(field: Field, block_nbytes: NDArray[Any]) -> dict[str, Any]:
@@ -177,25 +156,43 @@ def _origin(converted: Any) -> dict[str, Any] | None:
 
 def facts_text(facts: dict[str, Any]) -> str:
     """The same for people."""
-    sizes = facts["sizes"]
-    keys = "with keys" if facts["has_keys"] else "without keys"
-    size = nbytes_text(sizes["file_nbytes"])
-    what = f"chunkstore {facts['format']}, {plural(facts['num_samples'], 'sample')} {keys}, {size}"
+    parts = facts.get("containers")
+    what = f"chunkstore {facts['format']}" if parts is None else plural(len(parts), "container")
+    samples = f"{plural(facts['num_samples'], 'sample')} {'with' if facts['has_keys'] else 'without'} keys"
+    size = nbytes_text(sum(part["sizes"]["file_nbytes"] for part in parts or [facts]))
     lines = [
-        f"{one_line(facts['path'])}: {what}",
+        f"{one_line(facts['path'])}: {what}, {samples}, {size}",
         "",
         _fields_text(facts["fields"]),
         "",
+        *(_own_lines(facts) if parts is None else _parts_lines(facts)),
+        *_attrs_lines(facts["attrs"]),
+    ]
+    for damage in facts.get("superblock_damage", ()):
+        lines.append(f"DAMAGED      superblock {damage['superblock']}: {one_line(damage['message'])}")
+    return "\n".join(lines)
+
+
+def _own_lines(facts: dict[str, Any]) -> list[str]:
+    """What is said of one container."""
+    return [
         *_size_lines(facts),
         "",
         f"shards       {facts['num_shards']:,}",
         f"generation   {facts['generation']:,} (index segments: {facts['num_segments']})",
         f"fingerprint  {facts['fingerprint']}",
         f"uuid         {facts['uuid']}",
-        *_origin_lines(facts),
-        *(f"DAMAGED      superblock {d['superblock']}: {one_line(d['message'])}" for d in facts["superblock_damage"]),
+        *_origin_lines(facts["origin"]),
     ]
-    return "\n".join(lines)
+
+
+def _parts_lines(facts: dict[str, Any]) -> list[str]:
+    """What is said of several."""
+    rows = [("container", "samples", "bytes", "generation")]
+    for part in facts["containers"]:
+        nbytes = part["sizes"]["file_nbytes"]
+        rows.append((one_line(part["path"]), f"{part['num_samples']:,}", f"{nbytes:,}", f"{part['generation']:,}"))
+    return [table(rows, right=(1, 2, 3)), "", f"fingerprint  {facts['fingerprint']} (of all, in this order)"]
 
 
 def _fields_text(fields: list[dict[str, Any]]) -> str:
@@ -247,14 +244,12 @@ def _index_remark(sizes: dict[str, Any], has_keys: bool) -> str:
     return f"  ({'; '.join(parts)})"
 
 
-def _origin_lines(facts: dict[str, Any]) -> list[str]:
-    lines = []
-    origin = facts["origin"]
-    if origin:
-        files = f", {plural(origin['num_files'], 'file')}" if "num_files" in origin else ""
-        kind = f" of {one_line(origin['suffix'])} files" if "suffix" in origin else ""
-        lines.append(f"origin       chunkstore convert, layout {one_line(origin.get('layout', '?'))}{kind}{files}")
-    return lines + _attrs_lines(facts["attrs"])
+def _origin_lines(origin: dict[str, Any] | None) -> list[str]:
+    if not origin:
+        return []
+    files = f", {plural(origin['num_files'], 'file')}" if "num_files" in origin else ""
+    kind = f" of {one_line(origin['suffix'])} files" if "suffix" in origin else ""
+    return [f"origin       chunkstore convert, layout {one_line(origin.get('layout', '?'))}{kind}{files}"]
 
 
 def _attrs_lines(attrs: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from chunkstore._cli.facts import container_facts, facts_text, joined_facts, joined_text
+from chunkstore._cli.facts import container_facts, facts_text
 from chunkstore._cli.options import (
     ANY_PATH,
     advise_if_no_container,
@@ -30,7 +30,6 @@ from chunkstore._cli.output import (
     write_json,
 )
 from chunkstore._cli.sample import row_facts, row_text, save
-from chunkstore._read.many import Containers
 from chunkstore._read.reader import Reader
 from chunkstore.errors import SampleNotFoundError
 
@@ -56,12 +55,11 @@ def info(file: str, as_json: bool) -> None:
     commands but `append` it may be a URL, such as s3://bucket/train.cks.
     """
     with open_container(file) as ds:
-        joined = isinstance(ds, Containers)
-        facts = joined_facts(ds) if joined else container_facts(ds)
+        facts = container_facts(ds)
     if as_json:
         write_json(facts)
     else:
-        write(joined_text(facts) if joined else facts_text(facts))
+        write(facts_text(facts))
 
 
 @click.command(

@@ -23,7 +23,7 @@ from chunkstore._cli.options import (
     size_callback,
     source_options,
 )
-from chunkstore._cli.output import argument, rate_text, write, write_json, write_prose
+from chunkstore._cli.output import argument, rate_text, write, write_report
 from chunkstore._format.constants import SHARD_NBYTES
 
 _LAYOUTS = """\b
@@ -101,12 +101,9 @@ def convert(
     report = chunkstore.convert(
         sources, dst, mode="w" if overwrite else "x", shard_nbytes=shard_size, progress=True, **options
     )
-    if as_json:
-        write_json(report.as_dict())
-    else:
-        write_prose(report.summary())
-        _say_rates(report)
-        _say_next(report)
+    write_report(report, as_json=as_json)
+    if not as_json:
+        _say_more(report)
     if report.skipped:
         ctx.exit(BAD_DATA)
 
@@ -114,18 +111,14 @@ def convert(
 convert.help = f"{inspect.cleandoc(convert.help or '')}\n\n{_LAYOUTS}"
 
 
-def _say_rates(report: chunkstore.ConvertReport) -> None:
+def _say_more(report: chunkstore.ConvertReport) -> None:
+    """How fast it was, and what comes next."""
     if report.dry_run:
         write("dry run: nothing was written")
         return
     seconds = max(report.seconds, 1e-9)
     files = f", {report.num_files / seconds:,.0f} files/s" if report.num_files > 9 else ""
     write(f"{report.num_samples / seconds:,.0f} samples/s{files}{rate_text(report.nbytes, seconds)}")
-
-
-def _say_next(report: chunkstore.ConvertReport) -> None:
-    if report.dry_run:
-        return
     write(f"next: chunkstore info {argument(report.path)}")
     write(f"      python: import chunkstore; ds = chunkstore.open({report.path!r}); ds[0]")
 
@@ -154,10 +147,7 @@ def append(ctx: click.Context, /, file: str, sources: tuple[str, ...], as_json: 
     advise_if_no_container(file)
     refuse_container_sources(sources)
     report = append_files(sources, file, progress=True, **options)
-    if as_json:
-        write_json(report.as_dict())
-    else:
-        write_prose(report.summary())
+    write_report(report, as_json=as_json)
     if report.skipped:
         ctx.exit(BAD_DATA)
 
@@ -185,7 +175,4 @@ def export(file: str, directory: str, fields: tuple[str, ...], as_json: bool) ->
     with open_container(file) as ds:
         check_fields(ds, fields)
         report = chunkstore.export(ds, directory, fields=list(fields) or None, progress=True)
-    if as_json:
-        write_json(report.as_dict())
-    else:
-        write_prose(report.summary())
+    write_report(report, as_json=as_json)

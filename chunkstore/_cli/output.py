@@ -10,11 +10,14 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
 from chunkstore._ingest.convert.progress import open_bar
+
+if TYPE_CHECKING:
+    from chunkstore._ingest.convert.report import AppendReport, ConvertReport, ExportReport
 
 _RATE_NBYTES: Final = 16 << 20
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -29,6 +32,14 @@ def write_json(value: Any, *, indent: int | None = 2) -> None:
     """The result of a command for programs, on one line without `indent`; numbers that JSON has not become texts."""
     separators = (",", ":") if indent is None else None
     write(json.dumps(_plain(value), indent=indent, separators=separators, allow_nan=False))
+
+
+def write_report(report: ConvertReport | AppendReport | ExportReport, *, as_json: bool) -> None:
+    """What was done, for programs or for people."""
+    if as_json:
+        write_json(report.as_dict())
+    else:
+        write_prose(report.summary())
 
 
 def _plain(value: Any) -> Any:
