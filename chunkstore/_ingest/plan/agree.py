@@ -114,38 +114,28 @@ def agree(
         IngestError: a file differs (unless such files are to be skipped), or no file can be taken.
     """
     signature_of = np.array(inventory.signature_of)[files]
-    numbers, firsts, counts = np.unique(signature_of, return_index=True, return_counts=True)
+    counts = Counter(signature_of.tolist())  # in the order of the files, as all that follows from it
     picks: dict[int, list[Pick]] = {}
     errors: dict[int, str] = {}
-    for number in numbers.tolist():
+    for number in counts:
         try:
             picks[number] = picks_of(inventory, number, wanted)
         except IngestError as error:
             errors[number] = str(error)
+    if not picks:
+        raise IngestError(f"{inventory.scan.file_path(int(files[0]))}: {errors[int(signature_of[0])]}")
     keys = {number: tuple(sorted(pick.key for pick in chosen)) for number, chosen in picks.items()}
-    if not keys:
-        place = int(files[firsts.min()])
-        raise IngestError(f"{inventory.scan.file_path(place)}: {errors[int(signature_of[firsts.min()])]}")
-    best = _most_frequent(keys, numbers, firsts, counts)
-    good = np.isin(signature_of, [number for number in keys if keys[number] == keys[best]])
+    total: Counter[Any] = Counter()
+    for number, key in keys.items():
+        total[key] += counts[number]
+    usual = total.most_common(1)[0][0]  # of equals the first
+    alike = [number for number in keys if keys[number] == usual]
+    chosen, good = picks[alike[0]], np.isin(signature_of, alike)
     for place, number in zip(files[~good].tolist(), signature_of[~good].tolist(), strict=True):
         others = int(good.sum())
-        reason = errors.get(number) or _difference(picks[number], picks[best], others, len(files), picks.values())
+        reason = errors.get(number) or _difference(picks[number], chosen, others, len(files), picks.values())
         inventory.skip_or_raise(place, reason)
-    return picks[best], files[good]
-
-
-def _most_frequent(
-    keys: dict[int, Any], numbers: npt.NDArray[Any], firsts: npt.NDArray[Any], counts: npt.NDArray[Any]
-) -> int:
-    """Signature whose key most files have; the earliest file decides between equals."""
-    total: Counter[Any] = Counter()
-    first: dict[Any, int] = {}
-    for _, number, count in sorted(zip(firsts.tolist(), numbers.tolist(), counts.tolist(), strict=True)):
-        if number in keys:
-            total[keys[number]] += count
-            first.setdefault(keys[number], number)
-    return first[total.most_common(1)[0][0]]
+    return chosen, files[good]
 
 
 def _difference(

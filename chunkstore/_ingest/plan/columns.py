@@ -97,9 +97,6 @@ class Column:
         """Samples `[start, stop)`; pieces of `rows` that are cut keep their whole array, so their `start` may be
         negative.
         """
-        shapes = None if self.shapes is None else self.shapes[start:stop]
-        if self.values is not None:
-            return replace(self, values=self.values[start:stop])
         if self.start is None:
             low, high, begin = start, stop, None
         else:
@@ -107,7 +104,10 @@ class Column:
             high = int(np.searchsorted(self.start, stop, "left"))
             begin = self.start[low : high + 1] - start
         cut = {f.name: getattr(self, f.name)[low:high] for f in fields(self) if f.name in PER_PIECE}
-        return replace(self, **cut, start=begin, shapes=shapes)
+        for name in ("shapes", "values"):
+            table = getattr(self, name)
+            cut[name] = None if table is None else table[start:stop]
+        return replace(self, **cut, start=begin)
 
 
 PER_PIECE = ("file", "kind", "method", "offset", "stored", "nbytes", "crc", "dims")
@@ -117,12 +117,7 @@ def renumber(columns: Iterable[Column]) -> tuple[npt.NDArray[np.int64], tuple[Co
     """The files that are used, ascending, and the columns with their numbers among those."""
     found = list(columns)
     used = np.unique(np.concatenate([column.file for column in found])).astype(np.int64)
-    return used, tuple(
-        column
-        if column.values is not None
-        else replace(column, file=np.searchsorted(used, column.file).astype(np.int32))
-        for column in found
-    )
+    return used, tuple(replace(column, file=np.searchsorted(used, column.file).astype(np.int32)) for column in found)
 
 
 def label_column(values: Ints) -> Column:
@@ -134,7 +129,7 @@ def label_column(values: Ints) -> Column:
 
 def make_field(name: str, column: Column) -> Field:
     """Schema field: a dimension that is not the same in all samples becomes None."""
-    if column.target == dtypes.STRING or column.values is not None:
+    if column.target == dtypes.STRING:
         return Field(name, column.target, ())
     dims = column.shapes if column.shapes is not None else column.row_dims()
     shape = tuple(int(side[0]) if (side == side[0]).all() else None for side in dims.T)

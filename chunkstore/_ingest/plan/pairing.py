@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 from chunkstore._storage.names import natural_sort
 
 Pattern = Literal["folder", "suffix", "prefix", "name"]
+Part = tuple[str, str]  # of a name: role and key
 MAX_ROLES: Final = 16
 ROLE_WORDS: Final = frozenset({
     "image", "images", "img", "imgs", "mask", "masks", "label", "labels", "lbl", "target", "targets", "input",
@@ -73,36 +75,34 @@ def find_pairings(paths: Sequence[str], numbers: Sequence[int]) -> list[Pairing]
     """Ways to pair the files `numbers` of `paths`: most plausible first (spoken roles, complete ones, then folders from
     the left).
     """
-    found: list[Pairing] = []
     depth = min(paths[number].count("/") for number in numbers)
-    for position in range(min(depth, 4)):
-        found += _pair(paths, numbers, _folder(position), "folder", position)
-    found += _pair(paths, numbers, _suffix, "suffix")
-    found += _pair(paths, numbers, _prefix, "prefix")
-    found += _pair(paths, numbers, _name, "name")
+    ways: list[tuple[Pattern, int, Callable[[str], Part | None]]] = [
+        *(("folder", position, partial(_folder, position)) for position in range(min(depth, 4))),
+        ("suffix", 0, _suffix),
+        ("prefix", 0, _prefix),
+        ("name", 0, _name),
+    ]
+    found = [pairing for way in ways if (pairing := _pair(paths, numbers, *way)) is not None]
     return sorted(found, key=lambda pairing: (not pairing.spoken, not pairing.complete))
 
 
-def _folder(position: int) -> Callable[[str], tuple[str, str] | None]:
-    def split(name: str) -> tuple[str, str] | None:
-        parts = name.split("/")
-        role = parts.pop(position)
-        return role, "/".join(parts)
-
-    return split
+def _folder(position: int, name: str) -> Part:
+    parts = name.split("/")
+    role = parts.pop(position)
+    return role, "/".join(parts)
 
 
-def _suffix(name: str) -> tuple[str, str] | None:
+def _suffix(name: str) -> Part | None:
     match = _TAIL.fullmatch(name)
     return (match[2] + match[3], match[1]) if match and not match[1].endswith("/") else None
 
 
-def _prefix(name: str) -> tuple[str, str] | None:
+def _prefix(name: str) -> Part | None:
     match = _HEAD.fullmatch(name)
     return (match[2] + match[3], match[1] + match[4]) if match else None
 
 
-def _name(name: str) -> tuple[str, str] | None:
+def _name(name: str) -> Part | None:
     folder, slash, base = name.rpartition("/")
     return (slash + base, folder) if slash else None
 
@@ -110,23 +110,23 @@ def _name(name: str) -> tuple[str, str] | None:
 def _pair(
     paths: Sequence[str],
     numbers: Sequence[int],
-    split: Callable[[str], tuple[str, str] | None],
     pattern: Pattern,
-    position: int = 0,
-) -> Iterator[Pairing]:
+    position: int,
+    split: Callable[[str], Part | None],
+) -> Pairing | None:
     """The pairing that `split` gives, if it is one."""
     parts = []
     seen: set[str] = set()
     for number in numbers:
         part = split(stem(paths[number]))
         if part is None:
-            return
+            return None
         seen.add(part[0])
         if len(seen) > MAX_ROLES:
-            return
+            return None
         parts.append(part)
     if len(seen) < 2:
-        return
+        return None
     roles = natural_sort(list(seen))
     column = {role: place for place, role in enumerate(roles)}
     row: dict[str, int] = {}
@@ -135,6 +135,6 @@ def _pair(
     files = [[-1] * len(row) for _ in roles]
     for number, (role, key) in zip(numbers, parts, strict=True):
         if files[column[role]][row[key]] != -1:
-            return
+            return None
         files[column[role]][row[key]] = number
-    yield Pairing(pattern, position, roles, list(row), files)
+    return Pairing(pattern, position, roles, list(row), files)

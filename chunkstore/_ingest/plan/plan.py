@@ -84,7 +84,7 @@ class Plan:
         column, varying = self.columns[number], self.fields[number].varying
         if column.shapes is not None:
             return column.shapes[:, :varying]
-        if column.values is not None or varying == 0:
+        if varying == 0:
             return np.zeros((self.num_samples, 0), np.int64)
         dims = column.row_dims()[:, :varying]
         if column.start is None:
@@ -100,15 +100,13 @@ class Plan:
         """Stored bytes of each row, int64 [N]."""
         field = self.fields[number]
         if field.row_nbytes is not None:
-            return np.full(self.num_samples, field.row_nbytes, np.int64)
+            return np.broadcast_to(np.int64(field.row_nbytes), (self.num_samples,))
         return self.row_items(number) * field.item_nbytes
 
     def nbytes(self, number: int) -> int:
         """Stored bytes of a field."""
         row = self.fields[number].row_nbytes
-        if row is not None:
-            return row * self.num_samples
-        return int(self.row_items(number).sum()) * self.fields[number].item_nbytes
+        return int(self.row_sizes(number).sum()) if row is None else row * self.num_samples
 
     @property
     def total_nbytes(self) -> int:

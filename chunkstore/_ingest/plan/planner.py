@@ -163,15 +163,12 @@ class _Builder:
     def check_unique(self, keys: list[str], files: npt.NDArray[np.int64]) -> None:
         if len(set(keys)) == len(keys):
             return
-        seen: dict[str, int] = {}
-        for key, place in zip(keys, files.tolist(), strict=True):
-            if key in seen:
-                first, second = self.scan.file_path(seen[key]), self.scan.file_path(place)
-                raise IngestError(
-                    f"{first} and {second} would both have the key {key!r}. Rename one, leave one out with "
-                    f"--exclude, or take one suffix with --include '*{second[-4:]}'."
-                )
-            seen[key] = place
+        key = next(key for key, count in Counter(keys).items() if count > 1)
+        paths = [self.scan.file_path(place) for other, place in zip(keys, files.tolist(), strict=True) if other == key]
+        raise IngestError(
+            f"{paths[0]} and {paths[1]} would both have the key {key!r}. Rename one, leave one out with --exclude, or "
+            f"take one suffix with --include '*{paths[1][-4:]}'."
+        )
 
     def add_label(self, named: dict[str, Column], files: npt.NDArray[np.int64]) -> None:
         """Field of class numbers; classes in natural order of their names."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any, Final, Self
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from chunkstore._format import dtypes
 from chunkstore._ingest.npy.arrays import ArraySource, Place
-from chunkstore._ingest.npy.casts import convert, resolve_cast
+from chunkstore._ingest.npy.casts import Cast, convert, resolve_cast
 from chunkstore._ingest.npy.files import FLAGS, check_unchanged, read_exactly
 from chunkstore._ingest.npy.pickled import load_rows
 from chunkstore._ingest.plan.columns import NPY, Column, cast_of
@@ -51,7 +51,7 @@ class PlanReader:
         self._sources: dict[int, tuple[int, ArraySource]] = {}
         self._rows: dict[int, tuple[int, list[npt.NDArray[Any]]]] = {}
         self._sizes: dict[int, npt.NDArray[np.int64]] = {}
-        self._casts: dict[tuple[int, int], Any] = {}
+        self._casts: dict[int, dict[int, Cast | None]] = {}
 
     def read(self, number: int, start: int, stop: int, out: Any) -> None:
         """Rows `[start, stop)` of field `number`, back to back, as stored bytes into the writable buffer `out`, which
@@ -122,9 +122,6 @@ class PlanReader:
 
     def row_ends(self, number: int, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Where each of the rows ends, in bytes from the start of the first: int64 [stop - start]."""
-        field = self._plan.fields[number]
-        if field.row_nbytes is not None:
-            return np.arange(1, stop - start + 1, dtype=np.int64) * field.row_nbytes
         if number not in self._sizes:
             self._sizes[number] = self._plan.row_sizes(number)
         return np.cumsum(self._sizes[number][start:stop])
@@ -158,43 +155,37 @@ class PlanReader:
             return kept[1]
         if kept is not None or len(self._sources) >= _MAX_OPEN:
             self._sources.pop(number if kept is not None else next(iter(self._sources)))[1].close()
-        place = self._plan.place(number, piece)
-        source = ArraySource(place, self._plan.columns[number].member, self._cast(number, piece, place))
+        column = self._plan.columns[number]
+        cast = self._casts_of(number)[int(column.kind[piece])]
+        source = ArraySource(self._plan.place(number, piece), column.member, cast)
         self._sources[number] = piece, source
         return source
 
-    def _cast(self, number: int, piece: int, place: Place) -> Any:
-        column = self._plan.columns[number]
-        key = number, int(column.kind[piece])
-        if key not in self._casts:
-            self._casts[key] = cast_of(column, place.kind, self._plan.fields[number].name)
-        return self._casts[key]
+    def _casts_of(self, number: int) -> dict[int, Cast | None]:
+        """Per kind of array in the column the cast of its elements."""
+        if number not in self._casts:
+            column, name = self._plan.columns[number], self._plan.fields[number].name
+            kinds = np.unique(column.kind).tolist()
+            self._casts[number] = {kind: cast_of(column, self._plan.kinds[kind], name) for kind in kinds}
+        return self._casts[number]
 
     def _read_arrays(self, number: int, start: int, stop: int, view: Bytes) -> None:
         """Rows that are whole arrays, or indices of their first axis."""
         column = self._plan.columns[number]
-        plain = {} if column.is_rows else self._plain_kinds(number)
+        plain = [] if column.is_rows or column.member else self._plain_kinds(number)
         for piece, first, last, part in self._runs(number, start, stop, view):
-            if plain and column.method[piece] == NPY and plain[int(column.kind[piece])]:
+            if plain and column.method[piece] == NPY and column.kind[piece] in plain:
                 self._read_plain(number, piece, part)
                 continue
             source = self._source(number, piece)
             per_row = source.num_elements // source.shape[0] if column.is_rows else source.num_elements
             source.read_elements(first * per_row, last * per_row, part)
 
-    def _plain_kinds(self, number: int) -> dict[int, bool]:
-        """Per kind whether the bytes in the file are those in the container (Fortran order of one dimension is left to
-        the general way).
-        """
-        column = self._plan.columns[number]
-        found = {}
-        for kind in np.unique(column.kind).tolist():
-            value = self._plan.kinds[kind]
-            cast = cast_of(column, value, self._plan.fields[number].name)
-            found[kind] = (
-                not value.fortran and value.dtype.isnative and not column.member and cast is not None and cast.plain
-            )
-        return found
+    def _plain_kinds(self, number: int) -> list[int]:
+        """Kinds whose bytes in the file are those in the container; the general way takes Fortran order, 1-d too."""
+        kinds, casts = self._plan.kinds, self._casts_of(number).items()
+        plain = [kind for kind, cast in casts if cast is not None and cast.plain]
+        return [kind for kind in plain if kinds[kind].dtype.isnative and not kinds[kind].fortran]
 
     def _read_plain(self, number: int, row: int, part: Bytes) -> None:
         """One `.npy` file with one `preadv`, between two looks at its size and time."""
@@ -235,7 +226,8 @@ class PlanReader:
         if column.target != dtypes.STRING:
             self._read_objects(number, column, place, piece, first, last, part)
             return
-        cast = self._cast(number, piece, place)
+        cast = self._casts_of(number)[int(column.kind[piece])]
+        assert cast is not None  # texts are no objects
         groups = iter_texts(self._source(number, piece), cast, place, first, last)
         texts = b"".join(text for group in groups for text in group)
         if len(part) != len(texts):
@@ -300,17 +292,13 @@ def read_uniform(plan: Plan, start: int, stop: int, out: Any) -> bool:
     wanted = len(header) + nbytes
     latest = plan.began_ns - _CLOCK_TICK_NS
     names = plan.paths.slice(start, stop)
-    roots = (
-        plan.roots if plan.source_of is None else [plan.roots[place] for place in plan.source_of[start:stop].tolist()]
-    )
-    root = roots[0]
+    roots = plan.roots
+    sources = repeat(0) if plan.source_of is None else plan.source_of[start:stop].tolist()
     begin = 0
-    for number, name in enumerate(names):
-        if plan.source_of is not None:
-            root = roots[number]
+    for source, name in zip(sources, names, strict=False):
         end = begin + nbytes
         try:
-            fd = os.open(root + name, FLAGS)
+            fd = os.open(roots[source] + name, FLAGS)
             try:
                 got = platform.readv(fd, (head, view[begin:end], probe))
                 status = os.fstat(fd)
