@@ -121,7 +121,7 @@ def test_links(tmp_path: Path) -> None:
     (tmp_path / "tree" / "5.npy").symlink_to("5.npy")
     scan = scan_sources([tmp_path / "tree"])
     assert (scan.paths, scan.num_loops) == (["2.npy", "3.npy", "link/1.npy"], 1)
-    problems = sorted(scan.problems, key=lambda problem: problem.path)
+    problems = sorted(scan.problems.values(), key=lambda problem: problem.path)
     assert [problem.path for problem in problems] == ["4.npy", "5.npy"]
     assert "git annex get" in problems[0].reason
 
@@ -133,7 +133,7 @@ def test_fifos_are_problems_and_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "b.npy")
     os.mkfifo(tmp_path / "control")
     scan = scan_sources([tmp_path])
-    assert [(problem.path, problem.reason) for problem in scan.problems] == [
+    assert [(problem.path, problem.reason) for problem in scan.problems.values()] == [
         ("b.npy", "expected a regular file, found a FIFO")
     ]
     with pytest.raises(IngestError, match=r"found a FIFO"):

@@ -242,8 +242,8 @@ def _without(scan: Scan, bad: Mapping[str, Skipped]) -> Scan:
     if not kept:
         first = next(iter(bad.values()))
         raise IngestError(f"no file is left to convert. The first: {first.path}: {first.reason}")
-    source_of = None if scan.source_of is None else [scan.source_of[place] for place in kept]
-    return replace(scan, paths=[scan.paths[place] for place in kept], source_of=source_of)
+    paths, source_of = [scan.paths[place] for place in kept], [scan.source_of[place] for place in kept]
+    return replace(scan, paths=paths, source_of=source_of)
 
 
 def _all_attrs(plan: Plan, attrs: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

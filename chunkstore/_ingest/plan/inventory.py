@@ -175,7 +175,7 @@ class Inventory:
     def skip_list(self) -> list[Skipped]:
         """Everything that is left out, problems of the scan first."""
         return [
-            *self.scan.problems,
+            *self.scan.problems.values(),
             *(Skipped(self.scan.paths[place], self.skipped[place]) for place in sorted(self.skipped)),
         ]
 

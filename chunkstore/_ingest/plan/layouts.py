@@ -415,7 +415,7 @@ def class_of(scan: Scan, place: int) -> str:
     if slash:
         return head
     if len(scan.sources) > 1:
-        return os.path.basename(scan.root(place).rstrip("/" + os.sep))
+        return os.path.basename(scan.roots[scan.source_of[place]].rstrip("/" + os.sep))
     raise IngestError(
         f"{scan.file_path(place)}: --layout classes takes the first folder as class, and this file lies in none. "
         "Leave it out with --exclude."

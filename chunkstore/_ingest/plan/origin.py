@@ -27,13 +27,13 @@ from chunkstore._ingest.plan.columns import Column, dtype_in
 from chunkstore._ingest.plan.inventory import Inventory
 from chunkstore._ingest.plan.pairing import Pairing, stem
 from chunkstore._ingest.plan.plan import Plan
-from chunkstore._ingest.plan.scan import Scan
 
 
 def describe_origin(plan: Plan, inventory: Inventory, roles: dict[str, str], pairing: Pairing | None) -> dict[str, Any]:
     """Origin of a plan whose fields are known."""
     origin: dict[str, Any] = {"version": 1, "layout": plan.layout, "fields": {}, "structs": {}}
-    paths = _file_names(plan, inventory.scan)
+    prefixes = inventory.scan.prefixes
+    paths = [prefixes[source] + path for source, path in zip(plan.source_of.tolist(), plan.paths, strict=True)]
     for field, column in zip(plan.fields, plan.columns, strict=True):
         if column.values is not None:
             origin["label"] = field.name
@@ -109,13 +109,6 @@ def _field(plan: Plan, column: Column) -> dict[str, Any]:
 def _json(descr: Any) -> Any:
     """Tuples as lists: JSON has no others."""
     return [_json(item) for item in descr] if isinstance(descr, (list, tuple)) else descr
-
-
-def _file_names(plan: Plan, scan: Scan) -> list[str]:
-    """Relative paths of the plan's files, with the prefixes of their sources."""
-    if plan.source_of is None:
-        return list(plan.paths)
-    return [scan.prefixes[source] + path for source, path in zip(plan.source_of.tolist(), plan.paths, strict=True)]
 
 
 def _names(plan: Plan, paths: list[str], roles: dict[str, str]) -> dict[str, Any]:

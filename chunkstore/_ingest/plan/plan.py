@@ -49,7 +49,7 @@ class Plan:
     kinds: tuple[ArrayKind, ...] = field(repr=False)
     paths: Texts = field(repr=False)
     roots: tuple[str, ...] = field(repr=False)
-    source_of: npt.NDArray[np.int32] | None = field(repr=False)
+    source_of: npt.NDArray[np.int32] = field(repr=False)
     size: npt.NDArray[np.int64] = field(repr=False)
     mtime_ns: npt.NDArray[np.int64] = field(repr=False)
     explanation: str = ""
@@ -126,14 +126,14 @@ class Plan:
             keys=None if self.keys is None else self.keys.slice(start, stop),
             columns=columns,
             paths=paths,
-            source_of=None if self.source_of is None else self.source_of[used],
+            source_of=self.source_of[used],
             size=self.size if self.uniform else self.size[used],
             mtime_ns=self.mtime_ns if self.uniform else self.mtime_ns[used],
         )
 
     def file_path(self, number: int) -> str:
         """Path to open a file by."""
-        return self.roots[0 if self.source_of is None else int(self.source_of[number])] + self.paths[number]
+        return self.roots[int(self.source_of[number])] + self.paths[number]
 
     def place(self, number: int, piece: int) -> Place:
         """Where one piece of a field lies."""

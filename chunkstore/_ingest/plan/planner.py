@@ -61,10 +61,9 @@ def make_plan(
     layouts.check_layout(layout)
     wanted = Wanted(parse_fields(fields), parse_dtypes(dtype), allow_pickle)
     if scan.problems and on_error == "fail":
-        problem = scan.problems[0]
+        path, problem = next(iter(scan.problems.items()))
         raise IngestError(
-            f"{scan.problem_paths[0]}: {problem.reason.rstrip('.')}. Remove it, or leave it out: "
-            f"{leave_out(scan, problem.path)}."
+            f"{path}: {problem.reason.rstrip('.')}. Remove it, or leave it out: {leave_out(scan, problem.path)}."
         )
     inventory = Inventory(scan, skip=on_error == "skip")
     return _Builder(scan, inventory, wanted).build(layout)
@@ -364,7 +363,6 @@ class _Builder:
         num_samples = int(first.start[-1]) if first.start is not None else first.num_pieces
         if num_samples == 0:
             raise IngestError(f"{self.scan.sources[0]}: there are no samples: the first axis of every array is 0.")
-        source_of = self.scan.source_of
         return Plan(
             layout=layout,
             num_samples=num_samples,
@@ -373,7 +371,7 @@ class _Builder:
             kinds=tuple(self.inventory.kinds),
             paths=Texts.pack(map(self.scan.paths.__getitem__, used.tolist())),
             roots=self.scan.roots,
-            source_of=None if source_of is None else np.array(source_of, np.int32)[used],
+            source_of=np.array(self.scan.source_of, np.int32)[used],
             size=np.array(self.inventory.size)[used],
             mtime_ns=np.array(self.inventory.mtime_ns)[used],
         )

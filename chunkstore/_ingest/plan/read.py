@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from itertools import pairwise, repeat
+from itertools import pairwise
 from typing import Any, Final, Self
 
 import numpy as np
@@ -293,9 +293,8 @@ def read_uniform(plan: Plan, start: int, stop: int, out: Any) -> bool:
     latest = plan.began_ns - _CLOCK_TICK_NS
     names = plan.paths.slice(start, stop)
     roots = plan.roots
-    sources = repeat(0) if plan.source_of is None else plan.source_of[start:stop].tolist()
     begin = 0
-    for source, name in zip(sources, names, strict=False):
+    for source, name in zip(plan.source_of[start:stop].tolist(), names, strict=True):
         end = begin + nbytes
         try:
             fd = os.open(roots[source] + name, FLAGS)

@@ -61,19 +61,17 @@ class Scan:
         sources: as given.
         roots: per source what is put before a relative path to open it.
         paths: relative POSIX paths; for a source that is a file, its base name.
-        source_of: per file the number of its source, or None when there is one source.
+        source_of: per file the number of its source.
         prefixes: per source what is put before its keys so that they stay unique; empty when that is not needed.
-        problems: files that cannot be read as files.
-        problem_paths: of those, as one would open them.
+        problems: files that cannot be read as files, by the path to open them by.
     """
 
     sources: tuple[str, ...]
     roots: tuple[str, ...]
     paths: list[str] = field(default_factory=list)
-    source_of: list[int] | None = None
+    source_of: list[int] = field(default_factory=list)
     prefixes: tuple[str, ...] = ()
-    problems: list[Skipped] = field(default_factory=list)
-    problem_paths: list[str] = field(default_factory=list)
+    problems: dict[str, Skipped] = field(default_factory=dict)
     num_hidden: int = 0
     num_other: int = 0
     num_excluded: int = 0
@@ -82,17 +80,13 @@ class Scan:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def root(self, place: int) -> str:
-        """What to put before the relative path of file `place`."""
-        return self.roots[self.source_of[place] if self.source_of is not None else 0]
-
     def file_path(self, place: int) -> str:
         """Path to open file `place` by."""
-        return self.root(place) + self.paths[place]
+        return self.roots[self.source_of[place]] + self.paths[place]
 
     def names(self) -> list[str]:
         """Relative paths with the prefixes of their sources: unique, and what pairing and `export` go by."""
-        if self.source_of is None or not any(self.prefixes):
+        if not any(self.prefixes):
             return self.paths
         return [self.prefixes[source] + path for source, path in zip(self.source_of, self.paths, strict=True)]
 
@@ -115,7 +109,7 @@ def count_text(number: int, one: str, many: str = "") -> str:
 
 def leave_out(scan: Scan, path: str) -> str:
     """The options that leave out a file and no other, as a shell takes them; `path` as in `Scan.paths`."""
-    found = [*scan.paths, *(problem.path for problem in scan.problems)]
+    found = [*scan.paths, *(problem.path for problem in scan.problems.values())]
     if sum(f"/{other}".endswith(f"/{path}") for other in found) > 1:  # to a pattern all of them are one
         return "--on-error skip"
     pattern = "".join(char if char.isprintable() else "[! -~]" for char in glob.escape(path))
@@ -138,14 +132,10 @@ def scan_sources(
     _check_distinct(names)
     scan = Scan(names, tuple(_root(name) for name in names))
     walker = _Walker(scan, include, exclude)
-    counts = []
-    for name, root in zip(names, scan.roots, strict=True):
-        before = len(scan.paths)
-        walker.add_source(name, root)
-        counts.append(len(scan.paths) - before)
-    if len(names) > 1:
-        scan.source_of = [number for number, count in enumerate(counts) for _ in range(count)]
-    scan.prefixes = _prefixes(scan, counts)
+    for number, name in enumerate(names):
+        walker.add_source(name, scan.roots[number])
+        scan.source_of += [number] * (len(scan.paths) - len(scan.source_of))
+    scan.prefixes = _prefixes(scan)
     if not scan.paths and not scan.problems:
         hint = "Check --include and --exclude." if scan.num_excluded else "Is this the right directory?"
         raise IngestError(f"{', '.join(names)}: no .npy or .npz file found: {scan.summary()}. {hint}")
@@ -183,10 +173,10 @@ def _matcher(patterns: Sequence[str]) -> Matcher:
     return lambda folder, name: match(folder + name) is not None or match(name) is not None
 
 
-def _prefixes(scan: Scan, counts: list[int]) -> tuple[str, ...]:
+def _prefixes(scan: Scan) -> tuple[str, ...]:
     """Empty prefixes if the keys are unique without; else base names of the sources, numbered if equal too."""
-    if len(counts) < 2 or len({path.rpartition(".")[0] for path in scan.paths}) == len(scan.paths):
-        return ("",) * len(counts)
+    if len(scan.sources) < 2 or len({path.rpartition(".")[0] for path in scan.paths}) == len(scan.paths):
+        return ("",) * len(scan.sources)
     bases = [os.path.basename(os.path.realpath(root or ".")) for root in scan.roots]
     if len(set(bases)) == len(bases):
         return tuple(f"{base}/" for base in bases)
@@ -282,5 +272,4 @@ class _Walker:
             reason = f"a link to {target!r}, which is not there.{hint}"
         else:
             reason = f"expected a regular file, found {kind_of(entry.stat().st_mode) or 'no regular file'}"
-        self.scan.problems.append(Skipped(relative + entry.name, reason))
-        self.scan.problem_paths.append(entry.path)
+        self.scan.problems[entry.path] = Skipped(relative + entry.name, reason)

@@ -64,7 +64,7 @@ def _keys(scan: Scan) -> Texts | None:
     if marked.count(".npy\0") != len(paths) or not marked.replace("\0", "").isprintable():
         return None
     keys = marked.replace(".npy\0", "\0").split("\0")[:-1]
-    if scan.source_of is None:
+    if len(scan.sources) == 1:
         return Texts.pack(keys)  # a directory has no name twice
     prefixes = scan.prefixes
     keys = [prefixes[place] + key for place, key in zip(scan.source_of, keys, strict=True)]
@@ -120,7 +120,7 @@ def _plan(scan: Scan, name: str, keys: Texts, head: bytes, header: NpyHeader) ->
         kinds=(ArrayKind(header.dtype, header.fortran_order, header.data_offset),),
         paths=Texts.pack(scan.paths),
         roots=scan.roots,
-        source_of=None if scan.source_of is None else np.array(scan.source_of, np.int32),
+        source_of=np.array(scan.source_of, np.int32),
         size=empty,
         mtime_ns=empty,
         header=head,
