@@ -95,13 +95,10 @@ def _picks(inventory: Inventory, signature: int, wanted: Wanted) -> list[Pick]:
 def first_axes(
     inventory: Inventory, picks: Sequence[Pick], files: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64] | None:
-    """First axis per file and pick, shape (files, picks); None where an array has no dimension."""
-    columns = []
-    for pick in picks:
-        if pick.leaf.array_ndim < 1:
-            return None
-        columns.append(dims_of(inventory, pick, files)[:, 0])
-    return np.stack(columns, axis=1) if columns else None
+    """First axis per file and pick, shape (files, picks); None without picks, or where an array has no dimension."""
+    if not picks or any(pick.leaf.array_ndim < 1 for pick in picks):
+        return None
+    return np.stack([dims_of(inventory, pick, files)[:, 0] for pick in picks], axis=1)
 
 
 def dims_of(inventory: Inventory, pick: Pick, files: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -113,16 +110,12 @@ def dims_of(inventory: Inventory, pick: Pick, files: npt.NDArray[np.int64]) -> n
 def _choose_one(inventory: Inventory, place: int, wanted: Wanted) -> Choice:
     files = np.array([place])
     picks = _picks(inventory, inventory.signature_of[place], wanted)
-    axes = first_axes(inventory, picks, files) if picks else None
+    axes = first_axes(inventory, picks, files)
     name = inventory.scan.paths[place]
     if axes is None or axes.min() < 2 or axes.min() != axes.max():
-        why = (
-            "its arrays do not share a first axis of 2 and more"
-            if len(picks) != 1
-            else "its first axis is not 2 and more"
-        )
+        why = "its first axis is not" if len(picks) == 1 else "its arrays do not share a first axis of"
         hint = _shared_hint(inventory, picks, files)
-        return Choice("files", f"one file, {name!r}, and {why}: it is one sample.{hint}")
+        return Choice("files", f"one file, {name!r}, and {why} 2 and more: it is one sample.{hint}")
     axis = f"its {len(picks)} arrays share" if len(picks) > 1 else "its array has"
     return Choice(
         "rows",
@@ -176,7 +169,10 @@ def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice
     ]
     for pairing in filter(lambda pairing: pairing.complete, found):
         roles = " + ".join(repr(name) for name in pairing.names)
-        differ = _differ_enough(inventory, pairing)
+        if pairing.spoken:
+            differ = _roles_differ(inventory, pairing)
+        else:  # such names need more of the arrays, to say that these are parts of samples
+            differ = len(pairing.keys) > 1 and _contents_differ(inventory, pairing)
         if _are_splits(pairing) and (differ or pairing.spoken):
             _refuse_columns(inventory, files, spoken=pairing.spoken)
         if differ:
@@ -198,17 +194,18 @@ def _choose_paired(inventory: Inventory, files: npt.NDArray[np.int64]) -> Choice
     for pairing in found:
         if not pairing.spoken or pairing.pattern not in ("folder", "name"):
             continue
-        if pairing.num_whole * 2 > len(pairing.keys) or _roles_differ(inventory, pairing):
-            if not pairing.num_whole:
-                raise IngestError(
-                    f"--layout auto: {', '.join(map(repr, pairing.names))} could be parts of samples, but no file name "
-                    f"is in two of them ({pairing.roles[0]}/{pairing.keys[0]}, ...). Name the parts of a sample alike, "
-                    "or say --layout files."
-                )
+        if pairing.num_whole * 2 <= len(pairing.keys) and not _roles_differ(inventory, pairing):
+            continue
+        if pairing.num_whole:
             raise IngestError(
                 f"--layout auto: {missing_partner(pairing, paths)}. Add it, or say --layout paired --on-error "
                 "skip, or --layout files."
             )
+        raise IngestError(
+            f"--layout auto: {', '.join(map(repr, pairing.names))} could be parts of samples, but no file name is in "
+            f"two of them ({pairing.roles[0]}/{pairing.keys[0]}, ...). Name the parts of a sample alike, or say "
+            "--layout files."
+        )
     return None
 
 
@@ -227,15 +224,6 @@ def missing_partner(pairing: Pairing, paths: Sequence[str]) -> str:
     )
 
 
-def _differ_enough(inventory: Inventory, pairing: Pairing) -> bool:
-    """Whether names and arrays together say that these are parts of samples; names that are no role words need more of
-    the arrays.
-    """
-    if pairing.spoken:
-        return _roles_differ(inventory, pairing)
-    return len(pairing.keys) > 1 and _contents_differ(inventory, pairing)
-
-
 def _contents(inventory: Inventory, pairing: Pairing) -> list[frozenset[int]]:
     """The signatures of each role's files."""
     signature_of = np.array(inventory.signature_of)
@@ -245,17 +233,17 @@ def _contents(inventory: Inventory, pairing: Pairing) -> list[frozenset[int]]:
 def _contents_differ(inventory: Inventory, pairing: Pairing) -> bool:
     """Whether no two roles have files of the same arrays, dtypes and dimensions."""
     contents = _contents(inventory, pairing)
-    return all(not (a & b) for place, a in enumerate(contents) for b in contents[:place])
+    return len(frozenset().union(*contents)) == sum(map(len, contents))
 
 
 def _roles_differ(inventory: Inventory, pairing: Pairing) -> bool:
     """Whether arrays differ from role to role: contents, or one shape in each role and not the same in all."""
     if _contents_differ(inventory, pairing):
         return True
-    if not roles_uniform(inventory, pairing):
-        return False
-    shapes = [_one_shape(inventory, column) for column in pairing.files]
-    return None not in shapes and len(set(shapes)) > 1
+    shapes = (
+        {_one_shape(inventory, column) for column in pairing.files} if roles_uniform(inventory, pairing) else {None}
+    )
+    return None not in shapes and len(shapes) > 1
 
 
 def roles_uniform(inventory: Inventory, pairing: Pairing) -> bool:
@@ -264,27 +252,23 @@ def roles_uniform(inventory: Inventory, pairing: Pairing) -> bool:
 
 
 def _one_shape(inventory: Inventory, files: list[int]) -> tuple[bytes, ...] | None:
-    """The shape that all these files have, or None."""
-    found = []
-    places = np.array([place for place in files if place >= 0])
-    places.sort()
-    for name, _, ndim in inventory.signatures[inventory.signature_of[int(places[0])]]:
-        dims = inventory.tables[name, ndim].columns(places)["dims"]
-        if (dims != dims[0]).any():
-            return None
-        found.append(dims[0].tobytes())
-    return tuple(found)
+    """The shapes that the arrays of all these files have, or None."""
+    places = np.array(sorted(place for place in files if place >= 0))
+    arrays = inventory.signatures[inventory.signature_of[int(places[0])]]
+    tables = [inventory.tables[name, ndim].columns(places)["dims"] for name, _, ndim in arrays]
+    if any((dims != dims[0]).any() for dims in tables):
+        return None
+    return tuple(dims[0].tobytes() for dims in tables)
 
 
 def _choose_many(inventory: Inventory, files: npt.NDArray[np.int64], wanted: Wanted) -> Choice:
+    _refuse_columns(inventory, files, spoken=False)
     signature_of = np.array(inventory.signature_of)[files]
     if (signature_of != signature_of[0]).any():
-        _refuse_columns(inventory, files, spoken=False)
         _refuse_folders(inventory, files)
         return Choice("files", f"{len(files):,} files, one sample each.{class_hint(inventory.scan, files)}")
     picks = _picks(inventory, int(signature_of[0]), wanted)
-    axes = first_axes(inventory, picks, files) if picks else None
-    _refuse_columns(inventory, files, spoken=False)
+    axes = first_axes(inventory, picks, files)
     hints = f"{class_hint(inventory.scan, files)}{_shared_hint(inventory, picks, files)}"
     if axes is None or axes.min() < 1 or axes.max() < 2 or (axes != axes[:, :1]).any():
         return Choice("files", f"{len(files):,} files, one sample each.{hints}")
@@ -387,15 +371,10 @@ def class_hint(scan: Scan, files: npt.NDArray[np.int64]) -> str:
             break
     if len(names) < 2:
         return ""
-    shown = ", ".join(repr(name) for name in list(names)[:3])
+    shown = ", ".join(map(repr, list(names)[:3])) + ", ..." * (len(names) > 3)
     if SPLIT_WORDS.issuperset(name.lower() for name in names):
-        return (
-            f" The folders ({shown}{', ...' if len(names) > 3 else ''}) could be splits: each makes its own container."
-        )
-    return (
-        " --layout classes adds a field 'label' with the number of the folder "
-        f"({shown}{', ...' if len(names) > 3 else ''})."
-    )
+        return f" The folders ({shown}) could be splits: each makes its own container."
+    return f" --layout classes adds a field 'label' with the number of the folder ({shown})."
 
 
 def may_be_roles(path: str) -> bool:

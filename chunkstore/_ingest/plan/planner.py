@@ -180,7 +180,7 @@ class _Builder:
         names = [layouts.class_of(self.scan, place) for place in files.tolist()]
         classes = natural_sort(list(set(names)))
         number = {name: place for place, name in enumerate(classes)}
-        named[LABEL] = label_column(np.fromiter((number[name] for name in names), np.int64, len(names)))
+        named[LABEL] = label_column(np.array([number[name] for name in names], np.int64))
         self.attrs["class_names"] = {LABEL: classes}
 
     def columns(self, files: npt.NDArray[np.int64]) -> dict[str, Column]:
@@ -192,7 +192,18 @@ class _Builder:
             if chosen is None:
                 names = ", ".join(map(repr, list(found)[:20]))
                 raise IngestError(f"--field {field}={source}: there is no such file; there are {names}.")
-            named[field] = self.whole_column(field, *chosen)
+            place, leaf = chosen
+            path = self.scan.file_path(place)
+            if leaf.array_ndim < 1:
+                raise IngestError(
+                    f"{path}: the array has no dimension, so it has no rows, which --layout columns needs. Leave the "
+                    "file out with --exclude, or take others with --field NAME=FILE."
+                )
+            try:
+                pick = make_pick(field, leaf, self.wanted)
+            except IngestError as error:
+                raise IngestError(f"{path}: {error}") from None
+            named[field] = take_column(self.inventory, pick, np.array([place]), rows=True)
         self.same_rows(named)
         return named
 
@@ -220,25 +231,12 @@ class _Builder:
                 found[name] = place, leaf
         return found
 
-    def whole_column(self, field: str, place: int, leaf: Leaf) -> Column:
-        path = self.scan.file_path(place)
-        if leaf.array_ndim < 1:
-            raise IngestError(
-                f"{path}: the array has no dimension, so it has no rows, which --layout columns needs. Leave the file "
-                "out with --exclude, or take others with --field NAME=FILE."
-            )
-        try:
-            pick = make_pick(field, leaf, self.wanted)
-        except IngestError as error:
-            raise IngestError(f"{path}: {error}") from None
-        return take_column(self.inventory, pick, np.array([place]), rows=True)
-
     def same_rows(self, named: dict[str, Column]) -> None:
         """Refuse files of different numbers of rows: the one that differs from most is named."""
         lengths = {field: int(column.dims[0, 0]) for field, column in named.items()}
-        usual = Counter(lengths.values()).most_common(1)[0][0]
-        odd = next((field for field, length in lengths.items() if length != usual), None)
-        if odd is not None:
+        (usual, _), *others = Counter(lengths.values()).most_common()
+        if others:
+            odd = next(field for field, length in lengths.items() if length != usual)
             other = next(field for field, length in lengths.items() if length == usual)
             paths = [self.scan.file_path(int(named[field].file[0])) for field in (odd, other)]
             raise IngestError(
@@ -294,14 +292,12 @@ class _Builder:
     def role_picks(self, pairing: Pairing, table: npt.NDArray[np.int64]) -> list[tuple[int, Pick]]:
         """Roles and picks, named after the role; `--field` sources are a role, or `role.array`."""
         result: list[tuple[int, Pick]] = []
-        sources = self.wanted.fields
-        left = dict(sources)
+        sources, taken = self.wanted.fields, set[str]()
         for role, name in enumerate(pairing.names):
             mine = {new: old for new, old in sources.items() if old == name or old.startswith(name + ".")}
             if sources and not mine:
                 continue
-            for new in mine:
-                left.pop(new, None)
+            taken |= mine.keys()
             files = np.sort(table[role][table[role] >= 0])
             files = files[np.array(self.inventory.signature_of)[files] >= 0]
             if not len(files):
@@ -313,9 +309,9 @@ class _Builder:
                 outer = next(iter(mine), name)
                 picks = [replace(pick, field=outer if len(picks) == 1 else f"{name}.{pick.field}") for pick in picks]
             result += [(role, pick) for pick in picks]
-        if left:
-            new, old = next(iter(left.items()))
-            raise IngestError(f"--field {new}={old}: the roles are {', '.join(map(repr, pairing.names))}.")
+        for new, old in sources.items():
+            if new not in taken:
+                raise IngestError(f"--field {new}={old}: the roles are {', '.join(map(repr, pairing.names))}.")
         return result
 
     def role_wanted(self, name: str, inner: dict[str, str], mine: dict[str, str]) -> Wanted:

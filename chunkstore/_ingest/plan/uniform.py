@@ -36,8 +36,7 @@ def plan_uniform(scan: Scan, *, layout: str = "auto", fields: FieldArg = (), dty
         layout not in ("auto", "files")
         or dtypes.by_field
         or dtypes.default
-        or set(chosen.values()) - {DATA}
-        or len(chosen) > 1
+        or list(chosen.values()) not in ([], [DATA])
     ):
         return None
     if len(scan) < 2 or scan.problems or (layout == "auto" and may_be_roles(scan.paths[0])):
@@ -47,11 +46,10 @@ def plan_uniform(scan: Scan, *, layout: str = "auto", fields: FieldArg = (), dty
         found = _first(scan) if keys is not None else None
         if found is None or keys is None:
             return None
-        plan = _plan(scan, next(iter(chosen), DATA), keys, *found)
+        reason = ASKED
         if layout == "auto":
             reason = f"{len(scan):,} files of one shape, one sample each.{class_hint(scan, np.arange(len(scan)))}"
-        else:
-            reason = ASKED
+        plan = _plan(scan, next(iter(chosen), DATA), keys, *found)
         return replace(plan, explanation=f"{scan.summary()}. Layout files: {reason}", began_ns=began_ns)
     except (IngestError, SchemaError, OSError):
         return None  # the full plan says what is wrong
