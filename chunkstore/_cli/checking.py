@@ -66,7 +66,9 @@ def verify(ctx: click.Context, files: tuple[str, ...], deep: bool, show_all: boo
     codes, results = [], []
     for file in itertools.chain.from_iterable(map(containers_of, files)):
         try:
-            report = _verify(file, deep=deep)
+            advise_if_no_container(file)
+            with bar("verify") as progress:
+                report = chunkstore.verify(file, deep=deep, progress=progress)
         except (chunkstore.ChunkstoreError, OSError) as error:
             codes.append(guard.report(error))
             results.append({"path": file, "ok": False, "error": type(error).__name__, "message": guard.message(error)})
@@ -81,12 +83,6 @@ def verify(ctx: click.Context, files: tuple[str, ...], deep: bool, show_all: boo
     elif len(codes) > 1:
         write(f"{plural(len(codes), 'file')}, {sum(code == guard.GOOD for code in codes):,} ok")
     ctx.exit(code)
-
-
-def _verify(file: str, *, deep: bool) -> chunkstore.Report:
-    advise_if_no_container(file)
-    with bar("verify") as progress:
-        return chunkstore.verify(file, deep=deep, progress=progress)
 
 
 def report_text(report: chunkstore.Report, most: int | None) -> str:
@@ -125,30 +121,22 @@ def damage_table(damage: list[chunkstore.Damage]) -> str:
     """What, which bytes, which samples."""
     rows = [("damage", "bytes", "shard", "field", "samples", "keys")]
     for item in damage:
+        samples = ""
+        if item.start is not None and item.stop is not None:
+            samples = f"{item.start:,}" + (f" to {item.stop - 1:,}" if item.stop > item.start + 1 else "")
         rows.append(
             (
                 item.kind if item.section is None else f"{item.kind} {item.section}",
                 "" if item.offset is None else f"[{item.offset:,}, {item.offset + (item.nbytes or 0):,})",
                 "" if item.shard is None else f"{item.shard:,}",
                 "" if item.field is None else one_line(item.field),
-                _samples_text(item),
-                _keys_text(item.keys),
+                samples,
+                ", ".join(map(one_line, item.keys[:_KEYS_SHOWN])) + ", ..." * (len(item.keys) > _KEYS_SHOWN),
             )
         )
     # A column that says nothing is left out.
     kept = [place for place in range(len(rows[0])) if any(row[place] for row in rows[1:])]
     return table([[row[place] for place in kept] for row in rows], indent="  ")
-
-
-def _samples_text(item: chunkstore.Damage) -> str:
-    if item.start is None or item.stop is None:
-        return ""
-    return f"{item.start:,}" if item.stop == item.start + 1 else f"{item.start:,} to {item.stop - 1:,}"
-
-
-def _keys_text(keys: tuple[str, ...]) -> str:
-    shown = ", ".join(one_line(key) for key in keys[:_KEYS_SHOWN])
-    return f"{shown}, ..." if len(keys) > _KEYS_SHOWN else shown
 
 
 @click.command(
@@ -178,18 +166,12 @@ def bench(file: str, batch: int, seconds: float, as_json: bool) -> None:
         write_json({"path": file, "batch": batch, "results": results})
         return
     rows = [("what", "one takes", "samples/s", "bytes/s")]
-    rows += [_bench_row(result) for result in results]
+    for result in results:
+        samples, nbytes = result["samples_per_second"], result["nbytes_per_second"]
+        samples_text = "" if samples is None else f"{samples:,.0f}"
+        nbytes_rate = "" if nbytes is None else f"{nbytes_text(nbytes)}/s"
+        rows.append((result["what"], duration_text(result["seconds"]), samples_text, nbytes_rate))
     write(table(rows, right=(1, 2, 3)))
-
-
-def _bench_row(result: dict[str, Any]) -> tuple[str, str, str, str]:
-    samples, nbytes = result["samples_per_second"], result["nbytes_per_second"]
-    return (
-        result["what"],
-        duration_text(result["seconds"]),
-        "" if samples is None else f"{samples:,.0f}",
-        "" if nbytes is None else f"{nbytes_text(nbytes)}/s",
-    )
 
 
 def _measure(ds: Reader, batch: int, seconds: float) -> list[dict[str, Any]]:

@@ -34,7 +34,6 @@ from chunkstore._read.reader import Reader
 from chunkstore.errors import SampleNotFoundError
 
 _PIECE: Final = 4096  # samples whose keys and shapes are read at once
-_MATCH_ALL: Final = re.compile("", re.DOTALL).match
 
 
 @click.command(
@@ -103,7 +102,7 @@ def _matching(ds: Reader, pattern: str | None) -> Iterator[tuple[int, str | None
     if ds.keys is None:
         yield from ((position, None) for position in range(len(ds)))
         return
-    matches = _MATCH_ALL if pattern is None else re.compile(fnmatch.translate(pattern)).match
+    matches = re.compile(fnmatch.translate("*" if pattern is None else pattern)).match
     for start in range(0, len(ds), _PIECE):
         for place, key in enumerate(ds.keys[start : start + _PIECE]):
             if matches(key):
