@@ -23,6 +23,8 @@ Ints = npt.NDArray[Any]
 NPY, STORED, DEFLATED = 0, 1, 2
 """How an array is stored: in a file of its own, or in an `.npz`."""
 OBJECT = "object"
+NUMBERS = ("file", "kind", "method", "offset", "stored", "nbytes", "crc")
+PER_PIECE = (*NUMBERS, "dims")
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,6 @@ class Column:
             table = getattr(self, name)
             cut[name] = None if table is None else table[start:stop]
         return replace(self, **cut, start=begin)
-
-
-PER_PIECE = ("file", "kind", "method", "offset", "stored", "nbytes", "crc", "dims")
 
 
 def renumber(columns: Iterable[Column]) -> tuple[npt.NDArray[np.int64], tuple[Column, ...]]:

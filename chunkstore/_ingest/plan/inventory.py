@@ -19,7 +19,7 @@ from chunkstore._ingest.npy.files import open_regular, read_at
 from chunkstore._ingest.npy.npyheader import PREFIX_NBYTES, NpyHeader, check_nbytes, header_nbytes, parse_header
 from chunkstore._ingest.npy.npz import read_member_header, read_members
 from chunkstore._ingest.npy.sniff import ZIP_MAGICS
-from chunkstore._ingest.plan.columns import DEFLATED, NPY, STORED
+from chunkstore._ingest.plan.columns import DEFLATED, NPY, NUMBERS, STORED
 from chunkstore._ingest.plan.scan import Scan, Skipped, leave_out
 from chunkstore._ingest.plan.specs import Leaf, leaves
 from chunkstore.errors import IngestError
@@ -28,7 +28,6 @@ _MAX_CACHED: Final = 50_000
 _MAX_CACHED_NBYTES: Final = 4096  # of one header: 200 MiB at the very most, and usual ones have 128 bytes
 Signature = tuple[tuple[str | None, np.dtype[Any], int], ...]
 """Of one file: per array its name, dtype, and number of dimensions."""
-_NUMBERS: Final = ("file", "kind", "method", "offset", "stored", "nbytes", "crc")
 
 
 @dataclass
@@ -37,7 +36,7 @@ class ArrayTable:
 
     Attributes:
         ndim: of the arrays.
-        numbers: row after row, what `_NUMBERS` says and the dimensions.
+        numbers: row after row, what `NUMBERS` says and the dimensions.
     """
 
     ndim: int
@@ -45,9 +44,9 @@ class ArrayTable:
 
     def columns(self, files: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
         """The columns for these files; `dims` has the shape (files, ndim)."""
-        rows = np.frombuffer(self.numbers, np.int64).reshape(-1, len(_NUMBERS) + self.ndim)
+        rows = np.frombuffer(self.numbers, np.int64).reshape(-1, len(NUMBERS) + self.ndim)
         rows = rows[np.searchsorted(rows[:, 0], files)]
-        return {name: rows[:, place] for place, name in enumerate(_NUMBERS)} | {"dims": rows[:, len(_NUMBERS) :]}
+        return {name: rows[:, place] for place, name in enumerate(NUMBERS)} | {"dims": rows[:, len(NUMBERS) :]}
 
 
 class Inventory:

@@ -141,9 +141,7 @@ class Plan:
         file = int(column.file[piece])
         path = self.file_path(file)
         member = None
-        where = path
         if column.method[piece] != NPY:
-            where = f"{path}: array {column.array!r}"
             offset, stored, nbytes, crc = (
                 int(part[piece]) for part in (column.offset, column.stored, column.nbytes, column.crc)
             )
@@ -151,7 +149,7 @@ class Plan:
         shape = tuple(column.dims[piece].tolist())
         return Place(
             path,
-            where,
+            _where(path, column),
             int(self.size[file]),
             int(self.mtime_ns[file]),
             member,
@@ -164,14 +162,18 @@ class Plan:
         column = self.columns[number]
         if column.values is not None:
             return f"class number of sample {sample}"
-        path = self.file_path(int(column.file[column.piece(sample)]))
-        return path if column.array is None else f"{path}: array {column.array!r}"
+        return _where(self.file_path(int(column.file[column.piece(sample)])), column)
 
     def check_sources(self) -> None:
         """Raise IngestError if a file no longer is as it was planned, where it is known. One `stat` per file."""
         for number in range(0 if self.uniform else self.num_files):
             path = self.file_path(number)
             check_unchanged(os.stat(path), int(self.size[number]), int(self.mtime_ns[number]), path)
+
+
+def _where(path: str, column: Column) -> str:
+    """File and array, for messages."""
+    return path if column.array is None else f"{path}: array {column.array!r}"
 
 
 def _take_texts(texts: Texts, places: npt.NDArray[Any]) -> Texts:

@@ -15,7 +15,7 @@ from chunkstore._ingest.npy.arrays import ArraySource, Place
 from chunkstore._ingest.npy.casts import Cast, convert, resolve_cast
 from chunkstore._ingest.npy.files import FLAGS, check_unchanged, read_exactly
 from chunkstore._ingest.npy.pickled import load_rows
-from chunkstore._ingest.plan.columns import NPY, Column, cast_of
+from chunkstore._ingest.plan.columns import NPY, cast_of
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.row_shapes import iter_texts
 from chunkstore._storage import platform
@@ -223,41 +223,31 @@ class PlanReader:
     def _read_listed(self, number: int, piece: int, first: int, last: int, part: Bytes) -> None:
         """Texts, or rows of an object array."""
         column, place = self._plan.columns[number], self._plan.place(number, piece)
-        if column.target != dtypes.STRING:
-            self._read_objects(number, column, place, piece, first, last, part)
-            return
-        cast = self._casts_of(number)[int(column.kind[piece])]
-        assert cast is not None  # texts are no objects
-        groups = iter_texts(self._source(number, piece), cast, place, first, last)
-        texts = b"".join(text for group in groups for text in group)
-        if len(part) != len(texts):
+        if column.holds_objects:
+            found = b"".join(self._object_bytes(number, piece, place, first, last))
+        else:
+            cast = self._casts_of(number)[int(column.kind[piece])]
+            assert cast is not None  # texts are no objects
+            groups = iter_texts(self._source(number, piece), cast, place, first, last)
+            found = b"".join(text for group in groups for text in group)
+        if len(part) != len(found):
             raise IngestError(
-                f"{place.where}: its texts are not those that were planned. Convert again when nothing writes to the "
-                "file."
+                f"{place.where}: its texts or objects are not those that were planned. Convert again when nothing "
+                "writes to the file."
             )
-        part[:] = np.frombuffer(texts, np.uint8)
+        part[:] = np.frombuffer(found, np.uint8)
 
-    def _read_objects(
-        self, number: int, column: Column, place: Place, piece: int, first: int, last: int, part: Bytes
-    ) -> None:
+    def _object_bytes(self, number: int, piece: int, place: Place, first: int, last: int) -> Iterator[memoryview]:
+        """Elements of an object array, each as bytes of the field."""
         kept = self._rows.get(number)
         if kept is None or kept[0] != piece:
             kept = self._rows[number] = piece, load_rows(place)
-        name = self._plan.fields[number].name
-        done = 0
+        target, name = self._plan.columns[number].target, self._plan.fields[number].name
         for row in kept[1][first:last]:
             flat = np.ascontiguousarray(row, row.dtype.newbyteorder("<")).reshape(-1)
-            cast = resolve_cast(flat.dtype, column.target, name)
-            nbytes = flat.size * dtypes.element_nbytes(column.target)
-            if done + nbytes > len(part):
-                break
-            convert(cast, flat, part[done : done + nbytes], place.where)
-            done += nbytes
-        if done != len(part):
-            raise IngestError(
-                f"{place.where}: the object array is not the one that was planned. Convert again when nothing "
-                "writes to the file."
-            )
+            data = np.empty(flat.size * dtypes.element_nbytes(target), np.uint8)
+            convert(resolve_cast(flat.dtype, target, name), flat, data, place.where)
+            yield data.data
 
     def close(self) -> None:
         """Close all files; the reader may be used again."""

@@ -23,6 +23,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from chunkstore._ingest.npy.files import kind_of
@@ -156,12 +157,10 @@ def _check_distinct(names: tuple[str, ...]) -> None:
         raise IngestError(f"{twice}: this source is given twice.")
     directories = {path: name for path, name in zip(real, names, strict=True) if os.path.isdir(path)}
     for path, name in zip(real, names, strict=True):
-        parent = os.path.dirname(path)
-        while parent not in directories and parent != os.path.dirname(parent):
-            parent = os.path.dirname(parent)
-        if parent in directories and parent != path:
+        outer = next((directories[str(parent)] for parent in Path(path).parents if str(parent) in directories), None)
+        if outer is not None:
             raise IngestError(
-                f"{name}: this source lies inside the source {directories[parent]}: its files would be taken twice. "
+                f"{name}: this source lies inside the source {outer}: its files would be taken twice. "
                 "Name one of the two; a pattern for --include or --exclude needs quotes."
             )
 
