@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from chunkstore._format.schema import Field
-from chunkstore._ingest.npy.arrays import ArrayKind
-from chunkstore._ingest.npy.casts import resolve_cast
 from chunkstore._ingest.npy.files import open_regular, read_at
-from chunkstore._ingest.npy.npyheader import PREFIX_NBYTES, NpyHeader, check_nbytes, header_nbytes, parse_header
-from chunkstore._ingest.plan.columns import Column
+from chunkstore._ingest.plan.columns import PER_PIECE, Column, cast_of
 from chunkstore._ingest.plan.layouts import ASKED, check_layout, class_hint, may_be_roles
 from chunkstore._ingest.plan.plan import Plan
+from chunkstore._ingest.plan.planner import make_plan
 from chunkstore._ingest.plan.read import PIECE_NBYTES
 from chunkstore._ingest.plan.scan import Scan
-from chunkstore._ingest.plan.specs import DATA, DtypeArg, FieldArg, parse_dtypes, parse_fields
+from chunkstore._ingest.plan.specs import DtypeArg, FieldArg
 from chunkstore._ingest.plan.texts import Texts
-from chunkstore.errors import IngestError, SchemaError
+from chunkstore.errors import IngestError
 
 
 def plan_uniform(scan: Scan, *, layout: str = "auto", fields: FieldArg = (), dtype: DtypeArg = ()) -> Plan | None:
@@ -30,29 +28,68 @@ def plan_uniform(scan: Scan, *, layout: str = "auto", fields: FieldArg = (), dty
     """
     began_ns = time.time_ns()
     check_layout(layout)
-    chosen = parse_fields(fields)
-    dtypes = parse_dtypes(dtype)
-    if (
-        layout not in ("auto", "files")
-        or dtypes.by_field
-        or dtypes.default
-        or list(chosen.values()) not in ([], [DATA])
-    ):
+    if layout not in ("auto", "files") or len(scan) < 2 or scan.problems:
         return None
-    if len(scan) < 2 or scan.problems or (layout == "auto" and may_be_roles(scan.paths[0])):
+    keys = None if layout == "auto" and may_be_roles(scan.paths[0]) else _keys(scan)
+    if keys is None:
         return None
     try:
-        keys = _keys(scan)
-        found = _first(scan) if keys is not None else None
-        if found is None or keys is None:
-            return None
-        reason = ASKED
-        if layout == "auto":
-            reason = f"{len(scan):,} files of one shape, one sample each.{class_hint(scan, np.arange(len(scan)))}"
-        plan = _plan(scan, next(iter(chosen), DATA), keys, *found)
-        return replace(plan, explanation=f"{scan.summary()}. Layout files: {reason}", began_ns=began_ns)
-    except (IngestError, SchemaError, OSError):
+        alone = replace(scan, paths=scan.paths[:1], source_of=scan.source_of[:1])
+        first = make_plan(alone, layout="files", fields=fields, dtype=dtype)
+        header = _header(first)
+    except (IngestError, OSError):
         return None  # the full plan says what is wrong
+    if not _is_plain(first):
+        return None
+    reason = ASKED
+    if layout == "auto":
+        reason = f"{len(scan):,} files of one shape, one sample each.{class_hint(scan, np.arange(len(scan)))}"
+    empty = np.zeros(0, np.int64)
+    return replace(
+        first,
+        num_samples=len(scan),
+        keys=keys,
+        columns=(_repeated(first.columns[0], len(scan)),),
+        paths=Texts.pack(scan.paths),
+        source_of=np.array(scan.source_of, np.int32),
+        size=empty,
+        mtime_ns=empty,
+        explanation=f"{scan.summary()}. Layout files: {reason}",
+        header=header,
+        began_ns=began_ns,
+    )
+
+
+def _header(first: Plan) -> bytes:
+    """Header of the first file; one that was replaced since it was planned is found out when it is read."""
+    path = first.file_path(0)
+    fd, _ = open_regular(path, path)
+    try:
+        return read_at(fd, first.kinds[0].data_offset, 0, path)
+    finally:
+        os.close(fd)
+
+
+def _is_plain(first: Plan) -> bool:
+    """Whether the bytes of the one array in the file can go into the container as they are."""
+    column, kind = first.columns[0], first.kinds[0]
+    # A longer row is read in parts, which the fast way cannot.
+    if len(first.columns) > 1 or column.member or not 0 < first.total_nbytes <= PIECE_NBYTES:
+        return False
+    if kind.fortran and sum(dim > 1 for dim in column.dims[0].tolist()) > 1:
+        return False
+    cast = cast_of(column, kind, first.fields[0].name)
+    return cast is not None and cast.plain and kind.dtype.isnative
+
+
+def _repeated(column: Column, num: int) -> Column:
+    """The column of so many files that are like the one that it has."""
+    parts: dict[str, Any] = {}
+    for name in PER_PIECE:
+        part = getattr(column, name)
+        parts[name] = np.broadcast_to(part[0], (num, *part.shape[1:]))  # takes no memory
+    parts["file"] = np.arange(num, dtype=np.int32)
+    return replace(column, **parts)
 
 
 def _keys(scan: Scan) -> Texts | None:
@@ -67,59 +104,3 @@ def _keys(scan: Scan) -> Texts | None:
     prefixes = scan.prefixes
     keys = [prefixes[place] + key for place, key in zip(scan.source_of, keys, strict=True)]
     return Texts.pack(keys) if len(set(keys)) == len(keys) else None
-
-
-def _first(scan: Scan) -> tuple[bytes, NpyHeader] | None:
-    """Header of the first file if its bytes can go into the container as they are."""
-    path = scan.file_path(0)
-    fd, status = open_regular(path, path)
-    try:
-        head = read_at(fd, PREFIX_NBYTES, 0, path)
-        total = header_nbytes(head, path)
-        head = read_at(fd, total, 0, path)
-    finally:
-        os.close(fd)
-    header = parse_header(head, path)
-    check_nbytes(header, status.st_size, path)
-    # A longer row is read in parts, which the fast way cannot.
-    if header.dtype.names is not None or not header.dtype.isnative or not 0 < header.data_nbytes <= PIECE_NBYTES:
-        return None
-    if header.fortran_order and sum(dim > 1 for dim in header.shape) > 1:
-        return None
-    return (head, header) if resolve_cast(header.dtype, None, DATA).plain else None
-
-
-def _plan(scan: Scan, name: str, keys: Texts, head: bytes, header: NpyHeader) -> Plan:
-    num = len(scan)
-    field = Field(name, resolve_cast(header.dtype, None, name).target, header.shape)
-    zeros = np.broadcast_to(np.zeros(1, np.int64), (num,))
-    size = np.broadcast_to(np.array([len(head) + header.data_nbytes]), (num,))
-    dims = np.broadcast_to(np.array(header.shape, np.int64), (num, len(header.shape)))
-    column = Column(
-        None, (), field.dtype, None, np.arange(num, dtype=np.int32), zeros, zeros, zeros, size, size, zeros, dims, ()
-    )
-    order = "F" if header.fortran_order else "C"
-    origin = {
-        "version": 1,
-        "layout": "files",
-        "fields": {name: {"array": None, "member": None, "dtype": header.dtype.str, "order": order}},
-        "structs": {},
-        "suffix": ".npy",
-        "names": {},
-    }
-    empty = np.zeros(0, np.int64)
-    return Plan(
-        layout="files",
-        fields=(field,),
-        num_samples=num,
-        keys=keys,
-        origin=origin,
-        columns=(column,),
-        kinds=(ArrayKind(header.dtype, header.fortran_order, header.data_offset),),
-        paths=Texts.pack(scan.paths),
-        roots=scan.roots,
-        source_of=np.array(scan.source_of, np.int32),
-        size=empty,
-        mtime_ns=empty,
-        header=head,
-    )
