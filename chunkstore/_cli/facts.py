@@ -12,14 +12,7 @@ from numpy.typing import NDArray
 from chunkstore._cli.options import open_container
 from chunkstore._cli.output import nbytes_text, one_line, plural, shape_text, table
 from chunkstore._format.codec import RAW
-from chunkstore._format.constants import (
-    ATTRS_RESERVED,
-    FORMAT_MAJOR,
-    HEAD_NBYTES,
-    KEY_KINDS,
-    NO_FIELD,
-    Kind,
-)
+from chunkstore._format.constants import ATTRS_RESERVED, FORMAT_MAJOR, HEAD_NBYTES, KEY_KINDS, NO_FIELD, Kind
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index
 from chunkstore._format.schema import Field

@@ -21,14 +21,7 @@ from chunkstore._cli.options import (
     json_option,
     open_container,
 )
-from chunkstore._cli.output import (
-    log,
-    one_line,
-    plural,
-    shape_text,
-    write,
-    write_json,
-)
+from chunkstore._cli.output import log, one_line, plural, shape_text, write, write_json
 from chunkstore._cli.sample import row_facts, row_text, save
 from chunkstore._read.reader import Reader
 from chunkstore.errors import SampleNotFoundError
