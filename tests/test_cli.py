@@ -288,6 +288,17 @@ def test_get_not_a_number_is_valid_json(tmp_path: Path) -> None:
     assert json.loads(text, parse_constant=pytest.fail)["fields"]["x"]["first"] == ["NaN", "Infinity"]
 
 
+def test_get_values_that_are_no_numbers(tmp_path: Path) -> None:
+    """Times and texts are shown as what they are, to people and as JSON, without the names of NumPy's classes."""
+    with chunkstore.Writer(tmp_path / "x.cks") as writer:
+        writer.add({"took": np.array([3], "m8[ms]"), "text": np.array(["a b", "c"]), "raw": np.array([b"q"])})
+    fields = json.loads(good("get", tmp_path / "x.cks", "0", "--json"))["fields"]
+    assert [fields[name]["first"] for name in ("took", "text", "raw")] == [["3 milliseconds"], ["a b", "c"], ["b'q'"]]
+    text = good("get", tmp_path / "x.cks", "0")
+    for shown in ("value: 3 milliseconds", "first values: 'a b' 'c'", "value: b'q'"):
+        assert shown in text
+
+
 def test_get_key_that_looks_like_a_number(tmp_path: Path) -> None:
     """A key comes first, then a position; `--key` and `--position` force one."""
     with chunkstore.Writer(tmp_path / "x.cks") as writer:
