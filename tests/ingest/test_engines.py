@@ -103,7 +103,7 @@ def test_processes_that_do_not_see_the_container(source: Path, alone: bytes, tar
 @pytest.mark.parametrize("most", [0, 20_000, 1 << 30])
 def test_parts(source: Path, alone: bytes, target: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Parts, and tasks too large for one, which the converter does itself, make the same file."""
-    monkeypatch.setattr(engine, "_join", lambda order: None)
+    monkeypatch.setattr(engine, "_join", lambda *order: None)
     monkeypatch.setattr(engine, "PART_NBYTES", most)
     with ThreadPoolExecutor(2) as pool:
         chunkstore.convert(source, target, executor=pool, **OPTIONS)
@@ -116,7 +116,7 @@ def test_uniform_files_as_parts(tmp_path: Path, target: Path, monkeypatch: pytes
     for place in range(20):
         np.save(tmp_path / "src" / f"{place}.npy", np.full(500, place))
     one = chunkstore.convert(tmp_path / "src", tmp_path / "one.cks", shard_nbytes=9000)
-    monkeypatch.setattr(engine, "_join", lambda order: None)
+    monkeypatch.setattr(engine, "_join", lambda *order: None)
     with ThreadPoolExecutor(2) as pool:
         other = chunkstore.convert(tmp_path / "src", target, executor=pool, shard_nbytes=9000)
     assert one.fingerprint == other.fingerprint
@@ -128,14 +128,10 @@ def test_another_file_of_that_name(tmp_path: Path) -> None:
     with Sink.open(tmp_path / "a") as sink:
         token = engine.mark(sink, shared=True)
 
-    class Task:
-        temporary = str(tmp_path / "a")
-
-    right, wrong = (engine.Order(Task(), text, "") for text in (token, bytes(16)))  # type: ignore[arg-type]
-    joined = engine._join(right)
+    joined = engine._join(str(tmp_path / "a"), token)
     assert joined is not None
     joined.close()
-    assert engine._join(wrong) is None
+    assert engine._join(str(tmp_path / "a"), bytes(16)) is None
 
 
 def test_worker_that_dies(source: Path, target: Path) -> None:
@@ -203,26 +199,6 @@ def test_error_of_a_task(source: Path, tmp_path: Path, target: Path) -> None:
         assert pool.submit(abs, -1).result() == 1
 
 
-@pytest.mark.parametrize("under_way", [1, 2, 7, 40])
-@pytest.mark.parametrize("layout", ["rows", "files"])
-def test_first_of_several_errors(source: Path, tmp_path: Path, target: Path, layout: str, under_way: int) -> None:
-    """Of several damaged files the one is named that one process would name, whichever is found first."""
-    shutil.copytree(source, tmp_path / "bad")
-    for name in ("5.npz", "3.npz", "2.npz", "1.npz"):
-        damaged = bytearray((tmp_path / "bad" / name).read_bytes())
-        damaged[-3000] ^= 1  # in the data of `y`
-        (tmp_path / "bad" / name).write_bytes(damaged)
-    options: dict[str, Any] = {"layout": layout, "shard_nbytes": 20_000}
-    with pytest.raises(IngestError, match="archive is damaged") as alone:
-        chunkstore.convert(tmp_path / "bad", tmp_path / "one.cks", workers=1, **options)
-    with ThreadPoolExecutor(4) as pool, pytest.raises(IngestError) as found:
-        chunkstore.convert(tmp_path / "bad", target, executor=Last(pool), workers=under_way, **options)
-    assert str(found.value) == str(alone.value)
-    with pytest.raises(IngestError) as found:
-        chunkstore.convert(tmp_path / "bad", target, workers=2, **options)
-    assert str(found.value) == str(alone.value)
-
-
 @pytest.mark.parametrize("own", [False, True])
 def test_an_error_does_not_wait_long_for_an_earlier_one(
     tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch, own: bool
@@ -235,7 +211,6 @@ def test_an_error_does_not_wait_long_for_an_earlier_one(
     damaged = bytearray((tmp_path / "src" / bad).read_bytes())
     damaged[200] ^= 1
     (tmp_path / "src" / bad).write_bytes(damaged)
-    monkeypatch.setattr(pool_module, "_EARLIER_SECONDS", 0.2)
     real = InflateStream._next
 
     def slow(stream: InflateStream, limit: int) -> bytes:
@@ -253,28 +228,6 @@ def test_an_error_does_not_wait_long_for_an_earlier_one(
         else:
             chunkstore.convert(tmp_path / "src", target, executor=pool, layout="files", shard_nbytes=1)
     assert time.perf_counter() - started < 8
-
-
-class Last(Executor):
-    """Begins with what was given to it last, as far as that is there."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor, self._jobs = executor, list[tuple[Future[Any], Any]]()
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._jobs.append((future, lambda: fn(*args, **kwargs)))
-        self._executor.submit(self._next)
-        return future
-
-    def _next(self) -> None:
-        time.sleep(0.01)
-        future, job = self._jobs.pop()
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(job())
-            except BaseException as error:
-                future.set_exception(error)
 
 
 def test_interrupt(source: Path, target: Path) -> None:

@@ -27,36 +27,18 @@ class Abandoned(Exception):
     """The unfinished container was removed: nobody wants the rest."""
 
 
-class Unseen(Exception):
-    """The worker does not see the container, and its rows are too many to be given back."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """A task for a worker.
-
-    Attributes:
-        task: what to do.
-        token: what stands at the head of the container.
-        host: the converter's machine.
-    """
-
-    task: Task
-    token: bytes
-    host: str = field(default_factory=platform.node)
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What comes back. An error comes as a value: what the engine itself raises is then the engine's failure.
 
     Attributes:
-        written: checksums of the blocks; after an error, of those before it.
+        written: checksums of the blocks; None where the worker does not see the container, and the rows are too many
+            to be given back.
         part: (offset in the container, bytes) that the worker could not write.
         error: that of the task.
     """
 
-    written: list[Written]
+    written: list[Written] | None
     part: list[tuple[int, bytes]] = field(default_factory=list, repr=False)
     error: Exception | None = None
 
@@ -76,68 +58,56 @@ def mark(sink: Sink, *, shared: bool) -> bytes:
     return token
 
 
-def carry_out(order: Order) -> Outcome:
+def carry_out(task: Task, token: bytes, host: str) -> Outcome:
     """Do a task; this is what a worker of any engine runs.
+
+    Args:
+        task: what to do.
+        token: what stands at the head of the container.
+        host: the converter's machine.
 
     The outcome's error is
         IngestError, OSError: a source cannot be read, or is not as planned;
         WriteError: the container cannot be written;
-        Abandoned: it is gone;
-        Unseen: this worker cannot do it.
+        Abandoned: it is gone.
     """
-    written: list[Written] = []
     try:
-        sink = _join(order)
+        sink = _join(task.temporary, token)
         if sink is not None:
             with sink:
-                _write(order, sink, written)
-            return Outcome(written)
-        if order.task.num_bytes > PART_NBYTES:
-            raise Unseen(order.task.temporary)
+                return Outcome(_write(task, sink, shared=host != platform.node()))
+        if task.num_bytes > PART_NBYTES:
+            return Outcome(None)
         part = _Part()
-        written.extend(write_blocks(order.task, part, lambda _: None))
-        return Outcome(written, part.pieces)
+        return Outcome(list(write_blocks(task, part, lambda _: None)), part.pieces)
     except Exception as error:  # noqa: BLE001 - it is raised by whoever takes the outcome
-        return Outcome(written, error=error)
+        return Outcome(None, error=error)
 
 
-def take(outcome: Outcome, sink: Sink) -> list[Written]:
-    """Put what came back in its place; the blocks, all of which are written now.
-
-    Raises:
-        Exception: that of the task.
-        WriteError: the container cannot be written.
-    """
-    if outcome.error is not None:
-        raise outcome.error
-    for offset, piece in outcome.part:
-        sink.pwrite(offset, piece)
-    return outcome.written
-
-
-def _join(order: Order) -> Sink | None:
+def _join(temporary: str, token: bytes) -> Sink | None:
     """The container, or None where this worker does not see it or must not write to it."""
     try:
-        with open(order.task.temporary, "rb", buffering=0) as file:
-            if file.read(_TOKEN_NBYTES) != order.token:
+        with open(temporary, "rb", buffering=0) as file:
+            if file.read(_TOKEN_NBYTES) != token:
                 return None
-        return Sink.join(order.task.temporary)
+        return Sink.join(temporary)
     except OSError:
         return None
 
 
-def _write(order: Order, sink: Sink, written: list[Written]) -> None:
-    """Do the task, and note each block that is done."""
+def _write(task: Task, sink: Sink, *, shared: bool) -> list[Written]:
+    """Do the task in the container, which the converter's machine may have to be told of."""
 
     def check(nbytes: int) -> None:
         # The converter removes the file when it gives up; this works on any engine that shares a file system.
         if os.fstat(sink.fileno()).st_nlink == 0:
-            raise Abandoned(order.task.temporary)
+            raise Abandoned(task.temporary)
 
-    written.extend(write_blocks(order.task, sink, check))
-    if order.host != platform.node():
+    written = list(write_blocks(task, sink, check))
+    if shared:
         with unpublished(sink.path):  # the sync of the converter is for what its own machine holds back
             sink.sync()
+    return written
 
 
 class _Part:

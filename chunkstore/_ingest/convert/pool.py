@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import multiprocessing.context
 import os
+import platform
 import signal
 import sys
 import threading
-import time
 import types
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -19,14 +18,13 @@ from itertools import islice
 from multiprocessing import connection, parent_process
 from typing import Any, Final
 
-from chunkstore._ingest.convert.engine import Order, Outcome, Unseen, carry_out, mark, take
+from chunkstore._ingest.convert.engine import Outcome, carry_out, mark
 from chunkstore._ingest.convert.tasks import Task, Written, write_blocks
 from chunkstore._storage.commit import NewFile
 from chunkstore._storage.interrupts import ENDING, signals_later
-from chunkstore.errors import IngestError, WriteError
+from chunkstore.errors import WriteError
 
 _LAST_PIECE_SECONDS: Final = 10.0
-_EARLIER_SECONDS: Final = 10.0  # a task that comes before a failure may take minutes: one huge member of an `.npz`
 
 
 class _Worker(multiprocessing.context.SpawnProcess):
@@ -137,21 +135,19 @@ def run_on(executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -
         new: the unfinished container; discarded when this is left before the end.
     Raises:
         WriteError: a worker died, or the executor could not run a task.
-    What a task raises is raised here. Of what is wrong with several sources that is what one process would find first,
-    if it is found within 10 seconds: for so long tasks that come before it are still done. When this is left before the
-    end, nothing new is started, and what runs is ended, or ends with its next piece.
+    What a task raises is raised here; of several that fail, what the first to be done raises. When this is left before
+    the end, nothing new is started, and what runs is ended, or ends with its next piece.
     """
     crew = _Crew(executor, tasks, most, new)
     finished = False
     try:
-        while crew.hand_out():
-            own = crew.next_task() if crew.ours else None
-            for block in crew.do(own) if own is not None else ():
+        crew.hand_out()
+        while (own := crew.own_task()) is not None or crew.waiting:
+            for block in write_blocks(own, new.sink, crew.meanwhile) if own is not None else ():
                 yield block
-                yield from crew.collect(0)
-            yield from crew.collect(None if own is None else 0)
-        if crew.failure is not None:
-            raise crew.failure
+                yield from crew.taken()
+            crew.collect(None if own is None else 0)
+            yield from crew.taken()
         finished = True
     finally:
         if not finished:
@@ -159,105 +155,71 @@ def run_on(executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -
             _stop(executor, crew.waiting)
 
 
-class _Unwanted(Exception):
-    """The rest of a task cannot change what is raised, or would take too long."""
-
-
 class _Crew:
     """An executor and the tasks that are under way on it."""
 
     def __init__(self, executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -> None:
         self._executor, self._most, self._new = executor, most, new
-        self.ours = isinstance(executor, WorkerPool)
-        self._token = mark(new.sink, shared=not self.ours)
+        self._ours = isinstance(executor, WorkerPool)
+        self._token = mark(new.sink, shared=not self._ours)
         self._tasks = iter(tasks)
         self._ahead = deque(islice(self._tasks, most + 1))
+        self._unseen: deque[Task] = deque()  # that no worker can do
+        self._taken: deque[Written] = deque()
         self.waiting: dict[Future[Outcome], Task] = {}
-        self.failure: IngestError | None = None
-        self._failed_at = (sys.maxsize, 0)
-        self._deadline = math.inf
 
-    def _wants(self, task: Task, done: int = 0) -> bool:
-        """Whether what is left of a task can change what is raised and there is time for it, or nothing has failed."""
-        return task.block(done) < self._failed_at and time.monotonic() < self._deadline
+    def _next_task(self) -> Task:
+        self._ahead.extend(islice(self._tasks, 1))
+        return self._ahead.popleft()
 
-    def _fail(self, error: IngestError, task: Task, done: int) -> None:
-        if task.block(done) < self._failed_at:
-            self.failure, self._failed_at = error, task.block(done)
-            self._deadline = min(self._deadline, time.monotonic() + _EARLIER_SECONDS)
+    def own_task(self) -> Task | None:
+        """The next one for this process, if there is any."""
+        if self._unseen:
+            return self._unseen.popleft()
+        return self._next_task() if self._ours and self._ahead else None
 
-    def next_task(self) -> Task | None:
-        """The next one that is to be done, if there is any."""
-        while self._ahead:
-            task = self._ahead.popleft()
-            self._ahead.extend(islice(self._tasks, 1))
-            if self._wants(task):
-                return task
-        return None
-
-    def hand_out(self) -> bool:
-        """Have as many tasks under way as there may be; whether there are any to wait for."""
-        # What other engines have done may bring parts, which are large: they count until they are taken.
-        num = sum(self._wants(task) and not (self.ours and done.done()) for done, task in self.waiting.items())
-        while num < self._room() and (task := self.next_task()) is not None:
+    def hand_out(self) -> None:
+        """Have as many tasks under way as there may be."""
+        while self._ahead and len(self.waiting) < self._room():
+            task = self._next_task()
             with _engine_errors(self._new.path):
-                self.waiting[self._executor.submit(carry_out, Order(task, self._token))] = task
-            num += 1
-        return any(map(self._wants, self.waiting.values()))
+                self.waiting[self._executor.submit(carry_out, task, self._token, platform.node())] = task
 
     def _room(self) -> int:
         """How many tasks may be under way. One waits behind those that processes of our own run, but of the last
         tasks none does: whoever is free first takes them.
         """
-        return self._most - (self.ours and len(self._ahead) <= self._most)
+        return self._most - (self._ours and len(self._ahead) <= self._most)
 
-    def do(self, task: Task) -> Iterator[Written]:
-        """Do a task here; whoever is done meanwhile gets the next."""
-        done = 0
+    def meanwhile(self, nbytes: int) -> None:
+        """Between the pieces of a task that is done here: whoever is done gets the next, and an error is told soon."""
+        self.collect(0)
 
-        def meanwhile(nbytes: int) -> None:
-            self._look()
-            if not self._wants(task, done):
-                raise _Unwanted
-            self.hand_out()
-
-        with contextlib.suppress(_Unwanted):
-            try:
-                for block in write_blocks(task, self._new.sink, meanwhile):
-                    yield block
-                    done += 1
-            except IngestError as error:
-                self._fail(error, task, done)
-
-    def _look(self) -> None:
-        """See what has failed meanwhile; it is taken later."""
-        for future, task in self.waiting.items():
-            if future.done() and not future.cancelled() and future.exception() is None:
-                outcome = future.result()
-                if isinstance(outcome.error, IngestError):
-                    self._fail(outcome.error, task, len(outcome.written))
-
-    def collect(self, seconds: float | None) -> Iterator[Written]:
-        """Blocks of tasks that are done, waiting so long for the first; new tasks take their place."""
-        if seconds is None and self.failure is not None:
-            seconds = max(0.0, self._deadline - time.monotonic())
+    def collect(self, seconds: float | None) -> None:
+        """Take what is done, waiting so long for the first; new tasks take their place."""
         done, _ = wait(self.waiting, seconds, FIRST_COMPLETED)
         while done:
-            yield from self._take(done.pop())
+            self._take(done.pop())
             self.hand_out()
 
-    def _take(self, future: Future[Outcome]) -> Iterator[Written]:
-        """What a future brought; nothing refers to it afterwards, for it may be large."""
+    def _take(self, future: Future[Outcome]) -> None:
+        """Take what a future brought; nothing refers to it afterwards, for it may be large."""
         task = self.waiting.pop(future)
         with _engine_errors(self._new.path):
             outcome = future.result()
-        del future
-        if isinstance(outcome.error, Unseen):
-            yield from self.do(task)
-        elif isinstance(outcome.error, IngestError):
-            self._fail(outcome.error, task, len(outcome.written))
-        else:
-            yield from take(outcome, self._new.sink)
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.written is None:
+            self._unseen.append(task)
+            return
+        for offset, piece in outcome.part:
+            self._new.sink.pwrite(offset, piece)
+        self._taken.extend(outcome.written)
+
+    def taken(self) -> Iterator[Written]:
+        """Blocks that were taken, once."""
+        while self._taken:
+            yield self._taken.popleft()
 
 
 @contextlib.contextmanager

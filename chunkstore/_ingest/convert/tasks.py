@@ -63,11 +63,6 @@ class Task:
         """Bytes of the task's rows."""
         return int(self.nbytes[list(self.numbers)].sum())
 
-    def block(self, done: int) -> tuple[int, int]:
-        """(shard, field) of the block that comes when `done` blocks are written; one worker writes them in order."""
-        shards, place = divmod(done, len(self.numbers))
-        return self.first_shard + shards, self.numbers[place]
-
     def coding(self, number: int) -> Coding | None:
         """The codec of a field, None where it is raw."""
         return self.codings[number] if self.codings else None
