@@ -7,7 +7,7 @@ Where there are codecs, only the fields without one have a place beforehand; see
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,73 +34,60 @@ class Arrangement:
         nbytes: int64 [fields, shards], of the rows of each block: before codecs.
         offsets: int64 [fields, shards], of each block in the file; with a codec, where a worker is to put it.
         data_end: offset behind the last block without a codec.
-        committed_end: length of the file; with codecs, as far as it is known.
-        codings: for each field its codec, None where it is raw; empty where all are.
+        codings: by the number of the field, of those with a codec.
     """
 
     starts: Ints
     nbytes: Ints
     offsets: Ints
     data_end: int
-    committed_end: int
-    codings: tuple[Coding | None, ...] = ()
+    codings: Mapping[int, Coding]
+
+    @property
+    def committed_end(self) -> int:
+        """Length of the file; with codecs, as far as it is known."""
+        return pad(self.data_end, PART_ALIGNMENT)
 
     @property
     def num_shards(self) -> int:
         return len(self.starts) - 1
 
 
-def arrange(
-    plan: Plan, attrs: Mapping[str, Any], shard_nbytes: int, codings: Sequence[Coding | None] = ()
-) -> Arrangement:
+def arrange(plan: Plan, attrs: Mapping[str, Any], shard_nbytes: int, codings: Mapping[int, Coding]) -> Arrangement:
     """Cut a plan into shards and place them. O(N) for ragged fields, else O(shards).
 
     Args:
         plan: samples and fields.
         attrs: ATTRS, as they will be written.
         shard_nbytes: a shard ends with the sample that brings it to this size, before codecs.
-        codings: of each field; nothing where all are raw.
+        codings: by the number of the field, of those with a codec.
     Raises:
         IngestError: the file would be longer than the format allows.
     """
     starts, nbytes = _cut(plan, shard_nbytes)
-    if any(codings):
-        return _arrange_coded(starts, nbytes, tuple(codings))
     samples = np.diff(starts).tolist()
-    groups = [sum(map(num_groups, samples, row)) for row in nbytes.tolist()]
-    segment = planned_segment_nbytes(
-        plan.fields,
-        attrs,
-        num_samples=plan.num_samples,
-        num_shards=len(samples),
-        num_groups=groups,
-        key_nbytes=None if plan.keys is None else int(plan.keys.offsets[-1] - plan.keys.offsets[0]),
-    )
-    tail = HEAD_NBYTES + segment
-    offsets = np.zeros_like(nbytes)
+    offsets, tail = np.zeros_like(nbytes), HEAD_NBYTES
+    if not codings:  # otherwise nobody knows how long the index will be, and it comes last
+        tail += planned_segment_nbytes(
+            plan.fields,
+            attrs,
+            num_samples=plan.num_samples,
+            num_shards=len(samples),
+            num_groups=[sum(map(num_groups, samples, row)) for row in nbytes.tolist()],
+            key_nbytes=None if plan.keys is None else int(plan.keys.offsets[-1] - plan.keys.offsets[0]),
+        )
     for number in range(len(plan.fields)):
-        offsets[number], tail = _side_by_side(tail, nbytes[number].tolist())
-    return Arrangement(starts, nbytes, offsets, tail, pad(tail, PART_ALIGNMENT))
-
-
-def _arrange_coded(starts: Ints, nbytes: Ints, codings: tuple[Coding | None, ...]) -> Arrangement:
-    """The raw fields at the head; room for the blocks of the others behind all that there can be."""
-    offsets = np.zeros_like(nbytes)
-    tail = HEAD_NBYTES
-    for number, coding in enumerate(codings):
-        if coding is None:
+        if number not in codings:
             offsets[number], tail = _side_by_side(tail, nbytes[number].tolist())
     data_end = tail
-    samples = np.diff(starts).tolist()
     rooms = {
         number: [most_nbytes(*block) for block in zip(nbytes[number].tolist(), samples, strict=True)]
-        for number, coding in enumerate(codings)
-        if coding is not None
+        for number in codings
     }
-    tail += sum(sum(room) + PART_ALIGNMENT for room in rooms.values()) + PART_ALIGNMENT
+    tail += sum(sum(room) + PART_ALIGNMENT for room in rooms.values()) + PART_ALIGNMENT  # behind all there can be
     for number, room in rooms.items():
         offsets[number], tail = _side_by_side(tail, room)
-    return Arrangement(starts, nbytes, offsets, data_end, pad(data_end, PART_ALIGNMENT), codings)
+    return Arrangement(starts, nbytes, offsets, data_end, codings)
 
 
 def _side_by_side(tail: int, sizes: list[int]) -> tuple[Ints, int]:

@@ -7,7 +7,7 @@ this machine is: the container must come out the same everywhere.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
@@ -51,30 +51,15 @@ class Trial:
         return f"{self.options} {self.ratio:.2f} at {self.rate / 1e6:,.0f} MB/s"
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Codecs of a conversion.
-
-    Attributes:
-        plan: with the codecs in its fields.
-        codings: of each field, None where it is raw; empty where all are.
-        texts: what was chosen by `auto`, and why.
-        ratios: of the fields with a codec, by a sample; only if asked for.
-    """
-
-    plan: Plan
-    codings: tuple[Coding | None, ...] = ()
-    texts: tuple[str, ...] = ()
-    ratios: tuple[float, ...] = ()
-
-
-def choose_codings(plan: Plan, spec: CodecSpec, *, estimate: bool = False) -> Chosen:
+def choose_codings(plan: Plan, spec: CodecSpec) -> tuple[Plan, dict[int, Coding], tuple[str, ...]]:
     """Decide for each field.
 
     Args:
         plan: of the conversion.
         spec: what was asked for.
-        estimate: whether to say how small the fields get.
+    Returns:
+        (the plan with the codecs in its fields, the codings of the fields that are not raw by their numbers, what was
+        chosen by `auto`, and why).
     Raises:
         IngestError: a field does not exist.
         MissingExtraError: the package of a codec that was asked for is not installed.
@@ -93,48 +78,44 @@ def choose_codings(plan: Plan, spec: CodecSpec, *, estimate: bool = False) -> Ch
         fields, options_of = choose_codecs(plan.fields, decided)
     except SchemaError as error:
         raise IngestError(f"{error}.") from None
-    if all(options.name == RAW for options in options_of):
-        return Chosen(plan, texts=tuple(texts))
-    codings = tuple(_coding(plan, number, options) for number, options in enumerate(options_of))
-    ratios = tuple(_estimate(plan, number, coding) for number, coding in enumerate(codings)) if estimate else ()
-    return Chosen(replace(plan, fields=fields), codings, tuple(texts), ratios)
+    codings = {
+        number: _coding(plan, number, options) for number, options in enumerate(options_of) if options.name != RAW
+    }
+    return replace(plan, fields=fields), codings, tuple(texts)
 
 
-def _coding(plan: Plan, number: int, options: CodecOptions) -> Coding | None:
-    if options.name == RAW:
-        return None
+def _coding(plan: Plan, number: int, options: CodecOptions) -> Coding:
     sample = sample_rows(plan, number) if options.dictionary else []
     coding = Coding(options, train_dictionary(sample, options) if options.dictionary else b"")
     coding.encoder(plan.fields[number])  # a package that is missing is said before any work
     return coding
 
 
-def _estimate(plan: Plan, number: int, coding: Coding | None) -> float:
-    if coding is None or not plan.nbytes(number):
-        return 1.0
-    rows = sample_rows(plan, number)
-    chunks = _encode(rows, coding.encoder(plan.fields[number]))
-    return sum(map(len, rows)) / max(sum(map(len, chunks)), 1)
+def estimate_saved(plan: Plan, codings: Mapping[int, Coding]) -> int:
+    """By how many bytes codecs make the fields smaller, from a sample."""
+    saved = 0.0
+    for number, coding in codings.items():
+        rows = sample_rows(plan, number)
+        nbytes = sum(map(len, rows))
+        chunks = _encode(rows, coding.encoder(plan.fields[number]))
+        saved += plan.nbytes(number) * (1 - sum(map(len, chunks)) / max(nbytes, 1))
+    return int(saved)
 
 
 def sample_rows(plan: Plan, number: int) -> list[bytes]:
     """Rows of a field, about 4 MiB, evenly spaced; the first ones where a source can only be read forward."""
     sizes = plan.row_sizes(number)
-    places = sample_places(sizes)
-    found = []
+    places = sample_places(sizes).tolist()
     with PlanReader(plan) as rows:
         if plan.columns[number].forward_only():
-            ends = np.cumsum(sizes[: len(places)]).tolist()
-            whole = bytearray(ends[-1])
-            if whole:
-                rows.read(number, 0, len(ends), memoryview(whole))
-            return [bytes(whole[start:stop]) for start, stop in pairwise([0, *ends])]
-        for place in places.tolist():
-            row = bytearray(int(sizes[place]))
-            if row:
-                rows.read(number, place, place + 1, memoryview(row))
-            found.append(bytes(row))
-    return found
+            bounds = [0, *np.cumsum(sizes[: len(places)]).tolist()]
+            whole = memoryview(bytearray(bounds[-1]))
+            rows.read(number, 0, len(places), whole)
+            return [bytes(whole[start:stop]) for start, stop in pairwise(bounds)]
+        found = [bytearray(size) for size in sizes[places].tolist()]
+        for place, row in zip(places, found, strict=True):
+            rows.read(number, place, place + 1, row)
+        return [bytes(row) for row in found]
 
 
 def _try_all(plan: Plan, number: int) -> tuple[CodecOptions, str]:
@@ -147,15 +128,13 @@ def _try_all(plan: Plan, number: int) -> tuple[CodecOptions, str]:
     trials, missing = _trials(field, rows)
     if not trials:
         return CodecOptions(RAW), f"codec of {field.name!r}: raw, since no other could be tried: {missing}"
-    best = max((trial.ratio for trial in trials), default=1.0)
+    best = max(trial.ratio for trial in trials)
     chosen = next((t for t in trials if t.ratio >= _WORTH and t.ratio * _MUCH_BETTER >= best), None)
-    tried = "; ".join(map(str, trials)) or "nothing"
     remark = f" ({missing})" if missing else ""
-    sample = f"of {len(rows):,} rows, {nbytes:,} bytes: {tried}{remark}"
+    sample = f"of {len(rows):,} rows, {nbytes:,} bytes: {'; '.join(map(str, trials))}{remark}"
     if chosen is None:
-        return CodecOptions(
-            RAW
-        ), f"codec of {field.name!r}: raw, since no other makes it {_WORTH} times smaller; {sample}"
+        text = f"codec of {field.name!r}: raw, since no other makes it {_WORTH} times smaller; {sample}"
+        return CodecOptions(RAW), text
     why = "the smallest" if chosen.ratio == best else "the fastest of those nearly as small"
     return chosen.options, f"codec of {field.name!r}: {chosen.options}, {why}; {sample}"
 

@@ -13,14 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from chunkstore._format.checksum import BlockSums
 from chunkstore._format.constants import PART_ALIGNMENT
 from chunkstore._format.dtypes import element_nbytes
 from chunkstore._format.encode import CodecOptions, Encoder
-from chunkstore._format.layout import group_bounds
 from chunkstore._format.schema import Field
 from chunkstore._format.segment import pad
 from chunkstore._storage.sink import Sink
@@ -33,7 +28,6 @@ if TYPE_CHECKING:
 # than 64 in all for short ones), Blosc2 32.
 _ROW_ROOM: Final = 64
 _SHARE_ROOM: Final = 1024
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -51,32 +45,6 @@ class Coding:
 def most_nbytes(nbytes: int, num_rows: int) -> int:
     """What the chunks of so many rows have at most."""
     return nbytes + nbytes // _SHARE_ROOM + _ROW_ROOM * num_rows
-
-
-class BlockEncoder:
-    """Collects the chunks of one block. Memory: the chunks, until the block is taken.
-
-    The sums of groups need the length of the whole block, so nothing is summed before its end.
-    """
-
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
-        self._chunks: list[bytes] = []
-        self._sizes: list[Ints] = [np.zeros(0, np.int64)]
-
-    def add(self, rows: memoryview, ends: Ints) -> None:
-        """Take whole rows; `ends` counts from the first byte."""
-        chunks, sizes = self._encoder.encode(rows, ends)
-        self._chunks.append(chunks)
-        self._sizes.append(sizes)
-
-    def finish(self) -> tuple[list[bytes], Ints, tuple[int, NDArray[np.uint64]]]:
-        """(the block in pieces, nbytes of each chunk, the sums of the block and its groups)."""
-        sizes = np.concatenate(self._sizes)
-        sums = BlockSums(group_bounds(np.cumsum(sizes)))
-        for piece in self._chunks:
-            sums.update(memoryview(piece))
-        return self._chunks, sizes, sums.finish()
 
 
 class CodedFields:

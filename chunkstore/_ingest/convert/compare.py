@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chunkstore._format.codec import decode
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index, read_index
 from chunkstore._ingest.convert.arrangement import Arrangement
-from chunkstore._ingest.convert.tasks import PlannedBlock, Task, cut_tasks
+from chunkstore._ingest.convert.coded import Coding
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.read import PlanReader
 from chunkstore._ingest.plan.scan import Skipped
@@ -50,8 +49,11 @@ def compare(plan: Plan, arrangement: Arrangement, path: str, advance: Callable[[
         if index.num_samples != plan.num_samples or index.fields != plan.fields:
             raise CorruptError(f"{path}: read back {index.num_samples} samples of {index.fields}. {_ADVICE}")
         _compare_keys(plan, index)
-        for task in cut_tasks(plan, arrangement, path, split=False):
-            _compare_task(task, source, index, advance)
+        with PlanReader(plan) as rows:
+            both = _Comparison(plan, arrangement.codings, rows, source, index)
+            for start, stop in pairwise(arrangement.starts.tolist()):
+                for number in range(len(plan.fields)):
+                    both.compare(number, start, stop, advance)
 
 
 def _compare_keys(plan: Plan, index: Index) -> None:
@@ -66,30 +68,6 @@ def _compare_keys(plan: Plan, index: Index) -> None:
             raise CorruptError(f"keys of samples {start} to {stop - 1}: others were read back. {_ADVICE}")
 
 
-def _compare_task(task: Task, source: Source, index: Index, advance: Callable[[int], None]) -> None:
-    first = int(index.shard_starts[task.first_shard]) - int(task.starts[0])
-    fields = {number: FieldIndex(index, number) for number in task.numbers}
-    scratch = _Scratch()
-    with PlanReader(task.plan) as rows:
-        for place in range(len(task.starts) - 1):
-            for number in task.numbers:
-                found = _Found(source, fields[number], first)
-                block = PlannedBlock(task, place, number, rows)
-                coding = task.coding(number)
-                for start, stop, piece, part in block.pieces(scratch.buffer):
-                    if coding is None:
-                        same = found.equals(start, stop, piece, part)
-                    else:
-                        same = found.decodes_to(piece, start, rows.row_ends(number, start, stop), coding.dictionary)
-                    if not same:
-                        task.plan.check_sources()  # a uniform one looked at each file while it read it
-                        raise CorruptError(
-                            f"samples {first + start} to {first + stop - 1}, field {task.plan.fields[number].name!r} "
-                            f"({task.plan.where(number, start)}): other bytes were read back. {_ADVICE}"
-                        )
-                    advance(len(piece))
-
-
 class _Scratch:
     """One buffer, as large as was ever needed."""
 
@@ -102,37 +80,46 @@ class _Scratch:
         return self._buffer[:nbytes].data
 
 
-class _Found:
-    """Rows as the container has them, piece by piece."""
+class _Comparison:
+    """The rows of a container beside those of its sources."""
 
-    def __init__(self, source: Source, field: FieldIndex, first: int) -> None:
-        self._source, self._field, self._first = source, field, first
-        self._scratch = _Scratch()
-        self._row, self._done = -1, 0
+    def __init__(
+        self, plan: Plan, codings: Mapping[int, Coding], rows: PlanReader, source: Source, index: Index
+    ) -> None:
+        self._plan, self._codings, self._rows, self._source = plan, codings, rows, source
+        self._fields = [FieldIndex(index, number) for number in range(len(plan.fields))]
+        self._wanted, self._stored = _Scratch(), _Scratch()
 
-    def equals(self, start: int, stop: int, piece: memoryview, part: bool) -> bool:
-        """Whether rows `[start, stop)` have these bytes; with `part` the next ones of a long row."""
-        offsets, nbytes = self._field.rows(np.array([start, stop - 1], np.int64) + self._first)
-        if start != self._row:
-            self._row, self._done = start, 0
-        begin, end = int(offsets[0]) + self._done, int(offsets[1] + nbytes[1])
-        self._done += len(piece)
-        if len(piece) > end - begin or (not part and len(piece) < end - begin):
-            return False
-        stored = self._scratch.buffer(len(piece))
-        self._source.read_into(begin, stored)
-        return np.array_equal(np.frombuffer(stored, np.uint8), np.frombuffer(piece, np.uint8))
+    def compare(self, number: int, start: int, stop: int, advance: Callable[[int], None]) -> None:
+        """Rows `[start, stop)` of a field."""
+        row, done = -1, 0  # bytes that were compared of a row that comes in parts
+        whole = number in self._codings
+        for first, last, piece, part in self._rows.stream(number, start, stop, self._wanted.buffer, whole=whole):
+            offsets, nbytes = self._fields[number].rows(np.array([first, last - 1], np.int64))
+            done = done if first == row else 0
+            begin, end = int(offsets[0]) + done, int(offsets[1] + nbytes[1])
+            stored = self._stored.buffer(min(len(piece), end - begin) if part else end - begin)
+            self._source.read_into(begin, stored)
+            if not self._equal(number, first, last, piece, stored):
+                self._plan.check_sources()  # a uniform plan looked at each file while it read it
+                raise CorruptError(
+                    f"samples {first} to {last - 1}, field {self._plan.fields[number].name!r} "
+                    f"({self._plan.where(number, first)}): other bytes were read back. {_ADVICE}"
+                )
+            row, done = first, done + len(piece)
+            advance(len(piece))
 
-    def decodes_to(self, piece: memoryview, start: int, ends: NDArray[np.int64], dictionary: bytes) -> bool:
-        """Whether the rows from `start` on have these bytes; one chunk for each of `ends`."""
-        offsets, nbytes = self._field.rows(np.arange(start, start + len(ends), dtype=np.int64) + self._first)
-        chunks = memoryview(bytearray(int(nbytes.sum())))
-        self._source.read_into(int(offsets[0]), chunks)
+    def _equal(self, number: int, first: int, last: int, piece: memoryview, stored: memoryview) -> bool:
+        coding = self._codings.get(number)
+        if coding is None:
+            return np.array_equal(np.frombuffer(stored, np.uint8), np.frombuffer(piece, np.uint8))
+        sizes = self._fields[number].rows(np.arange(first, last, dtype=np.int64))[1].tolist()
+        ends = self._rows.row_ends(number, first, last).tolist()
         at = 0
-        for size, (begin, end) in zip(nbytes.tolist(), pairwise([0, *ends.tolist()]), strict=True):
-            if decode(self._field.field.codec, chunks[at : at + size], end - begin, dictionary) != piece[begin:end]:
+        for size, (begin, end) in zip(sizes, pairwise([0, *ends]), strict=True):
+            chunk, at = stored[at : at + size], at + size
+            if decode(coding.options.name, chunk, end - begin, coding.dictionary) != piece[begin:end]:
                 return False
-            at += size
         return True
 
 

@@ -20,7 +20,7 @@ from chunkstore._format.layout import check_count
 from chunkstore._format.schema import encode_attrs
 from chunkstore._format.superblock import Superblock
 from chunkstore._ingest.convert.arrangement import Arrangement, arrange
-from chunkstore._ingest.convert.choosing import Chosen, choose_codings
+from chunkstore._ingest.convert.choosing import choose_codings, estimate_saved
 from chunkstore._ingest.convert.coded import CodedFields
 from chunkstore._ingest.convert.compare import compare, find_unreadable
 from chunkstore._ingest.convert.pool import WorkerPool, run_on
@@ -205,13 +205,12 @@ def _explained(path: str) -> Iterator[None]:
 
 def _dry_run(plan: Plan, work: _Work) -> ConvertReport:
     attrs, notes = _all_attrs(plan, work.attrs)
-    nbytes = arrange(plan, attrs, work.shard_nbytes).committed_end
-    chosen = choose_codings(plan, work.codecs, estimate=True)
-    if chosen.codings:
-        sizes = [plan.nbytes(number) for number in range(len(plan.fields))]
-        nbytes -= int(sum(size - size / ratio for size, ratio in zip(sizes, chosen.ratios, strict=True)))
+    nbytes = arrange(plan, attrs, work.shard_nbytes, {}).committed_end
+    plan, codings, texts = choose_codings(plan, work.codecs)
+    if codings:
+        nbytes -= estimate_saved(plan, codings)
         notes = (*notes, "how small codecs make the fields is estimated from a sample")
-    return replace(_report(chosen, work, nbytes, None, notes), dry_run=True)
+    return replace(_report(plan, work, nbytes, None, notes), dry_run=True, codecs=texts)
 
 
 def _convert(
@@ -258,8 +257,7 @@ def _all_attrs(plan: Plan, attrs: Mapping[str, Any]) -> tuple[dict[str, Any], tu
         return merged, ("the names of the files are too many to be kept: `export` will name them by position",)
 
 
-def _report(chosen: Chosen, work: _Work, nbytes: int, fingerprint: str | None, notes: Sequence[str]) -> ConvertReport:
-    plan = chosen.plan
+def _report(plan: Plan, work: _Work, nbytes: int, fingerprint: str | None, notes: Sequence[str]) -> ConvertReport:
     return ConvertReport(
         work.path,
         plan.num_samples,
@@ -275,15 +273,13 @@ def _report(chosen: Chosen, work: _Work, nbytes: int, fingerprint: str | None, n
         seconds=0.0,
         verified=work.verify and fingerprint is not None,
         rounded=plan.rounded,
-        codecs=chosen.texts,
     )
 
 
 def _write(plan: Plan, work: _Work) -> ConvertReport:
-    chosen = choose_codings(plan, work.codecs)
-    plan = chosen.plan
+    plan, codings, texts = choose_codings(plan, work.codecs)
     attrs, notes = _all_attrs(plan, work.attrs)
-    arrangement = arrange(plan, attrs, work.shard_nbytes, chosen.codings)
+    arrangement = arrange(plan, attrs, work.shard_nbytes, codings)
     total = plan.total_nbytes
     folder = os.path.dirname(work.path) or os.curdir
     with (
@@ -305,7 +301,8 @@ def _write(plan: Plan, work: _Work) -> ConvertReport:
         plan.check_sources()
         progress.finish()
         new.publish()
-    return _report(chosen, work, superblock.committed_end, superblock.directory_sum.hex(), notes)
+    report = _report(plan, work, superblock.committed_end, superblock.directory_sum.hex(), notes)
+    return replace(report, codecs=texts)
 
 
 def _finish(new: NewFile, index: IndexWriter, arrangement: Arrangement, coded: CodedFields | None) -> Superblock:
@@ -372,9 +369,9 @@ class _Collector:
 
     def __init__(self, plan: Plan, arrangement: Arrangement, index: IndexWriter, new: NewFile) -> None:
         self._plan, self._arrangement, self._index = plan, arrangement, index
-        coded = {number: coding for number, coding in enumerate(arrangement.codings) if coding is not None}
-        self.coded = CodedFields(list(coded), new.sink, arrangement.data_end) if coded else None
-        index.dictionaries = {number: coding.dictionary for number, coding in coded.items() if coding.dictionary}
+        codings = arrangement.codings
+        self.coded = CodedFields(list(codings), new.sink, arrangement.data_end) if codings else None
+        index.dictionaries = {number: coding.dictionary for number, coding in codings.items() if coding.dictionary}
         self._shapes = {number: plan.row_shapes(number) for number, f in enumerate(plan.fields) if f.ragged}
         self._waiting: dict[int, dict[int, Written]] = {}
         self._next = 0

@@ -8,7 +8,7 @@ row and the chunks of one block.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from chunkstore._format.checksum import BlockSums
 from chunkstore._format.layout import group_bounds, rows_per_group
-from chunkstore._ingest.convert.coded import BlockEncoder, Coding, most_nbytes
+from chunkstore._ingest.convert.coded import Coding, most_nbytes
 from chunkstore._ingest.plan.columns import STORED
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.read import PIECE_NBYTES, PlanReader
@@ -56,16 +56,12 @@ class Task:
     nbytes: Ints
     offsets: Ints
     overlap: bool
-    codings: tuple[Coding | None, ...] = ()
+    codings: Mapping[int, Coding]
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the task's rows."""
         return int(self.nbytes[list(self.numbers)].sum())
-
-    def coding(self, number: int) -> Coding | None:
-        """The codec of a field, None where it is raw."""
-        return self.codings[number] if self.codings else None
 
 
 @dataclass(frozen=True)
@@ -186,68 +182,64 @@ def write_blocks(task: Task, sink: Receiver, advance: Callable[[int], None]) -> 
                 pass  # for its checksum
         for place in range(len(task.starts) - 1):
             for number in task.numbers:
-                block = PlannedBlock(task, place, number, rows)
-                coding = task.coding(number)
-                if coding is not None:
-                    yield _encode_block(block, coding, rows, pipe, advance)
-                    continue
-                for _, _, piece, shared in block.pieces(pipe.buffer):
-                    pipe.put(block, piece)
-                    if shared:
-                        pipe.settle()
-                    advance(len(piece))
-                yield block.finish()
+                write = _encode_block if number in task.codings else _copy_block
+                yield write(task, place, number, rows, pipe, advance)
         pipe.settle()
 
 
-def _encode_block(
-    block: PlannedBlock, coding: Coding, rows: PlanReader, pipe: _Pipe, advance: Callable[[int], None]
+def _copy_block(
+    task: Task, place: int, number: int, rows: PlanReader, pipe: _Pipe, advance: Callable[[int], None]
 ) -> Written:
-    """Read a block, encode it, and write its chunks."""
-    encoder = BlockEncoder(coding.encoder(block.field))
-    for start, stop, piece, _ in block.pieces(pipe.buffer):
-        encoder.add(piece, rows.row_ends(block.number, start, stop))
+    """Read a block and write it as it is."""
+    start, stop = task.starts[place : place + 2].tolist()
+    offset, nbytes = int(task.offsets[number, place]), int(task.nbytes[number, place])
+    row_nbytes, end = task.plan.fields[number].row_nbytes, offset + nbytes
+    if row_nbytes is None:
+        bounds = group_bounds(rows.row_ends(number, start, stop))
+    else:  # the same without an array of all rows: there may be 4 million of 8 bytes
+        step = rows_per_group(stop - start, nbytes) * row_nbytes
+        bounds = [*range(0, nbytes, step), nbytes] if nbytes else [0, 0]
+    sums = BlockSums(bounds)
+    for _, _, piece, shared in rows.stream(number, start, stop, pipe.buffer):
+        # Summed here: the sums of small groups hold the GIL, and two threads that both want it wait for each other.
+        sums.update(piece)
+        pipe.put(offset, piece)
+        offset += len(piece)
+        if shared:
+            pipe.settle()
         advance(len(piece))
-    chunks, sizes, sums = encoder.finish()
-    assert sizes.sum() <= most_nbytes(block.nbytes, len(sizes)), "a codec gave more than there is room for"
-    pipe.write(block.offset, chunks)
-    return Written(block.shard, block.number, *sums, sizes)
+    assert offset == end, f"{nbytes - (end - offset)} of {nbytes} bytes"
+    return Written(task.first_shard + place, number, *sums.finish())
 
 
-class PlannedBlock:
-    """One block that is being written: its rows, its sums, and how far it is."""
-
-    def __init__(self, task: Task, place: int, number: int, rows: PlanReader) -> None:
-        self.shard, self.number = task.first_shard + place, number
-        self.offset, self.nbytes = int(task.offsets[number, place]), int(task.nbytes[number, place])
-        self.first, self.last = int(task.starts[place]), int(task.starts[place + 1])
-        self.field = task.plan.fields[number]
-        self._rows = rows
-        self._whole = task.coding(number) is not None
-        self.sums = BlockSums(self._bounds())
-        self.put = 0  # bytes handed on
-
-    def _bounds(self) -> list[int]:
-        if self.field.row_nbytes is None:
-            return group_bounds(self._rows.row_ends(self.number, self.first, self.last))
-        # The same without an array of all rows: there may be 4 million of 8 bytes.
-        step = rows_per_group(self.last - self.first, self.nbytes) * self.field.row_nbytes
-        return [*range(0, self.nbytes, step), self.nbytes] if self.nbytes else [0, 0]
-
-    def pieces(self, buffer: Callable[[int], memoryview]) -> Iterator[tuple[int, int, memoryview, bool]]:
-        """Read the block, as `PlanReader.stream` does."""
-        return self._rows.stream(self.number, self.first, self.last, buffer, whole=self._whole)
-
-    def finish(self) -> Written:
-        assert self.put == self.nbytes, f"{self.put} of {self.nbytes} bytes"
-        return Written(self.shard, self.number, *self.sums.finish())
+def _encode_block(
+    task: Task, place: int, number: int, rows: PlanReader, pipe: _Pipe, advance: Callable[[int], None]
+) -> Written:
+    """Read a block, encode it, and write its chunks. Memory: all of them."""
+    start, stop = task.starts[place : place + 2].tolist()
+    encoder = task.codings[number].encoder(task.plan.fields[number])
+    chunks, sizes = [], [np.zeros(0, np.int64)]
+    for first, last, piece, _ in rows.stream(number, start, stop, pipe.buffer, whole=True):
+        encoded = encoder.encode(piece, rows.row_ends(number, first, last))
+        chunks.append(encoded[0])
+        sizes.append(encoded[1])
+        advance(len(piece))
+    stored, offset = np.concatenate(sizes), int(task.offsets[number, place])
+    most = most_nbytes(int(task.nbytes[number, place]), len(stored))
+    assert stored.sum() <= most, "a codec gave more than there is room for"
+    sums = BlockSums(group_bounds(np.cumsum(stored)))  # which need the length of the whole block
+    for chunk in chunks:
+        sums.update(memoryview(chunk))
+        pipe.sink.pwrite(offset, chunk)
+        offset += len(chunk)
+    return Written(task.first_shard + place, number, *sums.finish(), stored)
 
 
 class _Pipe:
     """Two buffers: while one is read into, the other is written by a second thread."""
 
     def __init__(self, sink: Receiver, *, overlap: bool) -> None:
-        self._sink = sink
+        self.sink = sink
         self._thread = ThreadPoolExecutor(1, "chunkstore-write") if overlap else None
         self._buffers = [memoryview(b"")] * (2 if overlap else 1)
         self._turn = 0
@@ -263,22 +255,12 @@ class _Pipe:
             self._buffers[self._turn] = np.empty(max(nbytes, PIECE_NBYTES), np.uint8).data
         return self._buffers[self._turn][:nbytes]
 
-    def put(self, block: PlannedBlock, piece: memoryview) -> None:
-        """Sum and write a piece of a block; it must not change before its buffer comes up again."""
-        offset = block.offset + block.put
-        block.put += len(piece)
-        # Summed here: the sums of small groups hold the GIL, and two threads that both want it wait for each other.
-        block.sums.update(piece)
+    def put(self, offset: int, piece: memoryview) -> None:
+        """Write a piece; it must not change before its buffer comes up again."""
         if self._thread is None:
-            self._sink.pwrite(offset, piece)
+            self.sink.pwrite(offset, piece)
         else:
-            self._jobs.append(self._thread.submit(self._sink.pwrite, offset, piece))
-
-    def write(self, offset: int, pieces: Iterable[bytes]) -> None:
-        """Write pieces that nobody changes, one after another."""
-        for piece in pieces:
-            self._sink.pwrite(offset, piece)
-            offset += len(piece)
+            self._jobs.append(self._thread.submit(self.sink.pwrite, offset, piece))
 
     def settle(self) -> None:
         """Wait until everything is written."""
