@@ -11,15 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from source_arrays import open_array, read_array, read_rows
+from source_arrays import find_place, open_array, read_array, read_rows
 
 from chunkstore._ingest.npy.npz import Member, read_members
+from chunkstore._ingest.npy.pickled import load_rows
 from chunkstore.errors import IngestError
 
 
 def npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
-    np.save(file, array)
+    np.save(file, array, allow_pickle=True)
     return file.getvalue()
 
 
@@ -149,6 +150,20 @@ def test_damaged_data(tmp_path: Path, method: int) -> None:
     path.write_bytes(data)
     with pytest.raises(IngestError, match=r"array 'a': .*The archive is damaged"):
         load(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_damaged_object_array(tmp_path: Path, method: int) -> None:
+    """The CRC is checked for pickles, too: a flipped bit of a number is no fault that unpickling would find."""
+    rows = np.empty(2, object)
+    rows[:] = [np.arange(5), np.arange(7)]
+    path = write(tmp_path / "x.npz", {"a.npy": npy(rows)}, method)
+    assert [len(row) for row in load_rows(find_place(path))] == [5, 7]
+    data = bytearray(path.read_bytes())
+    data[members(path)[0].offset + members(path)[0].stored_nbytes // 2] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(IngestError, match=r"array 'a': .*The archive is damaged"):
+        load_rows(find_place(path))
 
 
 def test_damaged_directory_and_local_header(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any, Final, Protocol, Self
+from typing import IO, Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -79,12 +79,8 @@ class Place:
     shape: tuple[int, ...]
 
 
-class _Raw(Protocol):
-    """Elements as they are stored, C order."""
-
-    def read(self, start: int, stop: int, view: memoryview) -> None: ...
-
-    def close(self) -> None: ...
+Read = Callable[[int, int, memoryview], None]
+"""Elements `[start, stop)`, C order, into memory that they fill: as they are stored."""
 
 
 class _StoredC:
@@ -92,38 +88,26 @@ class _StoredC:
 
     def __init__(self, fd: int, place: Place) -> None:
         self._fd, self._where, self._member = fd, place.where, place.member
-        self._itemsize = place.kind.dtype.itemsize
-        self._base = place.kind.data_offset + (place.member.offset if place.member else 0)
-        self._end = place.member.nbytes - place.kind.data_offset if place.member else 0
-        self._position = 0
-        self._crc = self._header_crc(place) if place.member else 0
-
-    def _header_crc(self, place: Place) -> int:
-        assert place.member is not None
-        header = bytearray(place.kind.data_offset)
-        read_exactly(self._fd, place.member.offset, memoryview(header), self._where)
-        crc = zlib.crc32(header)
-        if self._end == 0 and crc != place.member.crc:
-            raise _crc_error(self._where, place.member.crc, crc)
-        return crc
+        self._begin = place.member.offset if place.member else 0
+        self._header_nbytes, self._itemsize = place.kind.data_offset, place.kind.dtype.itemsize
+        self._position = self._crc = 0
+        if place.member is not None:
+            self._read(0, memoryview(bytearray(self._header_nbytes)))
 
     def read(self, start: int, stop: int, view: memoryview) -> None:
-        begin = start * self._itemsize
-        read_exactly(self._fd, self._base + begin, view, self._where)
-        if self._member is not None and begin == self._position:
-            self._crc = zlib.crc32(view, self._crc)
-            self._position += len(view)
-            if self._position == self._end and self._crc != self._member.crc:
-                raise _crc_error(self._where, self._member.crc, self._crc)
+        self._read(self._header_nbytes + start * self._itemsize, view)
 
-    def close(self) -> None:
-        pass
-
-
-def _crc_error(where: str, stored: int, computed: int) -> IngestError:
-    return IngestError(
-        f"{where}: CRC-32 stored {stored:08x}, computed {computed:08x}. The archive is damaged: get it again."
-    )
+    def _read(self, begin: int, view: memoryview) -> None:
+        read_exactly(self._fd, self._begin + begin, view, self._where)
+        if self._member is None or begin != self._position:
+            return
+        self._crc = zlib.crc32(view, self._crc)
+        self._position += len(view)
+        if self._position == self._member.nbytes and self._crc != self._member.crc:
+            raise IngestError(
+                f"{self._where}: CRC-32 stored {self._member.crc:08x}, computed {self._crc:08x}. The archive is "
+                "damaged: get it again."
+            )
 
 
 class _DeflatedC:
@@ -141,25 +125,19 @@ class _DeflatedC:
         self._stream.skip(begin - self._stream.position)
         self._stream.read_into(view)
 
-    def close(self) -> None:
-        self._stream = None
 
+def _transposed(read: Read, place: Place) -> Read:
+    """Elements of a small Fortran array, which is transposed in memory."""
+    itemsize = place.kind.dtype.itemsize
+    buffer = np.empty(math.prod(place.shape) * itemsize, np.uint8)
+    read(0, math.prod(place.shape), buffer.data)
+    stored = buffer.view(place.kind.dtype).reshape(place.shape, order="F")
+    whole = np.ascontiguousarray(stored).reshape(-1).view(np.uint8).data
 
-class _WholeFortran:
-    """A small Fortran array, transposed in memory."""
+    def read_whole(start: int, stop: int, view: memoryview) -> None:
+        view[:] = whole[start * itemsize : stop * itemsize]
 
-    def __init__(self, raw: _Raw, place: Place) -> None:
-        buffer = np.empty(math.prod(place.shape) * place.kind.dtype.itemsize, np.uint8)
-        raw.read(0, math.prod(place.shape), buffer.data)
-        stored = buffer.view(place.kind.dtype).reshape(place.shape, order="F")
-        self._bytes = np.ascontiguousarray(stored).reshape(-1).view(np.uint8).data
-        self._itemsize = place.kind.dtype.itemsize
-
-    def read(self, start: int, stop: int, view: memoryview) -> None:
-        view[:] = self._bytes[start * self._itemsize : stop * self._itemsize]
-
-    def close(self) -> None:
-        self._bytes = memoryview(b"")
+    return read_whole
 
 
 def flat_boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, int], ...]]:
@@ -186,9 +164,8 @@ def flat_boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[
 class _Fortran:
     """A large Fortran array by boxes. Memory: one box of the caller's size and one region of at most 4 MiB."""
 
-    def __init__(self, fd: int, base: int, place: Place, owned: IO[bytes] | None = None) -> None:
-        self._fd, self._base, self._where, self._owned = fd, base, place.where, owned
-        self._shape = place.shape
+    def __init__(self, fd: int, base: int, place: Place) -> None:
+        self._fd, self._base, self._where, self._shape = fd, base, place.where, place.shape
         # The bytes are moved, not looked at: a void of the same width does for any dtype, objects excepted.
         self._void = np.dtype(f"V{place.kind.dtype.itemsize}")
 
@@ -206,17 +183,15 @@ class _Fortran:
         sides = box[::-1]
         dims = self._shape[::-1]
         level = self._level(sides, dims)
-        inner = math.prod(dims[level + 1 :])
-        first, last = sides[level]
-        region = np.empty((last - first, *dims[level + 1 :]), self._void)
+        region = np.empty((sides[level][1] - sides[level][0], *dims[level + 1 :]), self._void)
         bytes_of = region.reshape(-1).view(np.uint8).data
         chosen = region[(slice(None), *(slice(*side) for side in sides[level + 1 :]))]
-        strides = [math.prod(dims[axis + 1 :]) for axis in range(level)]
-        origin = [side[0] for side in sides[:level]]
-        for index in itertools.product(*(range(*side) for side in sides[:level])):
-            element = first * inner + sum(i * stride for i, stride in zip(index, strides, strict=True))
-            read_exactly(self._fd, self._base + element * self._void.itemsize, bytes_of, self._where)
-            out[tuple(i - low for i, low in zip(index, origin, strict=True))] = chosen
+        strides = [self._void.itemsize * math.prod(dims[axis + 1 :]) for axis in range(level + 1)]
+        begin = self._base + sum(side[0] * stride for side, stride in zip(sides, strides, strict=False))
+        for index in itertools.product(*map(range, out.shape[:level])):
+            offset = begin + sum(i * stride for i, stride in zip(index, strides, strict=False))
+            read_exactly(self._fd, offset, bytes_of, self._where)
+            out[index] = chosen
 
     def _level(self, sides: tuple[tuple[int, int], ...], dims: tuple[int, ...]) -> int:
         """Axis (of the reversed shape) below which one contiguous region is read, unwanted elements included where runs
@@ -239,47 +214,33 @@ class _Fortran:
             last - first for first, last in sides[level + 1 :]
         )
 
-    def close(self) -> None:
-        if self._owned is not None:
-            self._owned.close()
-
 
 def _is_c_order(kind: ArrayKind, shape: tuple[int, ...]) -> bool:
     """Whether C and Fortran order are the same here."""
     return not kind.fortran or sum(dim > 1 for dim in shape) < 2 or 0 in shape
 
 
-def _open_raw(fd: int, place: Place) -> _Raw:
-    deflated = place.member is not None and place.member.deflated
-    straight: _Raw = _DeflatedC(fd, place) if deflated else _StoredC(fd, place)
-    if _is_c_order(place.kind, place.shape):
-        return straight
-    nbytes = math.prod(place.shape) * place.kind.dtype.itemsize
-    if nbytes <= _WHOLE_NBYTES:
-        return _WholeFortran(straight, place)
-    if place.member is None:
-        return _Fortran(fd, place.kind.data_offset, place)
-    if not deflated:
-        _pass_over(straight, place)  # boxes come out of order: the CRC needs a pass of its own
-        return _Fortran(fd, place.member.offset + place.kind.data_offset, place)
+def _spill(read: Read, place: Place) -> IO[bytes]:
+    """All elements in an unlinked temporary file, in the order of the member."""
     spill = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the source
     try:
-        _pass_over(straight, place, spill)
+        _pass_over(read, place, spill)
         spill.flush()
     except BaseException as error:
         with contextlib.suppress(OSError):  # what is still buffered finds no room either
             spill.close()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            nbytes = math.prod(place.shape) * place.kind.dtype.itemsize
             text = (
                 f"{error.strerror}, where {place.where} is unpacked: it needs {nbytes:,} bytes for a while. Set TMPDIR "
                 "to a folder with so much room"
             )
             raise OSError(error.errno, text, tempfile.gettempdir()) from error
         raise
-    return _Fortran(spill.fileno(), 0, place, spill)
+    return spill
 
 
-def _pass_over(raw: _Raw, place: Place, copy: IO[bytes] | None = None) -> None:
+def _pass_over(read: Read, place: Place, copy: IO[bytes] | None = None) -> None:
     """Read all elements once, in file order; write them to `copy`."""
     itemsize = place.kind.dtype.itemsize
     total = math.prod(place.shape)
@@ -288,7 +249,7 @@ def _pass_over(raw: _Raw, place: Place, copy: IO[bytes] | None = None) -> None:
     for start in range(0, total, step):
         stop = min(total, start + step)
         piece = buffer[: (stop - start) * itemsize]
-        raw.read(start, stop, piece)
+        read(start, stop, piece)
         if copy is not None:
             copy.write(piece)
 
@@ -320,12 +281,34 @@ class ArraySource:
         self.num_elements = math.prod(place.shape)
         self.element_nbytes = dtypes.element_nbytes(self._cast.target) * math.prod(subshape)
         self._fd, status = open_regular(place.path, place.where)
-        self._raw: _Raw | None = None
+        self._read: Read | None = None
+        self._spilled: IO[bytes] | None = None
         try:
             check_unchanged(status, place.size, place.mtime_ns, place.where)
         except BaseException:
             self.close()
             raise
+
+    def _read_stored(self, start: int, stop: int, view: memoryview) -> None:
+        if self._read is None:
+            self._read = self._open()
+        self._read(start, stop, view)
+
+    def _open(self) -> Read:
+        fd, place = self._fd, self._place
+        deflated = place.member is not None and place.member.deflated
+        straight = _DeflatedC(fd, place).read if deflated else _StoredC(fd, place).read
+        if _is_c_order(place.kind, place.shape):
+            return straight
+        if math.prod(place.shape) * place.kind.dtype.itemsize <= _WHOLE_NBYTES:
+            return _transposed(straight, place)
+        if deflated:
+            self._spilled = _spill(straight, place)
+            return _Fortran(self._spilled.fileno(), 0, place).read
+        if place.member is None:
+            return _Fortran(fd, place.kind.data_offset, place).read
+        _pass_over(straight, place)  # boxes come out of order: the CRC needs a pass of its own
+        return _Fortran(fd, place.member.offset + place.kind.data_offset, place).read
 
     def read_elements(self, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
         """Elements `[start, stop)` of the array in C order, as bytes of the field, into `out`.
@@ -335,7 +318,6 @@ class ArraySource:
         """
         if len(out) != (stop - start) * self.element_nbytes:
             raise ValueError(f"out has {len(out)} bytes, needed are {(stop - start) * self.element_nbytes}")
-        self._raw = self._raw or _open_raw(self._fd, self._place)
         itemsize = self._place.kind.dtype.itemsize
         if itemsize == 0:
             out[:] = 0  # texts of width 0, made wider
@@ -349,10 +331,9 @@ class ArraySource:
         check_unchanged(os.fstat(self._fd), self._place.size, self._place.mtime_ns, self._place.where)
 
     def _read_tile(self, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
-        assert self._raw is not None
         dtype = self._place.kind.dtype
         if not self._member and self._cast.mode in ("same", "bits"):
-            self._raw.read(start, stop, out.data)
+            self._read_stored(start, stop, out.data)
             values = out.view(dtype)
             if not dtype.isnative:
                 values.byteswap(inplace=True)
@@ -365,11 +346,10 @@ class ArraySource:
         """Elements in their own little-endian dtype, before any cast: for texts. One tile: the caller bounds it."""
         dtype = self._place.kind.dtype
         tile = np.empty((stop - start) * dtype.itemsize, np.uint8)
-        self._raw = self._raw or _open_raw(self._fd, self._place)
         if not dtype.itemsize:
             return np.zeros(stop - start, self._cast.source.str[:2] + "1")
         if stop > start:
-            self._raw.read(start, stop, tile.data)
+            self._read_stored(start, stop, tile.data)
         values = tile.view(dtype)
         for name in self._member:
             values = values[name]
@@ -377,9 +357,10 @@ class ArraySource:
 
     def close(self) -> None:
         """Give the descriptor back; a second call does nothing."""
-        if self._raw is not None:
-            self._raw.close()
-            self._raw = None
+        self._read = None
+        if self._spilled is not None:
+            self._spilled.close()
+            self._spilled = None
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

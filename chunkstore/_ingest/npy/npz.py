@@ -232,22 +232,31 @@ class InflateStream:
 
     def _next(self, limit: int) -> bytes:
         """1 to `limit` bytes."""
-        piece = b""
-        while not piece:
-            if not self._pending and not self._inflate.eof:
-                self._pending = self._fetch()
-            try:
-                piece = self._inflate.decompress(self._pending, limit)
-            except zlib.error as error:
-                raise self._damaged(f"the deflate stream is damaged near byte {self.position:,} ({error})") from None
-            self._pending = self._inflate.unconsumed_tail
-            if not piece and (self._inflate.eof or (not self._pending and self._fed == self._member.stored_nbytes)):
-                raise self._damaged(f"it inflates to {self.position:,} bytes, {self._member.nbytes:,} are declared")
+        piece = self._decompress(limit)
+        if not piece:
+            raise self._damaged(f"it inflates to {self.position:,} bytes, {self._member.nbytes:,} are declared")
         self._crc = zlib.crc32(piece, self._crc)
         self.position += len(piece)
         if self.position >= self._member.nbytes:
-            self._check_end()
+            if self._decompress(1) or not self._inflate.eof:
+                raise self._damaged(f"it does not end after the {self._member.nbytes:,} bytes that are declared")
+            if self._crc != self._member.crc:
+                raise self._damaged(f"CRC-32 stored {self._member.crc:08x}, computed {self._crc:08x}")
         return piece
+
+    def _decompress(self, limit: int) -> bytes:
+        """1 to `limit` bytes; none where the stream or what is stored of it ends."""
+        while not self._inflate.eof:
+            stored = self._pending or self._fetch()
+            try:
+                # Called even without input: zlib can hold the last bits, unread because the output was full.
+                piece = self._inflate.decompress(stored, limit)
+            except zlib.error as error:
+                raise self._damaged(f"the deflate stream is damaged near byte {self.position:,} ({error})") from None
+            self._pending = self._inflate.unconsumed_tail
+            if piece or not stored:
+                return piece
+        return b""
 
     def _fetch(self) -> bytes:
         nbytes = min(self._fetch_nbytes, self._member.stored_nbytes - self._fed)
@@ -257,22 +266,6 @@ class InflateStream:
         read_exactly(self._fd, self._member.offset + self._fed, memoryview(buffer), self._where)
         self._fed += nbytes
         return bytes(buffer)
-
-    def _ended(self) -> bool:
-        return self._inflate.eof
-
-    def _check_end(self) -> None:
-        try:
-            while not self._ended():
-                piece = self._pending or self._fetch()
-                # Called even without input: zlib can hold the last bits, unread because the output was full.
-                if self._inflate.decompress(piece, 1) or not (piece or self._ended()):
-                    raise self._damaged(f"it does not end after the {self._member.nbytes:,} bytes that are declared")
-                self._pending = self._inflate.unconsumed_tail
-        except zlib.error as error:
-            raise self._damaged(f"the deflate stream is damaged at its end ({error})") from None
-        if self._crc != self._member.crc:
-            raise self._damaged(f"CRC-32 stored {self._member.crc:08x}, computed {self._crc:08x}")
 
     def _damaged(self, what: str) -> IngestError:
         return IngestError(f"{self._where}: {what}. The archive is damaged: get it again.")

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import io
 import pickle
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from chunkstore._ingest.npy.arrays import Place
-from chunkstore._ingest.npy.files import check_unchanged, open_regular, read_exactly
-from chunkstore._ingest.npy.npz import InflateStream
+from chunkstore._ingest.npy.arrays import ArrayKind, ArraySource, Place
 from chunkstore.errors import IngestError
 
 _ALLOWED: Final = frozenset(
@@ -51,8 +50,9 @@ def load_rows(place: Place) -> list[npt.NDArray[Any]]:
         raise IngestError(
             f"{place.where}: an object array of shape {place.shape}: only 1-d ones, one row per element, can be read."
         )
+    file = io.BytesIO(_payload(place))
     try:
-        value = _Unpickler(io.BytesIO(_payload(place)), encoding="latin1").load()
+        value = _Unpickler(file, encoding="latin1").load()
     except IngestError as error:
         raise IngestError(f"{place.where}: {error}.") from None
     except Exception as error:  # noqa: BLE001  a damaged pickle can raise almost anything
@@ -79,19 +79,11 @@ def _row(element: object, number: int, where: str) -> npt.NDArray[Any]:
     )
 
 
-def _payload(place: Place) -> bytes:
-    """The pickle's bytes."""
-    fd, status = open_regular(place.path, place.where)
-    with open(fd, "rb", buffering=0):
-        check_unchanged(status, place.size, place.mtime_ns, place.where)
-        start = place.kind.data_offset
-        nbytes = (place.member.nbytes if place.member else place.size) - start
-        buffer = bytearray(nbytes)
-        if place.member is not None and place.member.deflated:
-            stream = InflateStream(fd, place.member, place.where)
-            stream.skip(start)
-            stream.read_into(memoryview(buffer))
-        else:
-            offset = start + (place.member.offset if place.member else 0)
-            read_exactly(fd, offset, memoryview(buffer), place.where)
-    return bytes(buffer)
+def _payload(place: Place) -> bytearray:
+    """The pickle's bytes, which are read as numbers are."""
+    start = place.kind.data_offset
+    nbytes = (place.member.nbytes if place.member else place.size) - start
+    payload = bytearray(nbytes)
+    with ArraySource(replace(place, kind=ArrayKind(np.dtype(np.uint8), False, start), shape=(nbytes,))) as source:
+        source.read_elements(0, nbytes, np.frombuffer(payload, np.uint8))
+    return payload
