@@ -13,30 +13,17 @@ import numpy as np
 
 from chunkstore._ingest.npy.literal import MAX_DEPTH, Literal
 
-_SCALAR: Final = re.compile(
-    r"(?P<order>[<>|=]?)(?P<kind>[?bhiufcSaUVOMm])(?P<size>[0-9]{0,10})(?:\[(?P<unit>[^]]{1,24})\])?", re.ASCII
-)
-_UNIT: Final = re.compile(
-    r"([1-9][0-9]{0,8})?(?:generic|Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)(?:/[1-9][0-9]{0,8})?", re.ASCII
-)
 _LONG: Final = np.dtype(np.longdouble).itemsize
-_SIZES: Final[dict[str, tuple[int, ...]]] = {
-    "b": (1,),
-    "i": (1, 2, 4, 8),
-    "u": (1, 2, 4, 8),
-    "f": (2, 4, 8, _LONG),
-    "c": (8, 16, 2 * _LONG),
-}
-_NAMES: Final = frozenset(
-    f"{kind}{bits}"
-    for kind, widths in {
-        "int": (8, 16, 32, 64),
-        "uint": (8, 16, 32, 64),
-        "float": (16, 32, 64),
-        "complex": (64, 128),
-    }.items()
-    for bits in widths
-) | {"bool"}
+_COUNT: Final = "[1-9][0-9]{0,8}"
+_SCALAR: Final = re.compile(
+    rf"(?P<order>[<>|=]?)(?:(?P<object>O[0-9]{{0,10}})|(?P<text>[SaUV])(?P<width>[0-9]{{1,10}})"
+    rf"|(?P<number>\?|b1|[iu][1248]|f(?:2|4|8|{_LONG})|c(?:8|16|{2 * _LONG}))"
+    rf"|(?P<time>[Mm]8)(?P<unit>\[(?:{_COUNT})?(?:generic|Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)(?:/{_COUNT})?\])?)",
+    re.ASCII,
+)
+_LONGDOUBLE: Final = re.compile(r"[<>|=]?[fc](10|12|16|20|24|32)", re.ASCII)  # of some machine
+_CODES: Final = ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
+_NAMES: Final = {np.dtype(code).name: np.dtype(f"<{code}") for code in _CODES}
 _MAX_NBYTES: Final = 2**31 - 1
 
 
@@ -59,42 +46,22 @@ def descr_to_dtype(descr: Literal, depth: int = 0) -> np.dtype[Any]:
 
 def _scalar(text: str) -> np.dtype[Any]:
     if text in _NAMES:
-        return _build("<" + np.dtype(text).str[1:])
+        return _NAMES[text]
     match = _SCALAR.fullmatch(text)
-    if match is None:
-        raise ValueError(f"unknown dtype {text[:60]!r}")
-    order, kind = match["order"], match["kind"]
-    size = int(match["size"] or 0)
-    if kind in "Mm":
-        return _time(order, kind, match["size"], match["unit"], text)
-    if match["unit"] is not None or (kind != "?" and kind != "O" and not match["size"]):
-        raise ValueError(f"unknown dtype {text[:60]!r}")
-    if kind == "O":
-        return np.dtype(object)
-    if kind == "?":
-        return np.dtype(bool)
-    if kind in _SIZES:
-        return _number(order, kind, size, text)
-    if kind not in "SaUV" or size * (4 if kind == "U" else 1) > _MAX_NBYTES:
-        raise ValueError(f"unknown dtype {text[:60]!r}")
-    return np.dtype(f"{'>' if order == '>' else '<'}{'S' if kind == 'a' else kind}{size}")
-
-
-def _number(order: str, kind: str, size: int, text: str) -> np.dtype[Any]:
-    if size in _SIZES[kind]:
-        return np.dtype(f"{'>' if order == '>' else '<'}{kind}{size}")
-    if kind in "fc" and size in (10, 12, 16, 20, 24, 32):
+    if match is None and _LONGDOUBLE.fullmatch(text):
         raise ValueError(
             f"dtype {text!r}: a longdouble has {_LONG} bytes on this machine; convert the file where it was written"
         )
-    raise ValueError(f"unknown dtype {text[:60]!r}")
-
-
-def _time(order: str, kind: str, size: str, unit: str | None, text: str) -> np.dtype[Any]:
-    if size != "8" or (unit is not None and not _UNIT.fullmatch(unit)):
+    if match is None or int(match["width"] or 0) * (4 if match["text"] == "U" else 1) > _MAX_NBYTES:
         raise ValueError(f"unknown dtype {text[:60]!r}")
-    suffix = "" if unit is None or unit == "generic" else f"[{unit}]"
-    return _build(f"{'>' if order == '>' else '<'}{kind}8{suffix}")
+    order = ">" if match["order"] == ">" else "<"
+    if match["object"]:
+        return np.dtype(object)
+    if match["text"]:
+        return _build(f"{order}{match['text'].replace('a', 'S')}{match['width']}")
+    if match["time"]:
+        return _build(order + match["time"] + (match["unit"] or "").replace("[generic]", ""))
+    return _build(order + match["number"])
 
 
 def _build(spec: Any) -> np.dtype[Any]:
