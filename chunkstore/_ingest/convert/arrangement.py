@@ -103,19 +103,14 @@ def _side_by_side(tail: int, sizes: list[int]) -> tuple[Ints, int]:
 
 def _cut(plan: Plan, shard_nbytes: int) -> tuple[Ints, Ints]:
     """(starts, nbytes of each block)."""
-    fixed = sum(field.row_nbytes or 0 for field in plan.fields)
-    ends: dict[int, Ints] = {}
-    per_sample: int | Ints = fixed
-    for number, field in enumerate(plan.fields):
-        if field.ragged:
-            sizes = plan.row_sizes(number)
-            per_sample = sizes + per_sample
-            ends[number] = np.cumsum(sizes)
-    starts = shard_starts(per_sample, plan.num_samples, shard_nbytes)
+    sizes = {number: plan.row_sizes(number) for number, field in enumerate(plan.fields) if field.ragged}
+    starts = shard_starts(
+        sum(sizes.values(), sum(f.row_nbytes or 0 for f in plan.fields)), plan.num_samples, shard_nbytes
+    )
     nbytes = np.zeros((len(plan.fields), len(starts) - 1), np.int64)
     for number, field in enumerate(plan.fields):
         if field.row_nbytes is None:
-            nbytes[number] = np.diff(ends[number][starts[1:] - 1], prepend=0)
+            nbytes[number] = np.add.reduceat(sizes[number], starts[:-1])
         else:
             nbytes[number] = np.diff(starts) * field.row_nbytes
     return starts, nbytes

@@ -354,13 +354,11 @@ def _estimate_seconds(plan: Plan) -> float:
     seconds = 0.0
     for number, column in enumerate(plan.columns):
         nbytes = plan.nbytes(number)
-        seconds += column.num_pieces * _PIECE_SECONDS
-        if bool((column.method == DEFLATED).any()):
-            seconds += nbytes / _INFLATE_RATE
-        if any(plan.kinds[kind].fortran for kind in np.unique(column.kind).tolist()):
-            seconds += nbytes / _TURN_RATE
-        if plan.fields[number].codec != RAW:
-            seconds += nbytes / _ENCODE_RATE
+        deflated = bool((column.method == DEFLATED).any())
+        fortran = any(plan.kinds[kind].fortran for kind in np.unique(column.kind).tolist())
+        coded = plan.fields[number].codec != RAW
+        rates = deflated / _INFLATE_RATE + fortran / _TURN_RATE + coded / _ENCODE_RATE
+        seconds += column.num_pieces * _PIECE_SECONDS + nbytes * rates
     return seconds
 
 

@@ -33,18 +33,13 @@ class _Worker(multiprocessing.context.SpawnProcess):
     def start(self) -> None:
         # A spawned process runs the main script again, as `__mp_main__`: a script that calls `convert` without an
         # `if __name__ == "__main__"` would start over in every worker. Ours need nothing from it.
-        with _without_main(), _without_interrupts():
-            super().start()
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            with _without_interrupts():
+                super().start()
+        finally:
+            sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager

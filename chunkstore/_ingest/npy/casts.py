@@ -147,21 +147,13 @@ def _mode(source: np.dtype[Any], target: str) -> Mode | None:
     if source.kind in "Mm":
         return "bits" if wanted.kind == source.kind and np.datetime_data(source)[0] == "generic" else None
     if source.kind in "SU":
-        return _text_mode(source, wanted)
+        return "text" if wanted.kind in "SU" and np.can_cast(source, wanted, "safe") else None
     if source.kind not in "biufc" or (wanted.kind not in "biufc" and target not in dtypes.EXTENDED):
         return None
     if target in dtypes.EXTENDED:
         return "numeric" if wanted.names is None and wanted != np.dtype(f"V{width}") and source.kind == "f" else None
     both_whole = source.kind in "biu" and wanted.kind in "iu"
     return "numeric" if both_whole or np.can_cast(source, wanted, "same_kind") else None
-
-
-def _text_mode(source: np.dtype[Any], wanted: np.dtype[Any]) -> Mode | None:
-    if wanted.kind not in "SU" or (source.kind == "U" and wanted.kind == "S"):
-        return None
-    num_wanted = wanted.itemsize // (4 if wanted.kind == "U" else 1)
-    num_source = source.itemsize // (4 if source.kind == "U" else 1)
-    return "text" if num_wanted >= num_source else None
 
 
 def check_values(cast: Cast, values: npt.NDArray[Any], where: str) -> None:
@@ -194,19 +186,20 @@ def convert(cast: Cast, values: npt.NDArray[Any], out: npt.NDArray[np.uint8], wh
             check_values(cast, values, where)
         out[:] = values.view(np.uint8) if values.dtype.itemsize else out
         return
-    wanted = dtypes.to_numpy(cast.target)
+    wanted, place = dtypes.to_numpy(cast.target), f"{where}: field {cast.name!r}"
     if cast.mode == "numeric":
-        _check_range(values, wanted, f"{where}: field {cast.name!r}")
-    elif cast.source.kind == "U":
-        check_values(Cast(cast.source, cast.target, "same"), values, where)
+        _check_range(values, wanted, place)
+    else:
+        check_values(cast, values, where)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             changed = values.astype(wanted, casting="unsafe")
     except UnicodeDecodeError as error:
         raise IngestError(f"{where}: bytes that are not ASCII cannot become unicode: {error}.") from None
     if cast.mode == "numeric":
-        _check_exact(values, changed, f"{where}: field {cast.name!r}")
-        _check_infinite(cast, values, changed, f"{where}: field {cast.name!r}")
+        _check_exact(values, changed, place)
+        if cast.rounds:
+            _check_infinite(cast.target, values, changed, place)
     out[:] = changed.view(np.uint8)
 
 
@@ -241,10 +234,7 @@ def _check_exact(values: npt.NDArray[Any], changed: npt.NDArray[Any], where: str
         )
 
 
-def _check_infinite(cast: Cast, values: npt.NDArray[Any], changed: npt.NDArray[Any], where: str) -> None:
-    if not cast.rounds:
-        return
-    target = cast.target
+def _check_infinite(target: str, values: npt.NDArray[Any], changed: npt.NDArray[Any], where: str) -> None:
     if target in dtypes.EXTENDED:
         changed = changed.astype(np.float32)
     lost = np.isfinite(values) & ~np.isfinite(changed)
@@ -262,10 +252,11 @@ def encode_texts(cast: Cast, values: npt.NDArray[Any], where: str) -> list[bytes
     try:
         if cast.source.kind == "U":
             return [text.encode() for text in values.tolist()]
-        for text in (found := values.tolist()):
+        texts: list[bytes] = values.tolist()
+        for text in texts:
             text.decode()
+        return texts
     except UnicodeError as error:
         raise IngestError(
             f"{where}: not a UTF-8 text: {error}. Leave out --dtype NAME=string to keep it as it is."
         ) from None
-    return list(found)

@@ -85,23 +85,18 @@ def _subarray(base: np.dtype[Any], shape: Literal) -> np.dtype[Any]:
 
 def _record(fields: list[Literal], depth: int) -> np.dtype[Any]:
     """Structured dtype; a field without a name and of type void is padding, as NumPy writes aligned dtypes."""
-    names: list[Any] = []
-    formats: list[np.dtype[Any]] = []
-    offsets: list[int] = []
-    titles: list[str | None] = []
+    kept: list[tuple[str, np.dtype[Any], int, str | None]] = []
     offset = 0
     for field in fields:
         name, title, dtype = _record_field(field, depth)
         if name or dtype.kind != "V" or dtype.names is not None:
-            names.append(name or f"f{len(names)}")
-            titles.append(title)
-            formats.append(dtype)
-            offsets.append(offset)
+            kept.append((name or f"f{len(kept)}", dtype, offset, title))
         offset += dtype.itemsize
+    if not kept or offset > _MAX_NBYTES:
+        raise ValueError(f"a structured dtype of {len(kept)} fields and {offset:,} bytes")
+    names, formats, offsets, titles = map(list, zip(*kept, strict=True))
     if len(set(names)) != len(names):
         raise ValueError(f"two fields are named {next(n for n in names if names.count(n) > 1)!r}")
-    if not names or offset > _MAX_NBYTES:
-        raise ValueError(f"a structured dtype of {len(names)} fields and {offset:,} bytes")
     spec: dict[str, Any] = {"names": names, "formats": formats, "offsets": offsets, "itemsize": offset}
     if any(title is not None for title in titles):
         spec["titles"] = titles

@@ -14,19 +14,25 @@ from dataclasses import dataclass
 from typing import Final
 
 from chunkstore._ingest.npy.files import read_at, read_exactly
-from chunkstore._ingest.npy.npyheader import (
-    MAX_HEADER_NBYTES,
-    PREFIX_NBYTES,
-    header_nbytes,
-)
+from chunkstore._ingest.npy.npyheader import MAX_HEADER_NBYTES, PREFIX_NBYTES, header_nbytes
 from chunkstore._ingest.npy.sniff import ZIP_MAGICS, describe
 from chunkstore.errors import IngestError
 
 _LOCAL: Final = struct.Struct("<4sHHHHHLLLHH")
 _PEEK_NBYTES: Final = 4096  # of a deflate stream: more than a header needs
 _MAX_RATIO: Final = 1040  # deflate cannot do better than 1032:1
-_JUNK: Final = ("__MACOSX/", ".DS_Store")
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# What `zipfile` raises for a damaged directory.
+_ZIP_ERRORS: Final = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    OSError,
+    IndexError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +62,9 @@ def read_members(fd: int, size: int, where: str) -> list[Member]:
     Raises:
         IngestError: not a zip file, damaged, encrypted, no arrays, or a name that must not be there.
     """
-    infos = _directory(fd, size, where)
     members: list[Member] = []
     seen: set[str] = set()
-    for info in infos:
+    for info in _directory(fd, size, where):
         if info.filename in seen:
             raise IngestError(
                 f"{where}: two members are named {info.filename!r}: which one is meant? Write the file again."
@@ -82,16 +87,7 @@ def _directory(fd: int, size: int, where: str) -> list[zipfile.ZipInfo]:
     try:
         with os.fdopen(os.dup(fd), "rb") as file, zipfile.ZipFile(file) as archive:
             return archive.infolist()
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        ValueError,
-        EOFError,
-        OverflowError,
-        struct.error,
-        OSError,
-        IndexError,
-    ) as error:
+    except _ZIP_ERRORS as error:
         raise IngestError(
             f"{where}: the zip directory is damaged or truncated ({str(error)[:100]}); the file has {size:,} "
             "bytes. Get it again."
@@ -110,7 +106,8 @@ def _check_name(info: zipfile.ZipInfo, where: str) -> None:
 
 def _is_junk(info: zipfile.ZipInfo) -> bool:
     name = info.filename
-    return name.startswith(_JUNK[0]) or name.split("/")[-1] == _JUNK[1] or (name.endswith("/") and info.file_size == 0)
+    left_by_macos = name.startswith("__MACOSX/") or name.split("/")[-1] == ".DS_Store"
+    return left_by_macos or (name.endswith("/") and info.file_size == 0)
 
 
 def _member(fd: int, size: int, info: zipfile.ZipInfo, where: str) -> Member:
