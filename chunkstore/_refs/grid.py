@@ -33,15 +33,13 @@ class Grid:
 
     Attributes:
         rows: of each chunk.
-        runs: joined where they follow each other in the file.
+        runs: that have rows.
         row_nbytes: of each row.
-        end: of the file.
     """
 
     rows: int
     runs: tuple[Run, ...]
     row_nbytes: int
-    end: int
 
     def __len__(self) -> int:
         """Number of chunks."""
@@ -58,26 +56,14 @@ def lay_grid(runs: Sequence[Run], row_nbytes: int, most_rows: int, end: int) -> 
     """The grid with the longest chunks that fit.
 
     Args:
-        runs: in the order of rows, without gaps between them.
+        runs: in the order of rows, without gaps between them; those without rows are left out.
         row_nbytes: at least 1.
         most_rows: of a chunk, where it may be chosen.
         end: of the file.
     """
-    joined = _joined([run for run in runs if run.stop > run.start], row_nbytes)
-    rows = _chunk_rows(joined, row_nbytes, max(most_rows, 1), end) if joined else 1
-    return Grid(rows, tuple(joined), row_nbytes, end)
-
-
-def _joined(runs: Sequence[Run], row_nbytes: int) -> list[Run]:
-    """The same with runs that follow each other in the file made one."""
-    joined: list[Run] = []
-    for run in runs:
-        last = joined[-1] if joined else None
-        if last is not None and last.offset + (last.stop - last.start) * row_nbytes == run.offset:
-            joined[-1] = Run(last.start, run.stop, last.offset)
-        else:
-            joined.append(run)
-    return joined
+    filled = tuple(run for run in runs if run.stop > run.start)
+    rows = _chunk_rows(filled, row_nbytes, max(most_rows, 1), end) if filled else 1
+    return Grid(rows, filled, row_nbytes)
 
 
 def _chunk_rows(runs: Sequence[Run], row_nbytes: int, most: int, end: int) -> int:

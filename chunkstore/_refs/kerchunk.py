@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index, read_index
 from chunkstore._format.schema import Field
 from chunkstore._read.many import one_container
-from chunkstore._refs.grid import MOST_CHUNKS, Grid, Run, lay_grid
+from chunkstore._refs.grid import MOST_CHUNKS, Run, lay_grid
 from chunkstore._storage.objects import is_url
 from chunkstore._storage.opening import open_any
 from chunkstore._storage.source import Source
@@ -116,7 +116,7 @@ class _Group:
         runs = [Run(e.start, e.stop, e.offset) for e in FieldIndex(self._index, number).extents()]
         most = int(np.diff(self._index.shard_starts).max(initial=1))
         shape = (self._index.num_samples, *item.item_shape)
-        self._put(item.name, item, runs, item.item_nbytes, most, shape, self._axes(item))
+        self._put_runs(item.name, item, runs, item.item_nbytes, most, shape, self._axes(item))
 
     def _axes(self, item: Field) -> list[str]:
         """Names for xarray, of an array of rows of one shape."""
@@ -139,16 +139,16 @@ class _Group:
         most = int(field_index.block_nbytes.max(initial=0)) // unit if unit else 1
         name = f"{item.name}.values"
         dims = [f"{item.name}_item", *(f"{item.name}_{item.varying + axis}" for axis in range(len(item.item_shape)))]
-        self._put(name, item, runs, unit, most, (ends[-1] if ends else 0, *item.item_shape), dims)
+        self._put_runs(name, item, runs, unit, most, (ends[-1] if ends else 0, *item.item_shape), dims)
         int64 = Field("index", "int64")
         offsets = self._index_runs(Kind.OFFSETS, number, 1)
         num = self._index.num_samples + 1 if extents else 0
-        self._put(f"{item.name}.offsets", int64, offsets, 8, _INDEX_ROWS, (num,), [f"{item.name}_offset"])
+        self._put_runs(f"{item.name}.offsets", int64, offsets, 8, _INDEX_ROWS, (num,), [f"{item.name}_offset"])
         if item.varying > 1:
             shapes, width = self._index_runs(Kind.SHAPES, number, 0), item.varying
             shape = (self._index.num_samples, width)
             dims = [self._sample, f"{item.name}_dimension"]
-            self._put(f"{item.name}.shapes", int64, shapes, 8 * width, _INDEX_ROWS, shape, dims)
+            self._put_runs(f"{item.name}.shapes", int64, shapes, 8 * width, _INDEX_ROWS, shape, dims)
 
     def _index_runs(self, kind: Kind, number: int, more: int) -> list[Run]:
         """Where an index array lies; the last segment has so many entries more than samples."""
@@ -172,13 +172,9 @@ class _Group:
         num = self._index.num_samples
         if num > MOST_CHUNKS:
             raise _CannotExpress(f"each of {num:,} rows is a chunk, and more than {MOST_CHUNKS:,} are not described")
-        self._put_metadata(item.name, item, 1, (num, *item.item_shape), self._axes(item), compressor)
-        if not item.item_nbytes or not num:
-            return
-        offsets, sizes = FieldIndex(self._index, number).rows(np.arange(num))
-        tail = ".0" * len(item.item_shape)
-        for row, (offset, nbytes) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
-            self._refs[f"{item.name}/{row}{tail}"] = [self._url, offset, nbytes]
+        rows = FieldIndex(self._index, number).rows(np.arange(num if item.item_nbytes else 0))
+        chunks = zip(*(part.tolist() for part in rows), strict=True)
+        self._put(item.name, item, 1, chunks, (num, *item.item_shape), self._axes(item), compressor)
 
     def add_keys(self) -> None:
         """Add the keys as an array of texts."""
@@ -191,9 +187,11 @@ class _Group:
         for chunk, start in enumerate(range(0, num, rows)):
             texts = [key.encode() for key in keys.texts(start, min(start + rows, num))]
             texts += [b""] * (rows - len(texts))
-            self._refs[f"{name}/{chunk}"] = _inline(b"".join(_vlen_utf8(texts)))
+            # The codec `vlen-utf8` of zarr: how many, then each with its length before it.
+            data = b"".join([_uint32(rows), *(_uint32(len(text)) + text for text in texts)])
+            self._refs[f"{name}/{chunk}"] = _inline(data)
 
-    def _put(
+    def _put_runs(
         self,
         name: str,
         item: Field,
@@ -204,7 +202,7 @@ class _Group:
         dims: list[str],
     ) -> None:
         """Add an array whose rows lie in the file as they are."""
-        grid = lay_grid(runs, row_nbytes, most_rows, self._end) if row_nbytes else Grid(1, (), 0, self._end)
+        grid = lay_grid(runs if row_nbytes else (), row_nbytes, most_rows, self._end)
         if len(grid) > MOST_CHUNKS:
             raise _CannotExpress(
                 f"zarr needs chunks of one size, and its pieces in the file begin where only {grid.rows:,} rows at a "
@@ -215,29 +213,31 @@ class _Group:
                 f"{name}: {grid.rows:,} rows a chunk, since its pieces in the file begin where no more fit; "
                 "`chunkstore repack` makes it one piece"
             )
-        self._put_metadata(name, item, grid.rows, shape, dims)
-        tail = ".0" * (len(shape) - 1)
-        for chunk, (offset, nbytes) in enumerate(grid.chunks()):
-            whole = offset + nbytes <= self._end
-            self._refs[f"{name}/{chunk}{tail}"] = [self._url, offset, nbytes] if whole else self._copy(offset, nbytes)
+        self._put(name, item, grid.rows, grid.chunks(), shape, dims)
 
-    def _put_metadata(
+    def _put(
         self,
         name: str,
         item: Field,
         rows: int,
+        chunks: Iterable[tuple[int, int]],
         shape: tuple[int, ...],
         dims: list[str],
         compressor: dict[str, Any] | None = None,
     ) -> None:
+        """Add an array by (offset, nbytes) of each chunk, of so many rows."""
         if f"{name}/.zarray" in self._refs:
             raise _CannotExpress(f"another field takes the name {name!r}")
-        chunks = (rows, *(max(dim, 1) for dim in shape[1:]))
-        self._refs[f"{name}/.zarray"] = _metadata(shape, chunks, _zarr_dtype(item.dtype), compressor)
         attrs: dict[str, Any] = {_DIMS: dims}
         if item.dtype in dtypes.EXTENDED or item.is_string:
             attrs["chunkstore_dtype"] = item.dtype
         self._refs[f"{name}/.zattrs"] = json.dumps(attrs)
+        sides = (rows, *(max(dim, 1) for dim in shape[1:]))
+        self._refs[f"{name}/.zarray"] = _metadata(shape, sides, _zarr_dtype(item.dtype), compressor)
+        tail = ".0" * (len(shape) - 1)
+        for chunk, (offset, nbytes) in enumerate(chunks):
+            whole = offset + nbytes <= self._end
+            self._refs[f"{name}/{chunk}{tail}"] = [self._url, offset, nbytes] if whole else self._copy(offset, nbytes)
 
     def _copy(self, offset: int, nbytes: int) -> str:
         """The last chunk where the file ends before it: a copy with zeros behind it."""
@@ -252,18 +252,8 @@ def _metadata(
     compressor: dict[str, Any] | None = None,
     filters: list[dict[str, Any]] | None = None,
 ) -> str:
-    return json.dumps(
-        {
-            "zarr_format": 2,
-            "shape": shape,
-            "chunks": chunks,
-            "dtype": dtype,
-            "compressor": compressor,
-            "fill_value": None,
-            "order": "C",
-            "filters": filters,
-        }
-    )
+    known = {"shape": shape, "chunks": chunks, "dtype": dtype, "compressor": compressor, "filters": filters}
+    return json.dumps({"zarr_format": 2, **known, "fill_value": None, "order": "C"})
 
 
 def _zarr_dtype(name: str) -> str:
@@ -289,9 +279,5 @@ def _inline(data: bytes) -> str:
     return "base64:" + base64.b64encode(data).decode()
 
 
-def _vlen_utf8(texts: Sequence[bytes]) -> Iterator[bytes]:
-    """The codec `vlen-utf8` of zarr: how many, then each with its length before it."""
-    yield len(texts).to_bytes(4, "little")
-    for text in texts:
-        yield len(text).to_bytes(4, "little")
-        yield text
+def _uint32(number: int) -> bytes:
+    return number.to_bytes(4, "little")
