@@ -175,14 +175,14 @@ def _describe(field: Field) -> str:
 
 
 def _add_all(writer: Writer, plan: Plan, progress: Tell | bool | None) -> None:
-    labels = _label_numbers(writer.attrs, plan)
+    classes = _classes(writer.attrs, plan)
     ends = np.cumsum(sum(map(plan.row_sizes, range(len(plan.fields)))))
     with PlanReader(plan) as reader, Progress(progress, "append", plan.num_samples, plan.total_nbytes) as bar:
         rows = [_Rows(reader, plan, number, writer.fields[field.name]) for number, field in enumerate(plan.fields)]
         for start, stop in _pieces(ends):
             batch = {field.name: rows[number].read(start, stop) for number, field in enumerate(plan.fields)}
-            if labels is not None:
-                batch[LABEL] = labels[batch[LABEL]]
+            if classes is not None:
+                batch[LABEL] = classes[1][batch[LABEL]]
             keys = None if plan.keys is None else list(plan.keys.slice(start, stop))
             writer.add_batch(batch, keys)
             bar.advance(int(ends[stop - 1]) - (int(ends[start - 1]) if start else 0))
@@ -227,31 +227,26 @@ def _array(data: bytearray | memoryview, field: Field, shape: tuple[int, ...]) -
     return np.frombuffer(data, field.numpy_dtype).reshape(shape)
 
 
-def _label_numbers(attrs: Mapping[str, Any], plan: Plan) -> NDArray[np.int64] | None:
-    """The container's number of each class of the plan; None where the plan numbers no classes."""
+def _classes(attrs: Mapping[str, Any], plan: Plan) -> tuple[list[str], NDArray[np.int64]] | None:
+    """(the classes of the container, new ones last; its number of each class of the plan), or None."""
     mine = plan.attrs.get("class_names", {}).get(LABEL)
     if mine is None:
         return None
-    known = _class_names(attrs)
-    every = known + [name for name in mine if name not in known]
-    return np.array([every.index(name) for name in mine], np.int64)
-
-
-def _class_names(attrs: Mapping[str, Any]) -> list[str]:
     names = attrs.get("class_names")
     known = names.get(LABEL) if isinstance(names, dict) else None
-    return list(known) if isinstance(known, list) else []
+    every = list(known) if isinstance(known, list) else []
+    every += [name for name in mine if name not in every]
+    return every, np.array([every.index(name) for name in mine], np.int64)
 
 
 def _new_attrs(attrs: Mapping[str, Any], plan: Plan) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Attrs to set: classes that are new, and what `export` needs of the new files; what there is to say about them."""
     changed: dict[str, Any] = {}
     note = ""
-    mine = plan.attrs.get("class_names", {}).get(LABEL)
-    if mine is not None:
-        known = _class_names(attrs)
-        others = attrs.get("class_names") if isinstance(attrs.get("class_names"), dict) else {}
-        changed["class_names"] = {**(others or {}), LABEL: known + [name for name in mine if name not in known]}
+    classes = _classes(attrs, plan)
+    if classes is not None:
+        others = attrs.get("class_names")
+        changed["class_names"] = {**(others if isinstance(others, dict) else {}), LABEL: classes[0]}
     origin = _origin_of(attrs)
     if origin:
         joined, note = join_records(origin, plan.origin)

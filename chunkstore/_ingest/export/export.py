@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import IO, Any, Final, Self, cast
 
@@ -151,30 +151,24 @@ class _Writer:
             ) from None
 
     def _write(self, file: IO[bytes], out: OutFile) -> None:
+        sample = None if out.stacked else self._ds[out.start]
         if out.arrays[0].name is None:
-            self._write_array(file, out, out.arrays[0])
+            self._write_array(file, out, out.arrays[0], sample)
             return
-        archive = NpzFile(file)
-        try:
+        with NpzFile(file) as archive:
             for array in out.arrays:
                 with archive.member(cast(str, array.name)) as member:
-                    self._write_array(member, out, array)
-            archive.close()
-        except BaseException:
-            archive.abandon()
-            raise
+                    self._write_array(member, out, array, sample)
 
-    def _write_array(self, file: IO[bytes], out: OutFile, array: OutArray) -> None:
-        if not out.stacked:
-            sample = self._ds[out.start]
+    def _write_array(self, file: IO[bytes], out: OutFile, array: OutArray, sample: Mapping[str, Any] | None) -> None:
+        if sample is not None:
             values = [_as_stored(part, sample[part.field.name]) for part in array.parts]
             write_npy(file, _joined(array, values), fortran_order=array.fortran_order)
             self._progress.advance(sum(value.nbytes for value in values))
-            return
-        if array.objects or any(part.dtype is None for part in array.parts):
+        elif array.objects or any(part.dtype is None for part in array.parts):
             write_npy(file, self._listed(array, out), fortran_order=False)
-            return
-        self._write_stacked(file, out, array)
+        else:
+            self._write_stacked(file, out, array)
 
     def _write_stacked(self, file: IO[bytes], out: OutFile, array: OutArray) -> None:
         first = self._rows(array, out.start, min(out.start + 1, out.stop))

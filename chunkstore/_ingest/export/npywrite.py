@@ -74,23 +74,21 @@ def write_stream(
     return done
 
 
-class NpzFile:
+class NpzFile(zipfile.ZipFile):
     """An `.npz` being written, members stored as they are. The bytes depend on the arrays and names alone."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._zip = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True)
+        super().__init__(file, "w", zipfile.ZIP_STORED, allowZip64=True)
 
     def member(self, name: str) -> IO[bytes]:
         """File for the next array; close it before the next is opened."""
         info = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
         info.create_system = _UNIX
         info.external_attr = 0o600 << 16
-        return self._zip.open(info, "w", force_zip64=True)
+        return self.open(info, "w", force_zip64=True)
 
-    def close(self) -> None:
-        """Write the zip directory."""
-        self._zip.close()
-
-    def abandon(self) -> None:
-        """Let go of the file, which will be removed: else the zip writes its directory when it is collected."""
-        self._zip.fp = None
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self.close()
+        else:  # the file will be removed: else the zip writes its directory when it is collected
+            self.fp = None

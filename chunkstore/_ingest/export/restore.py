@@ -194,11 +194,9 @@ def restore(fields: Sequence[Field], attrs: Mapping[str, Any], num_samples: int,
 
 def _plain(fields: Sequence[Field], notes: tuple[str, ...]) -> Restored:
     """One file for each sample, named by its key or position."""
-    if len(fields) == 1:
-        arrays: tuple[OutArray, ...] = (OutArray(None, (_part(fields[0], {}),)),)
-    else:
-        arrays = tuple(OutArray(field.name, (_part(field, {}),)) for field in fields)
-    suffix = ".npy" if len(fields) == 1 else ".npz"
+    alone = len(fields) == 1
+    arrays = tuple(OutArray(None if alone else field.name, (_part(field, {}),)) for field in fields)
+    suffix = ".npy" if alone else ".npz"
     return Restored("files", (("", arrays),), {"suffix": suffix, "names": {}}, notes)
 
 
@@ -293,12 +291,8 @@ def _tuples(descr: Any) -> Any:
     if not isinstance(descr, list):
         return descr
     return [
-        (
-            tuple(field[0]) if isinstance(field[0], list) else field[0],
-            _tuples(field[1]),
-            *((tuple(field[2]),) if len(field) == 3 else ()),
-        )
-        for field in descr
+        (tuple(name) if isinstance(name, list) else name, _tuples(inner), *map(tuple, shape))
+        for name, inner, *shape in descr
     ]
 
 
@@ -310,6 +304,5 @@ def _part(field: Field, entry: Mapping[str, Any]) -> Part:
     if field.is_string:
         fits = recorded is not None and recorded.kind in "SU" and recorded.itemsize > 0
         return Part(field, recorded if fits else None)
-    if recorded is not None and recorded.newbyteorder("<") == plain:
-        return Part(field, recorded)
-    return Part(field, plain)
+    same = recorded is not None and recorded.newbyteorder("<") == plain
+    return Part(field, recorded if same else plain)
