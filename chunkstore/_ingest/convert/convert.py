@@ -26,7 +26,7 @@ from chunkstore._ingest.convert.compare import compare, find_unreadable
 from chunkstore._ingest.convert.pool import WorkerPool, run_on
 from chunkstore._ingest.convert.progress import Progress, Tell
 from chunkstore._ingest.convert.report import ConvertReport, left_behind
-from chunkstore._ingest.convert.tasks import Written, cut_tasks, write_blocks
+from chunkstore._ingest.convert.tasks import Written, cut_tasks, whole_task, write_blocks
 from chunkstore._ingest.plan.columns import DEFLATED, count_items
 from chunkstore._ingest.plan.origin import order_notes
 from chunkstore._ingest.plan.plan import Plan
@@ -319,12 +319,10 @@ def _blocks(
 ) -> Generator[Written, None, None]:
     """Write all blocks, in whatever way; in no particular order."""
     workers = _num_workers(plan, arrangement, work)
-    alone = work.executor is None and workers == 1
-    tasks = cut_tasks(plan, arrangement, new.temporary, split=not alone)
-    if alone:
-        for task in tasks:
-            yield from write_blocks(task, new.sink, progress.advance)
+    if work.executor is None and workers == 1:
+        yield from write_blocks(whole_task(plan, arrangement, new.temporary), new.sink, progress.advance)
         return
+    tasks = cut_tasks(plan, arrangement, new.temporary)
     # This process is one of the workers, and at work while the others start.
     with (
         WorkerPool(workers - 1) if work.executor is None else nullcontext(work.executor) as executor,

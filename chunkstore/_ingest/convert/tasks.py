@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import numpy as np
@@ -44,8 +44,8 @@ class Task:
         starts: int64 [shards + 1], first sample of each shard in `plan`, and behind the last. Samples before are those
             with which their source begins: they are read for its CRC, and belong to another task.
         nbytes, offsets: int64 [fields of the plan, shards], of each block, as in `Arrangement`.
-        overlap: whether a second thread writes while this one reads.
         codings: as in `Arrangement`.
+        alone: there are no other workers, so a second thread writes while this one reads, if shards are not small.
     """
 
     temporary: str
@@ -55,8 +55,8 @@ class Task:
     starts: Ints
     nbytes: Ints
     offsets: Ints
-    overlap: bool
     codings: Mapping[int, Coding]
+    alone: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -78,29 +78,33 @@ class Written:
     stored: Ints | None = None
 
 
-def cut_tasks(plan: Plan, arrangement: Arrangement, temporary: str, *, split: bool) -> Iterator[Task]:
-    """The work in the order of shards, made one by one as they are asked for.
+def whole_task(plan: Plan, arrangement: Arrangement, temporary: str) -> Task:
+    """All the work as one task, which writes all fields shard by shard."""
+    task = _cut(plan, arrangement, temporary, tuple(range(len(plan.fields))), 0, arrangement.num_shards)
+    return replace(task, alone=True)
+
+
+def cut_tasks(plan: Plan, arrangement: Arrangement, temporary: str) -> Iterator[Task]:
+    """The work for several workers in the order of shards, made task by task as they are asked for.
+
+    Fields that can only be read forward are tasks of their own where their sources are long.
 
     Args:
         plan, arrangement: of the container.
         temporary: where it is written.
-        split: for several workers: fields that can only be read forward are tasks of their own. Otherwise one task has
-            all fields of a run of shards, and writes them shard by shard.
     """
-    forward = tuple(number for number in range(len(plan.fields)) if in_order(plan, number))
-    others = tuple(sorted(set(range(len(plan.fields))).difference(forward)))
-    if forward and not split:
-        yield _cut(plan, arrangement, temporary, (*forward, *others), 0, arrangement.num_shards, True)
-        return
+    numbers = tuple(range(len(plan.fields)))
+    forward = tuple(number for number in numbers if in_order(plan, number))
+    others = tuple(number for number in numbers if number not in forward)
     for first, last in forward_runs(plan, arrangement, forward):
         if last - first == 1:
-            yield _cut(plan, arrangement, temporary, (*forward, *others), first, last, not split)
+            yield _cut(plan, arrangement, temporary, numbers, first, last)
             continue
         for number in forward:
-            yield _cut(plan, arrangement, temporary, (number,), first, last, False)
+            yield _cut(plan, arrangement, temporary, (number,), first, last)
         if others:
             for shard in range(first, last):
-                yield _cut(plan, arrangement, temporary, others, shard, shard + 1, False)
+                yield _cut(plan, arrangement, temporary, others, shard, shard + 1)
 
 
 def in_order(plan: Plan, number: int) -> bool:
@@ -139,21 +143,18 @@ def _piece_start(plan: Plan, number: int, sample: int) -> int:
     return column.samples(column.piece(sample))[0]
 
 
-def _cut(
-    plan: Plan, arrangement: Arrangement, temporary: str, numbers: tuple[int, ...], first: int, last: int, overlap: bool
-) -> Task:
+def _cut(plan: Plan, arrangement: Arrangement, temporary: str, numbers: tuple[int, ...], first: int, last: int) -> Task:
     start, stop = int(arrangement.starts[first]), int(arrangement.starts[last])
     stored = [number for number in numbers if _has_stored_crc(plan, number)]
     start = min((_piece_start(plan, number, start) for number in stored), default=start)
     return Task(
         temporary,
         plan.slice(start, stop),
-        tuple(sorted(numbers)),
+        numbers,
         first,
         arrangement.starts[first : last + 1] - start,
         arrangement.nbytes[:, first:last],
         arrangement.offsets[:, first:last],
-        overlap,
         arrangement.codings,
     )
 
@@ -175,7 +176,7 @@ def write_blocks(task: Task, sink: Receiver, advance: Callable[[int], None]) -> 
     Raises:
         Deviation: the plan is uniform and a file differs.
     """
-    overlap = task.overlap and task.num_bytes > 2 * PIECE_NBYTES
+    overlap = task.alone and task.num_bytes > 2 * PIECE_NBYTES * task.offsets.shape[1]
     with PlanReader(task.plan) as rows, _Pipe(sink, overlap=overlap) as pipe:
         for number in task.numbers if task.starts[0] else ():
             for _ in rows.stream(number, 0, int(task.starts[0]), pipe.buffer):
