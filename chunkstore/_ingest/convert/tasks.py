@@ -108,14 +108,11 @@ def cut_tasks(plan: Plan, arrangement: Arrangement, temporary: str) -> Iterator[
 
 
 def in_order(plan: Plan, number: int) -> bool:
-    """Whether one worker should read each source of the field from its start on: for its CRC, or since it must."""
-    return plan.columns[number].forward_only() or _has_stored_crc(plan, number)
-
-
-def _has_stored_crc(plan: Plan, number: int) -> bool:
-    """Whether several samples lie in one member of an `.npz` that is stored as it is."""
+    """Whether one worker should read each source of the field from its start on: since it must, or for the CRC of a
+    member of an `.npz` in which several samples lie.
+    """
     column = plan.columns[number]
-    return column.is_rows and bool((column.method == STORED).any())
+    return column.forward_only() or (column.is_rows and bool((column.method == STORED).any()))
 
 
 def forward_runs(plan: Plan, arrangement: Arrangement, forward: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -145,8 +142,8 @@ def _piece_start(plan: Plan, number: int, sample: int) -> int:
 
 def _cut(plan: Plan, arrangement: Arrangement, temporary: str, numbers: tuple[int, ...], first: int, last: int) -> Task:
     start, stop = int(arrangement.starts[first]), int(arrangement.starts[last])
-    stored = [number for number in numbers if _has_stored_crc(plan, number)]
-    start = min((_piece_start(plan, number, start) for number in stored), default=start)
+    forward = [number for number in numbers if in_order(plan, number)]
+    start = min((_piece_start(plan, number, start) for number in forward), default=start)
     return Task(
         temporary,
         plan.slice(start, stop),

@@ -23,7 +23,6 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import IO, Any, Final, Self
 
 import numpy as np
@@ -319,15 +318,13 @@ class ArraySource:
         if len(out) != (stop - start) * self.element_nbytes:
             raise ValueError(f"out has {len(out)} bytes, needed are {(stop - start) * self.element_nbytes}")
         itemsize = self._place.kind.dtype.itemsize
-        if itemsize == 0:
+        step = max(1, TILE_NBYTES // max(itemsize, self.element_nbytes, 1))
+        for low in range(start, stop, step) if itemsize else ():
+            high = min(stop, low + step)
+            tile = slice((low - start) * self.element_nbytes, (high - start) * self.element_nbytes)
+            self._read_tile(low, high, out[tile])
+        if not itemsize:
             out[:] = 0  # texts of width 0, made wider
-        elif stop > start:
-            step = max(1, TILE_NBYTES // max(itemsize, self.element_nbytes, 1))
-            for low in range(start, stop, step):
-                high = min(stop, low + step)
-                self._read_tile(
-                    low, high, out[(low - start) * self.element_nbytes : (high - start) * self.element_nbytes]
-                )
         check_unchanged(os.fstat(self._fd), self._place.size, self._place.mtime_ns, self._place.where)
 
     def _read_tile(self, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
@@ -368,9 +365,7 @@ class ArraySource:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
