@@ -21,7 +21,7 @@ from chunkstore._format.schema import Field
 from chunkstore._ingest.convert.coded import Coding
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.read import PlanReader
-from chunkstore._write.coding import choose_codecs, sample_places
+from chunkstore._write.coding import sample_places
 from chunkstore.errors import IngestError, MissingExtraError, SchemaError
 
 # In the order of how fast they decode. Bit shuffling pays for numbers that vary little, also of one byte.
@@ -65,23 +65,22 @@ def choose_codings(plan: Plan, spec: CodecSpec) -> tuple[Plan, dict[int, Coding]
         MissingExtraError: the package of a codec that was asked for is not installed.
         Deviation: the plan is uniform and a file of the sample differs.
     """
-    names = [field.name for field in plan.fields]
     try:
-        spec.check_names(names)
-        wanted = [spec.of(field.name, field.row_nbytes) for field in plan.fields]
-        texts: list[str] = []
-        for number, options in enumerate(wanted):
-            if options is None:
-                wanted[number], text = _try_all(plan, number)
-                texts.append(text)
-        decided = CodecSpec({name: options or CodecOptions(RAW) for name, options in zip(names, wanted, strict=True)})
-        fields, options_of = choose_codecs(plan.fields, decided)
+        spec.check_names([field.name for field in plan.fields])
     except SchemaError as error:
         raise IngestError(f"{error}.") from None
-    codings = {
-        number: _coding(plan, number, options) for number, options in enumerate(options_of) if options.name != RAW
-    }
-    return replace(plan, fields=fields), codings, tuple(texts)
+    fields: list[Field] = []
+    codings: dict[int, Coding] = {}
+    texts: list[str] = []
+    for number, field in enumerate(plan.fields):
+        options = spec.of(field.name, field.row_nbytes)
+        if options is None:
+            options, text = _try_all(plan, number)
+            texts.append(text)
+        fields.append(replace(field, codec=options.name))
+        if options.name != RAW:
+            codings[number] = _coding(plan, number, options)
+    return replace(plan, fields=tuple(fields)), codings, tuple(texts)
 
 
 def _coding(plan: Plan, number: int, options: CodecOptions) -> Coding:
@@ -143,7 +142,7 @@ def _trials(field: Field, rows: Sequence[bytes]) -> tuple[list[Trial], str]:
     """Each codec on the sample, in the order of speed; and which package is missing."""
     short = len(rows) > 1 and sum(map(len, rows)) < _SHORT_NBYTES * len(rows)
     found, missing = [], ""
-    for text in (*_CANDIDATES, *([_WITH_DICTIONARY] if short else [])):
+    for text in (*_CANDIDATES, _WITH_DICTIONARY) if short else _CANDIDATES:
         try:
             found.append(_try_one(field, rows, parse_codec(text)))
         except MissingExtraError as error:
