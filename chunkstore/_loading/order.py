@@ -290,19 +290,20 @@ class Order:
         first, stop = self.batch_range(step, start)
         return self._ids(self._wrap(np.arange(first, stop)), _checked_epoch(epoch))
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[IntArray]:
-        """All batches from `start` to the end of the epoch, each as from `batch`.
+    def batches(self, epoch: int, start: int = 0, most: int | None = None) -> Iterator[IntArray]:
+        """All batches from `start` to the end of the epoch, or the first `most` of them, each as from `batch`.
 
         Computed some thousand ids at a time, which costs a tenth; a batch shares memory with its neighbours.
         """
         epoch, start = _checked_epoch(epoch), self._checked_start(start)
-        num_whole = (self.num_samples - start) // self.step_size
+        num = self.num_batches(start) if most is None else min(most, self.num_batches(start))
+        num_whole = min(num, (self.num_samples - start) // self.step_size)
         group = max(1, CHUNK // self.batch_size)
         mine = np.arange(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         for step in range(0, num_whole, group):
             steps = np.arange(step, min(step + group, num_whole)).reshape(-1, 1)
             yield from self._ids(start + steps * self.step_size + mine, epoch)
-        for step in range(num_whole, self.num_batches(start)):
+        for step in range(num_whole, num):
             yield self.batch(step, epoch, start)
 
     def _tail_share(self, tail: int) -> tuple[int, int]:

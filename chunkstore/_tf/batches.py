@@ -82,14 +82,10 @@ class Batches:
 
     # --- before the batches: proof and read-ahead, in Python, once for a group ---
 
-    def admit(self, host: Host, ids: Any) -> Any:
-        """In the graph: whether the rows at ids are proven; a bool. Asks the system to read them, too."""
-        return host.call(self._admit, [ids], tf.bool)
-
-    def _admit(self, ids: NDArray[np.int64]) -> np.bool_:
-        names = [column.name for column in self._columns]
+    def admit(self, ids: NDArray[np.int64]) -> np.bool_:
+        """Whether the rows at ids are proven. Asks the system to read them, too."""
         try:
-            self._rows.prefetch(ids, fields=names)
+            self._rows.prefetch(ids, fields=[column.name for column in self._columns])
             self._prove(ids)
         except Exception:  # noqa: BLE001 - some batch of this group cannot be read: each one says so for itself
             return np.False_
@@ -110,7 +106,7 @@ class Batches:
         """
         if not self._arrays:
             return {}, tf.constant(True)
-        proven = tf.cond(admitted, lambda: tf.constant(True), lambda: host.call(self._admit, [ids], tf.bool))
+        proven = tf.cond(admitted, lambda: tf.constant(True), lambda: host.call(self.admit, [ids], tf.bool))
         proven.set_shape([])
         wanted = tf.cond(proven, lambda: ids, lambda: ids[:0])
         wanted.set_shape([None])
@@ -124,7 +120,10 @@ class Batches:
 
     def finish(self, host: Host, ids: Any, gathered: dict[str, Any], proven: Any) -> dict[str, Any]:
         """In the graph: the batch of ids, with the fields that NumPy reads; or the error of what was gathered."""
-        made = self._make_read(host, ids) if self._read else {}
+        made = {}
+        if self._read:
+            outputs = host.call(self._read_arrays, [ids], _dtypes_of(self._read))
+            made = _assembled(self._read, outputs, ids.shape[0])
         if gathered:
             checked = tf.cond(proven, lambda: ids, lambda: host.call(self._prove, [ids], tf.int64))
             with tf.control_dependencies([checked]):
@@ -135,10 +134,6 @@ class Batches:
                 if column.name in same
             }
         return {column.name: made[column.name] for column in self._columns}
-
-    def _make_read(self, host: Host, ids: Any) -> dict[str, Any]:
-        outputs = host.call(self._read_arrays, [ids], _dtypes_of(self._read))
-        return _assembled(self._read, outputs, ids.shape[0])
 
     def _read_arrays(self, ids: NDArray[np.int64]) -> list[NDArray[Any]]:
         # Memory that is aligned to 64 bytes is taken by TensorFlow as it is; other arrays are copied.
@@ -153,45 +148,30 @@ class Batches:
 
     # --- single samples, of which each fails for itself ---
 
-    def finish_each(self, host: Host, ids: Any, gathered: dict[str, Any], proven: Any) -> tuple[dict[str, Any], Any]:
+    def read_each(self, host: Host, ids: Any) -> tuple[dict[str, Any], Any]:
         """In the graph: the samples of ids as a batch, and what is wrong with each: tf.string of shape (n,), mostly "".
 
-        One that cannot be read has a row without values, and no error comes before `single` raises it.
+        One that cannot be read has a row without values, and no error comes before `single` raises it. For an object
+        that gathers nothing.
         """
-        whole, outputs = proven, []
-        if self._read:
-            whole, *outputs = host.call(self._read_if_whole, [ids, proven], [tf.bool, *_dtypes_of(self._read)])
-            whole.set_shape([])
+        problems, *outputs = host.call(self._read_each, [ids], [tf.string, *_dtypes_of(self._read)])
+        made = _assembled(self._read, outputs, ids.shape[0])
+        made = {column.name: made[column.name] for column in self._read if not column.without_items}
+        return made, tf.ensure_shape(problems, ids.shape)
 
-        def together() -> tuple[dict[str, Any], Any]:
-            made = _assembled(self._read, outputs, ids.shape[0])
-            made |= {column.name: gathered[column.name] for column in self._columns if column.name in gathered}
-            return {column.name: made[column.name] for column in self._columns}, tf.fill(tf.shape(ids), "")
-
-        def apart() -> tuple[dict[str, Any], Any]:
-            problems, *rows = host.call(self._read_apart, [ids], [tf.string, *_dtypes_of(self._columns)])
-            return _assembled(self._columns, rows, ids.shape[0]), tf.ensure_shape(problems, ids.shape)
-
-        made, problems = tf.cond(whole, together, apart)
-        return {column.name: made[column.name] for column in self._columns if not column.without_items}, problems
-
-    def _read_if_whole(self, ids: NDArray[np.int64], proven: np.bool_) -> list[Any]:
-        if proven:
-            with contextlib.suppress(Exception):  # each sample says so for itself
-                return [np.True_, *self._read_arrays(ids)]
-        return [np.False_, *_arrays_of(self._read, {column.name: column.without_values(0) for column in self._read})]
-
-    def _read_apart(self, ids: NDArray[np.int64]) -> list[NDArray[Any]]:
-        names, parts, problems = [column.name for column in self._columns], [], []
+    def _read_each(self, ids: NDArray[np.int64]) -> list[NDArray[Any]]:
+        with contextlib.suppress(Exception):  # each sample says so for itself
+            return [np.full(len(ids), b"", object), *self._read_arrays(ids)]
+        names, parts, problems = [column.name for column in self._read], [], []
         for start in range(len(ids)):
             try:
                 parts.append(self._rows.batch(ids[start : start + 1], fields=names))
                 problems.append(b"")
             except Exception as error:  # noqa: BLE001 - it goes on to the user, in its place
-                parts.append({column.name: column.without_values(1) for column in self._columns})
+                parts.append({column.name: column.without_values() for column in self._read})
                 problems.append(f"{type(error).__name__}: {error}".encode())
         rows = {name: joined([part[name] for part in parts]) for name in names}
-        return [np.array(problems, object), *_arrays_of(self._columns, rows)]
+        return [np.array(problems, object), *_arrays_of(self._read, rows)]
 
     def single(self, sample: dict[str, Any], problem: Any) -> dict[str, Any]:
         """In the graph: one sample of what `finish_each` gave, or its error."""

@@ -167,14 +167,14 @@ class Column:
 
     # --- single samples ---
 
-    def without_values(self, num_rows: int) -> NDArray[Any] | Ragged:
-        """Rows as a reader gives them, in place of what cannot be read: zeros, or empty where rows differ in size."""
+    def without_values(self) -> NDArray[Any] | Ragged:
+        """A row as a reader gives it, in place of one that cannot be read: zeros, or empty where rows differ."""
         field = self.field
         if not field.ragged and not field.is_string:
-            return np.zeros((num_rows, *field.item_shape), field.numpy_dtype)
+            return np.zeros((1, *field.item_shape), field.numpy_dtype)
         values = np.zeros((0, *field.item_shape), np.uint8 if field.is_string else field.numpy_dtype)
-        shapes = np.zeros((num_rows, field.varying), np.int64) if field.varying > 1 else None
-        return Ragged(values, np.zeros(num_rows + 1, np.int64), shapes, field.is_string)
+        shapes = np.zeros((1, field.varying), np.int64) if field.varying > 1 else None
+        return Ragged(values, np.zeros(2, np.int64), shapes, field.is_string)
 
     @property
     def without_items(self) -> bool:

@@ -18,13 +18,14 @@ from chunkstore._storage.source import Backend
 from chunkstore._tf.batches import Batches, Engine
 from chunkstore._tf.columns import RAGGED_MODES, Column, RaggedMode, columns_of
 from chunkstore._tf.graph import Host, ahead, as_written, begun, counted
-from chunkstore._tf.order import EpochRange, batches_of_ids, groups_of, pieces_of_ids
+from chunkstore._tf.order import EpochRange, Groups
 from chunkstore._tf.records import records
 
 _ENGINES: Final = ("auto", "gather", "numpy", "fixed_length")
 _MAX_EPOCH: Final = 2**31  # times the groups of an epoch, an int64
-_GROUP_NBYTES: Final = 8 << 20  # proven and hinted at in one go: the first batch waits for it
-_UNBATCHED_SAMPLES: Final = 256  # gathered at once where samples are wanted one by one
+_GROUP_SAMPLES: Final = 8192  # ordered, hinted at and proven in one go
+_GROUP_NBYTES: Final = 8 << 20  # the first batch waits for it
+_UNBATCHED_SAMPLES: Final = 256  # read at once where samples are wanted one by one
 _UNBATCHED_NBYTES: Final = 4 << 20
 _HELD_BATCHES: Final = 2  # beside those made ahead: the user's, and the one that takes its place
 _PARALLEL_CALLS: Final = 2  # a gather uses all cores by itself; the second call hides the overhead of the first
@@ -88,6 +89,7 @@ def dataset(
             (B, largest..., *item_shape), filled up with `pad_value`.
         engine: how rows get into tensors. "gather": `tf.gather` in the graph, on the map as a tensor, without a copy of
             the file; "numpy": one Python call a batch, for every container; "auto": gather each field that can be.
+            Single samples are read by NumPy, some hundred at a time: TensorFlow takes longer to take them apart.
             "fixed_length": `tf.data.FixedLengthRecordDataset`, whose graph can be serialised; for fields of fixed shape
             in one extent, in order.
         prefetch: batches (or single samples) made ahead, 0 for none.
@@ -146,21 +148,15 @@ def _pipeline(
     prefetch: int,
     identity: str,
 ) -> Any:
-    batches = Batches(rows, columns, engine, prefetch + _HELD_BATCHES)
-    host = Host(batches, order, epochs)
-
-    def admit(ids: Any) -> Any:
-        return batches.admit(host, ids)
-
-    full = not single and order.num_batches() == len(rows) // order.step_size
-    sample_nbytes = _mean_nbytes(rows, columns)
-
-    def ids_of_batches() -> Any:
-        if single:
-            most = max(1, min(_UNBATCHED_SAMPLES, _UNBATCHED_NBYTES // max(1, sample_nbytes)))
-            return pieces_of_ids(order, host=host, epochs=epochs, most=most, admit=admit)
-        groups = groups_of(order.batch_size, sample_nbytes, _GROUP_NBYTES)
-        return batches_of_ids(order, host=host, epochs=epochs, groups=groups, admit=admit)
+    batches = Batches(rows, columns, "numpy" if single else engine, prefetch + _HELD_BATCHES)
+    most, most_nbytes = (_UNBATCHED_SAMPLES, _UNBATCHED_NBYTES) if single else (_GROUP_SAMPLES, _GROUP_NBYTES)
+    most = min(most, most_nbytes // max(1, _mean_nbytes(rows, columns)))
+    groups = Groups(order, epochs, max(1, most // order.batch_size), batches.admit)
+    host = Host(batches, groups)
+    known = partial(counted, per_epoch=order.num_batches(), num_epochs=epochs.num)
+    if single:
+        return _single_samples(begun(identity, lambda _: groups.dataset(host)), known, batches, host, prefetch)
+    full = order.num_batches() == len(rows) // order.step_size
 
     def begin(zero: Any) -> Any:
         tensors = batches.tensors(host, zero) if batches.gathers else []
@@ -170,12 +166,14 @@ def _pipeline(
             ids = ids if full else ids[:num]
             return ids, *batches.gather(host, tensors, ids, admitted)
 
-        return ahead(ids_of_batches(), gather, min(prefetch, _PARALLEL_CALLS))
+        return ahead(groups.dataset(host).unbatch(), gather, min(prefetch, _PARALLEL_CALLS))
 
-    known = partial(counted, per_epoch=order.num_batches(), num_epochs=epochs.num)
-    made = begun(identity, begin)
-    finished = _single_samples if single else _whole_batches
-    return finished(made, known, batches, host, prefetch)
+    @as_written
+    def finish(ids: Any, gathered: Any, proven: Any) -> dict[str, Any]:
+        return batches.finish(host, ids, gathered, proven)
+
+    # Counted before errors can come: a batch that fails is one of them.
+    return ahead(begun(identity, begin).apply(known), finish, prefetch)
 
 
 def _mean_nbytes(rows: Rows, columns: Sequence[Column]) -> int:
@@ -185,29 +183,18 @@ def _mean_nbytes(rows: Rows, columns: Sequence[Column]) -> int:
     return stored // max(1, len(reader))
 
 
-def _whole_batches(made: Any, known: Any, batches: Batches, host: Host, prefetch: int) -> Any:
-    """Batches that are gathered -> batches as the user gets them."""
-
-    @as_written
-    def finish(ids: Any, gathered: Any, proven: Any) -> dict[str, Any]:
-        return batches.finish(host, ids, gathered, proven)
-
-    # Counted before errors can come: a batch that fails is one of them.
-    return ahead(made.apply(known), finish, prefetch)
-
-
 def _single_samples(made: Any, known: Any, batches: Batches, host: Host, prefetch: int) -> Any:
-    """Pieces that are gathered -> samples, each of which may fail alone."""
+    """Groups of ids -> samples, each of which may fail alone."""
 
     @as_written
-    def finish_each(ids: Any, gathered: Any, proven: Any) -> tuple[dict[str, Any], Any]:
-        return batches.finish_each(host, ids, gathered, proven)
+    def read_each(ids: Any, _num: Any, _admitted: Any) -> tuple[dict[str, Any], Any]:
+        return batches.read_each(host, tf.reshape(ids, [-1]))
 
     @as_written
     def single_of(sample: dict[str, Any], problem: Any) -> dict[str, Any]:
         return batches.single(sample, problem)
 
-    made = ahead(made, finish_each, min(prefetch, _PARALLEL_CALLS)).unbatch()
+    made = ahead(made, read_each, min(prefetch, _PARALLEL_CALLS)).unbatch()
     return ahead(made.apply(known), single_of, prefetch)
 
 

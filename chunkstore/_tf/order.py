@@ -1,6 +1,6 @@
 """The order of the samples as a tf.data pipeline of ids (spec/order-1.md).
 
-    epochs -> groups of steps -> positions -> ids of a group -> proven -> ids of a batch
+    epochs -> groups of steps -> ids of a group, admitted -> ids of a batch
 
 Memory does not depend on the number of samples, and the state of an iterator is where it stands in these ranges.
 """
@@ -9,35 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from chunkstore._loading.order import Order
 from chunkstore._tf.graph import Host, ahead, as_written
-
-_GROUP_IDS: Final = 8192  # per call of Python, which costs as much as some hundred ids
-
-Admit = Callable[[Any], Any]
-
-
-class Groups(NamedTuple):
-    """How many steps are treated in one go.
-
-    Attributes:
-        ordered: whose ids are computed at once.
-        admitted: that are proven and hinted at at once; at most `ordered`.
-    """
-
-    ordered: int
-    admitted: int
-
-
-def groups_of(batch_size: int, sample_nbytes: int, most_nbytes: int) -> Groups:
-    """Groups for batches of samples of this size: the first batch waits until `most_nbytes` are proven."""
-    ordered = max(1, _GROUP_IDS // batch_size)
-    return Groups(ordered, max(1, min(ordered, most_nbytes // max(1, sample_nbytes * batch_size))))
 
 
 class EpochRange:
@@ -78,66 +57,47 @@ class EpochRange:
         return np.int64(self._first + next(self._iterations) * self._step)
 
 
-def batches_of_ids(order: Order, *, host: Host, epochs: EpochRange, groups: Groups, admit: Admit) -> Any:
-    """A dataset of (ids, num, admitted): the batch is `ids[:num]`; ids int64 of shape (order.batch_size,).
+class Groups:
+    """The batches of ids of an order, some of them at a time: a call of NumPy costs as much as some hundred ids.
 
     Args:
-        host: of `order` and `epochs`.
-        admit: called in the graph with the ids of some steps, shape (n,); gives a bool.
+        num: batches a group; fewer at the end of an epoch.
+        admit: called with all ids of a group, int64 of shape (n,); what it says goes with each batch.
     """
-    batches = _groups_of_batches(order, host, epochs, groups.ordered)
-    if groups.admitted < groups.ordered:
-        batches = batches.unbatch().batch(groups.admitted)
 
-    @as_written
-    def admitted(ids: Any, num: Any) -> tuple[Any, Any, Any]:
-        return ids, num, tf.repeat(admit(tf.reshape(ids, [-1])), tf.shape(ids)[0])
+    def __init__(
+        self, order: Order, epochs: EpochRange, num: int, admit: Callable[[NDArray[np.int64]], np.bool_]
+    ) -> None:
+        self._order = order
+        self._epochs = epochs
+        self._num = num
+        self._per_epoch = -(-order.num_batches() // num)
+        self._admit = admit
 
-    # The next group is ordered, hinted at and proven while this one is gathered.
-    return ahead(batches, admitted, 1).unbatch()
+    def dataset(self, host: Host) -> Any:
+        """A dataset of (ids, num, admitted), of shapes (G, order.batch_size), (G,), (G,): a batch is `ids[i, :num[i]]`.
 
+        The next group is ordered and admitted while this one is used.
 
-def pieces_of_ids(order: Order, *, host: Host, epochs: EpochRange, most: int, admit: Admit) -> Any:
-    """A dataset of (ids, num, admitted) for an order of batches of 1: some `most` samples in each element."""
-    assert order.batch_size == 1
+        Args:
+            host: of this object.
+        """
 
-    @as_written
-    def flat(ids: Any, _: Any) -> Any:
-        return tf.reshape(ids, [-1])
+        @as_written
+        def group(number: Any) -> tuple[Any, Any, Any]:
+            ids, num, admitted = host.call(self._group, [number], [tf.int64, tf.int64, tf.bool])
+            ids.set_shape((None, self._order.batch_size))
+            num.set_shape([None])
+            admitted.set_shape([None])
+            return ids, num, admitted
 
-    @as_written
-    def admitted(ids: Any) -> tuple[Any, Any, Any]:
-        return ids, tf.size(ids, tf.int64), admit(ids)
+        return ahead(self._epochs.groups(host, self._per_epoch), group, 1)
 
-    pieces = _groups_of_batches(order, host, epochs, _GROUP_IDS).map(flat).unbatch().batch(most)
-    return ahead(pieces, admitted, 1)
-
-
-def _groups_of_batches(order: Order, host: Host, epochs: EpochRange, group: int) -> Any:
-    """A dataset of (ids, num): (G, B) and (G,), int64; G is `group` or what is left of an epoch."""
-    num_batches, num_whole = order.num_batches(), order.num_samples // order.step_size
-    per_epoch = -(-num_batches // group)
-    # Of the last step, if it is not whole; its batch is filled up with what comes next, to be cut off.
-    first, stop = order.batch_range(num_whole) if num_batches > num_whole else (0, 0)
-    within = tf.range(order.batch_size, dtype=tf.int64)
-
-    @as_written
-    def of_group(number: Any) -> tuple[Any, Any]:
-        epoch, begin = number // per_epoch, number % per_epoch * group
-        steps = tf.range(begin, tf.minimum(begin + group, num_batches))
-        whole = steps < num_whole
-        starts = tf.where(whole, steps * order.step_size + order.rank * order.batch_size, first)
-        positions = (starts[:, tf.newaxis] + within) % order.num_samples
-        ids = _ids_of(order, host, epoch, tf.reshape(positions, [-1]))
-        num = tf.where(whole, tf.constant(order.batch_size, tf.int64), tf.constant(stop - first, tf.int64))
-        return tf.reshape(ids, [-1, order.batch_size]), num
-
-    return epochs.groups(host, per_epoch).map(of_group)
-
-
-def _ids_of(order: Order, host: Host, epoch: Any, positions: Any) -> Any:
-    """The ids at positions of an epoch; both int64 of shape (n,)."""
-    if order.shuffle is False:
-        return positions
-    # NumPy, once for many batches: as ops, the rounds of the permutation make each iterator start later.
-    return tf.ensure_shape(host.call(order.ids, [positions, epoch], tf.int64), [None])
+    def _group(self, number: np.int64) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        epoch, place = divmod(int(number), self._per_epoch)
+        batches = list(self._order.batches(epoch, place * self._num * self._order.step_size, self._num))
+        ids = np.concatenate(batches)
+        num = np.array([len(batch) for batch in batches])
+        # Only the last can be shorter: it is filled up with anything.
+        filled = np.resize(ids, (len(batches), self._order.batch_size))
+        return filled, num, np.full(len(batches), self._admit(ids))
