@@ -14,10 +14,9 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 import torch
 
-from chunkstore._loading.epochs import Epochs
 from chunkstore._loading.permutation import IntArray, checked_int
 from chunkstore._loading.prefetch import Ring
-from chunkstore._loading.source import Pad, Shuffle, make_order
+from chunkstore._loading.source import Pad, Shuffle
 from chunkstore._read.checked import Verify
 from chunkstore._read.many import Paths
 from chunkstore._read.reader import Reader
@@ -25,7 +24,7 @@ from chunkstore._read.select import Selection
 from chunkstore._storage.source import Backend, cold_reads
 from chunkstore._torch.convert import RaggedMode, num_bytes
 from chunkstore._torch.dataset import Dataset, Transform
-from chunkstore._torch.sampler import Ranks
+from chunkstore._torch.sampler import BatchSampler
 from chunkstore._torch.transfer import Transfer, as_device, transfer_to
 
 _SHOWN_SAMPLES: Final = 4
@@ -160,7 +159,7 @@ class LoaderIterator:
         # A loader made in the head of a `for` lives as long as the loop; it refers to us weakly.
         self._loader = loader
         assert loader._transfer is not None
-        self._epochs, self._stats, self._transfer = loader._epochs, loader._stats, loader._transfer
+        self._epochs, self._stats, self._transfer = loader._sampler._epochs, loader._stats, loader._transfer
         maker = _Maker(loader.dataset, self._transfer)
         tasks = _tasks(self._epochs.begin(), maker)
         self._ring: Ring[Any, _Run] = Ring(tasks, maker, depth=loader._prefetch, threads=loader._threads)
@@ -292,7 +291,7 @@ class Loader:
         static_buffers: bool = False,
         pin_memory: bool = False,
     ) -> None:
-        self._prefetch = checked_int("prefetch", prefetch, 0, MAX_PREFETCH)
+        self._prefetch = prefetch = checked_int("prefetch", prefetch, 0, MAX_PREFETCH)
         if threads is not None:
             threads = checked_int("threads", threads, 1, MAX_PREFETCH)
         self.device = as_device(device)
@@ -300,20 +299,21 @@ class Loader:
         opened = {"backend": None if backend == "auto" else backend, "verify": None if verify == "once" else verify}
         self.dataset, self._owns_dataset = _as_dataset(source, {**sampled, "pad_value": pad_value, **opened})
         try:
-            self._ranks = Ranks(rank, world_size)
             shuffled: Any = {"shuffle": shuffle, "seed": seed, "block_size": block_size, "window": window}
-            sized: Any = {"batch_size": batch_size, "drop_last": drop_last, "pad": pad}
-            order = make_order(self.dataset.reader, len(self.dataset), **sized, **shuffled, **self._ranks.options())
+            shared: Any = {"drop_last": drop_last, "pad": pad, "rank": rank, "world_size": world_size}
+            self._sampler = BatchSampler(self.dataset, batch_size, **shuffled, **shared)
+            self.batch_size = self._sampler.batch_size
             plain = _is_plain(self.dataset) and device_transform is None
             self._threads = threads or 2
-            self._transfer = _make_transfer(self, device_transform, static_buffers, pin_memory)
+            kept = {"num_batches": prefetch + self._threads + 2, "num_fixed": (prefetch + 1) * static_buffers}
+            self._transfer = transfer_to(
+                self.device, device_transform, threads=self._threads, pin_memory=pin_memory, **kept
+            )
             if threads is None:
-                self._threads = _num_threads(self.dataset, order.batch_size, self._transfer) if plain else 1
+                self._threads = _num_threads(self.dataset, self.batch_size, self._transfer) if plain else 1
         except BaseException:
             self.close()
             raise
-        self.batch_size = order.batch_size
-        self._epochs = Epochs(order)
         self._stats = LoaderStats()
 
     _iterator: weakref.ref[LoaderIterator] | None = None
@@ -322,11 +322,11 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of this rank in a whole epoch."""
-        return self._epochs.order.num_batches()
+        return len(self._sampler)
 
     def __iter__(self) -> Iterator[Any]:
         """Begin the next epoch, or go on after `load_state_dict`."""
-        self._ranks.check()
+        self._sampler._check_ranks()
         self._end_iteration()
         assert self._transfer is not None
         self._transfer.reset()
@@ -343,8 +343,7 @@ class Loader:
         self.close()
 
     def __repr__(self) -> str:
-        order = self._epochs.order
-        return f"Loader({self.dataset.path!r}, {order.batch_size}, {len(self):,} batches, device={str(self.device)!r})"
+        return f"Loader({self.dataset.path!r}, {self.batch_size}, {len(self):,} batches, device={str(self.device)!r})"
 
     def __getstate__(self) -> Any:
         raise TypeError("a Loader has threads and cannot be pickled; pass its path and arguments, or use a DataLoader")
@@ -352,12 +351,12 @@ class Loader:
     @property
     def epoch(self) -> int:
         """The epoch that runs, or comes next."""
-        return self._epochs.epoch
+        return self._sampler.epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next `iter()`; a position inside it, from `load_state_dict`, stays."""
         self._end_iteration()
-        self._epochs.set_epoch(epoch)
+        self._sampler.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where to go on: behind the last batch that was delivered, whatever was made ahead.
@@ -365,7 +364,7 @@ class Loader:
         JSON, under 1 kB; good for any batch size and number of ranks. All ranks give the same; see `pad` for the last
         step of an epoch.
         """
-        return self._epochs.state()
+        return self._sampler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make the next `iter()` go on there. Takes microseconds, whatever the position.
@@ -373,9 +372,8 @@ class Loader:
         Raises:
             StateError: the state is that of another data set or order; nothing was changed.
         """
-        self._epochs.order.load_state(state)
+        self._sampler.load_state_dict(state)
         self._end_iteration()
-        self._epochs.load_state(state)
 
     def stats(self) -> LoaderStats:
         """Batches, bytes and times so far."""
@@ -429,9 +427,3 @@ def _num_threads(dataset: Dataset, batch_size: int, transfer: Transfer) -> int:
 
 def _joined(run: list[IntArray]) -> IntArray:
     return run[0] if len(run) == 1 else np.concatenate(run)
-
-
-def _make_transfer(loader: Loader, transform: Transform | None, static_buffers: bool, pin_memory: bool) -> Transfer:
-    prefetch, threads = loader._prefetch, loader._threads
-    counts = {"threads": threads, "num_batches": prefetch + threads + 2, "num_fixed": (prefetch + 1) * static_buffers}
-    return transfer_to(loader.device, transform, pin_memory=pin_memory, **counts)

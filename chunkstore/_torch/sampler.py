@@ -1,4 +1,4 @@
-"""`BatchSampler`: the order of chunkstore for any `DataLoader`; who this process is among the ranks."""
+"""`BatchSampler`: the order of chunkstore for any `DataLoader`, and for the `Loader`."""
 
 from __future__ import annotations
 
@@ -13,28 +13,6 @@ from chunkstore._loading.epochs import Epochs
 from chunkstore._loading.source import Pad, Shuffle, make_order
 from chunkstore._read.reader import Reader
 from chunkstore._torch.dataset import Dataset
-
-
-class Ranks:
-    """rank and world_size: as given, else those of `torch.distributed` where it is initialised, else 0 and 1."""
-
-    def __init__(self, rank: int | None, world_size: int | None) -> None:
-        if (rank is None) != (world_size is None):
-            raise ValueError("rank, world_size: give both or neither")
-        self._from_torch = rank is None
-        self.rank, self.world_size = _process_rank() if rank is None or world_size is None else (rank, world_size)
-
-    def options(self) -> dict[str, Any]:
-        """As arguments of `Order`."""
-        return {"rank": self.rank, "world_size": self.world_size}
-
-    def check(self) -> None:
-        """Raise RuntimeError where `torch.distributed` was initialised too late to be asked."""
-        if self._from_torch and (self.rank, self.world_size) != (found := _process_rank()):
-            raise RuntimeError(
-                f"rank, world_size: made for rank {self.rank} of {self.world_size}, but torch.distributed says "
-                f"{found[0]} of {found[1]}: make it after init_process_group, or give rank= and world_size="
-            )
 
 
 def _process_rank() -> tuple[int, int]:
@@ -86,7 +64,11 @@ class BatchSampler(Sampler[list[int]]):
     ) -> None:
         if isinstance(source, str | bytes | os.PathLike):  # a text has a length, too
             raise TypeError(f"source: expected a Dataset, a Reader or a number, found a path; use Dataset({source!r})")
-        self._ranks = Ranks(rank, world_size)
+        if (rank is None) != (world_size is None):
+            raise ValueError("rank, world_size: give both or neither")
+        self._asked_torch = rank is None
+        if rank is None or world_size is None:
+            rank, world_size = _process_rank()
         order = make_order(
             source.reader if isinstance(source, Dataset) else source,
             source if isinstance(source, int) else len(source),
@@ -97,7 +79,8 @@ class BatchSampler(Sampler[list[int]]):
             drop_last=drop_last,
             pad=pad,
             window=window,
-            **self._ranks.options(),
+            rank=rank,
+            world_size=world_size,
         )
         self.batch_size = order.batch_size
         self.drop_last = drop_last
@@ -110,9 +93,18 @@ class BatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of the next epoch, or of the rest of one after `load_state_dict`. Ends an iteration before."""
-        self._ranks.check()
+        self._check_ranks()
         self._num_iterations += 1
         return _Iteration(self)
+
+    def _check_ranks(self) -> None:
+        """Raise RuntimeError where `torch.distributed` was initialised too late to be asked."""
+        made = self._epochs.order.rank, self._epochs.order.world_size
+        if self._asked_torch and made != (found := _process_rank()):
+            raise RuntimeError(
+                f"rank, world_size: made for rank {made[0]} of {made[1]}, but torch.distributed says "
+                f"{found[0]} of {found[1]}: make it after init_process_group, or give rank= and world_size="
+            )
 
     @property
     def epoch(self) -> int:

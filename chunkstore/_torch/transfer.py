@@ -2,18 +2,17 @@
 
     gather --> host memory --copy on a side stream, then device_transform--> device --event--> the user's stream
 
-`Host` ends at the host memory. `Staging` goes on to a device: a ring of pinned buffers that are allocated once; a
-buffer is filled again only after the event behind its copy. What is special to CUDA lies in `CudaDriver`, so that all
-the rest runs, and is tested, without a GPU.
+`Host` ends at the host memory, or copies from there without streams. `Staging` goes on to a device: a ring of pinned
+buffers that are allocated once; a buffer is filled again only after the event behind its copy. What is special to CUDA
+lies in `CudaDriver`, so that all the rest runs, and is tested, without a GPU.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -27,50 +26,56 @@ Transform = Callable[[Any], Any]
 _ALIGNMENT: Final = 512  # what the allocators of CUDA use; copies of aligned memory are the fastest
 
 
-class Transfer(ABC):
-    """Where the loader's threads leave a batch and the user takes it.
+class Host:
+    """Batches stay in host memory: recycled, or pinned by torch's own caching allocator.
+
+    That allocator, unlike ours, knows which copies to a device are still reading from memory that the user has dropped.
+
+    Args:
+        device: one without a driver here (mps, xpu, ...): batches go there by a plain copy in the user's thread.
 
     Attributes:
         takes_runs: whether `load` may be given a list of batches that are parts of the same memory.
     """
 
-    takes_runs = False
-
-    @abstractmethod
-    def load(self, make: Callable[[Allocate], Any]) -> Any:
-        """In a thread: make a batch in memory of this stage and send it off."""
-
-    def receive(self, sent: Any) -> Any:
-        """In the user's thread: what `load` sent, ready to be used there."""
-        return sent
-
-    def release(self) -> None:  # noqa: B027 - as it is for a stage whose batches are the user's
-        """In the user's thread: the batch received last is no longer used, if its memory is the stage's."""
-
-    def reset(self) -> None:  # noqa: B027
-        """No batch is on its way any more, and none that was received is used."""
-
-    @abstractmethod
-    def free(self) -> None:
-        """After `reset`: let go of the memory that was kept; the next batch takes new memory."""
-
-
-class Host(Transfer):
-    """Batches stay in host memory: recycled, or pinned by torch's own caching allocator.
-
-    That allocator, unlike ours, knows which copies to a device are still reading from memory that the user has dropped.
-    """
-
-    def __init__(self, num_batches: int, *, pin_memory: bool = False, transform: Transform | None = None) -> None:
+    def __init__(
+        self,
+        num_batches: int,
+        *,
+        pin_memory: bool = False,
+        device: torch.device | None = None,
+        transform: Transform | None = None,
+    ) -> None:
         self._recycler = Recycler(num_batches)
         self._transform = transform
         self._pin_memory = pin_memory
-        self.takes_runs = transform is None and not pin_memory
+        self._device = device
+        self.takes_runs = transform is None and not pin_memory and device is None
 
     def load(self, make: Callable[[Allocate], Any]) -> Any:
+        """In a thread: make a batch in memory of this stage and send it off."""
         if self._pin_memory:
             return self._load_pinned(make)
         batch = make(self._recycler.empty)
+        return self._transformed(batch) if self._device is None else batch
+
+    def receive(self, sent: Any) -> Any:
+        """In the user's thread: what `load` sent, ready to be used there."""
+        if self._device is None:
+            return sent
+        return self._transformed(map_tensors(sent, lambda tensor: tensor.to(self._device)))
+
+    def release(self) -> None:
+        """In the user's thread: the batch received last is no longer used, if its memory is the stage's."""
+
+    def reset(self) -> None:
+        """No batch is on its way any more, and none that was received is used."""
+
+    def free(self) -> None:
+        """After `reset`: let go of the memory that was kept; the next batch takes new memory."""
+        self._recycler.clear()
+
+    def _transformed(self, batch: Any) -> Any:
         return batch if self._transform is None else self._transform(batch)
 
     def _load_pinned(self, make: Callable[[Allocate], Any]) -> Any:
@@ -85,10 +90,7 @@ class Host(Transfer):
             return _pinned(tensor) if owner is None else _part_of(owner, tensor)
 
         batch = make(allocate)
-        return _map_host_tensors(batch if self._transform is None else self._transform(batch), deliver)
-
-    def free(self) -> None:
-        self._recycler.clear()
+        return _map_host_tensors(self._transformed(batch), deliver)
 
 
 def _pinned_memory(nbytes: int) -> torch.Tensor:
@@ -120,23 +122,6 @@ def _part_of(owner: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     offset = (tensor.data_ptr() - owner.data_ptr()) // tensor.itemsize
     part = torch.empty(0, dtype=tensor.dtype, device="cpu")
     return part.set_(owner.untyped_storage(), offset, tensor.shape, tensor.stride())
-
-
-class Blocking(Transfer):
-    """Any device without a driver here (mps, xpu, ...): a plain copy in the user's thread."""
-
-    def __init__(self, host: Host, device: torch.device, device_transform: Transform | None) -> None:
-        self._host, self._device, self._transform = host, device, device_transform
-
-    def load(self, make: Callable[[Allocate], Any]) -> Any:
-        return self._host.load(make)
-
-    def receive(self, sent: Any) -> Any:
-        batch = map_tensors(sent, lambda tensor: tensor.to(self._device))
-        return batch if self._transform is None else self._transform(batch)
-
-    def free(self) -> None:
-        self._host.free()
 
 
 # Devices with streams -----------------------------------------------------------------------------
@@ -296,8 +281,8 @@ class _Fixed(Generic[Event]):
         self._tensors.clear()
 
 
-class Staging(Transfer, Generic[Event]):
-    """Host buffers -> device, asynchronously.
+class Staging(Generic[Event]):
+    """Host buffers -> device, asynchronously: the methods of `Host`.
 
     Args:
         driver: the device.
@@ -307,6 +292,8 @@ class Staging(Transfer, Generic[Event]):
             device tensors, used in turn: a batch is valid until the next one is asked for.
         device_transform: called with the batch on the device, on the copy stream; returns what the user gets.
     """
+
+    takes_runs = False
 
     def __init__(
         self, driver: Driver[Event], *, num_slots: int, num_fixed: int = 0, device_transform: Transform | None = None
@@ -403,6 +390,9 @@ class Staging(Transfer, Generic[Event]):
             fixed.free()
 
 
+Transfer: TypeAlias = Host | Staging[Any]
+
+
 def _array_as_tensor(leaf: Any) -> Any:
     """A transform may have made NumPy arrays, which may lie in the buffers: they go to the device like tensors."""
     if not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "biufc":
@@ -480,7 +470,7 @@ def transfer_to(
         return Staging(CudaDriver(device), num_slots=threads + 1, num_fixed=num_fixed, device_transform=transform)
     if device.type == "cpu":
         return Host(num_batches, pin_memory=pin_memory, transform=transform)
-    return Blocking(Host(num_batches), device, transform)
+    return Host(num_batches, device=device, transform=transform)
 
 
 def as_device(device: Any) -> torch.device:
