@@ -217,7 +217,7 @@ def test_a_billion_samples_start_at_once() -> None:
     """Ids of 10^9 samples, from the first epoch and far in, without memory or time that grows with N."""
     order = Order(10**9, batch_size=256, seed=1)
     epochs = graph_order.EpochRange(0, 1, False)
-    groups = graph_order.Groups(order, epochs, 32, lambda ids: np.True_)
+    groups = graph_order.Groups(order, None, epochs, 32, lambda ids: np.True_)
     made = groups.dataset(Host(groups)).unbatch()
     for step, (ids, num, _) in enumerate(made.take(40)):
         assert np.array_equal(ids, order.batch(step, 0))

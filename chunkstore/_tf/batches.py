@@ -1,4 +1,4 @@
-"""Ids -> batches: a gather in the graph where that can be, one call of NumPy for all other fields."""
+"""Positions -> batches: a gather in the graph where that can be, one call of NumPy for all other fields."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from chunkstore._loading.recycle import Recycler
-from chunkstore._loading.source import Rows, reader_of
 from chunkstore._read.ragged import Ragged
-from chunkstore._read.select import Selection
+from chunkstore._read.reader import Reader
 from chunkstore._tf.columns import Column, joined
 from chunkstore._tf.graph import Host
 
@@ -23,46 +22,33 @@ Engine = Literal["auto", "gather", "numpy", "fixed_length"]
 class Batches:
     """Makes batches of the fields of a container, in the graph.
 
-    Its methods that run in a graph take the `Host` of this object, which must not refer to it.
+    `ids` are positions of the reader. The methods that run in a graph take the `Host` of this object, which must not
+    refer to it.
 
     Args:
         num_kept: batches of the NumPy path whose memory is used again: those that are alive at a time.
     """
 
-    def __init__(self, rows: Rows, columns: Sequence[Column], engine: Engine, num_kept: int) -> None:
-        self._rows = rows
-        self._reader = reader_of(rows)
-        self._positions = rows.positions if isinstance(rows, Selection) else None
+    def __init__(self, reader: Reader, columns: Sequence[Column], engine: Engine, num_kept: int) -> None:
+        self._reader = reader
         self._columns = columns
-        self._arrays = {} if engine == "numpy" else self._exported()
-        if engine == "gather":
-            self._require_gather()
-        self._read = [column for column in columns if column.name not in self._arrays]
-        self._recycler = Recycler(num_kept)
-
-    def _exported(self) -> dict[str, tuple[NDArray[Any], ...]]:
-        found = {}
-        for column in self._columns:
-            arrays = None if column.why_no_gather(self._reader) else column.exported(self._reader)
+        self._gathered: list[tuple[Column, tuple[NDArray[Any], ...]]] = []
+        self._read: list[Column] = []  # by NumPy
+        for column in columns:
+            arrays = None if engine == "numpy" else column.exported(reader)
             if arrays is not None:
-                found[column.name] = arrays
-        return found
-
-    def _require_gather(self) -> None:
-        for column in self._columns:
-            if column.name not in self._arrays:
-                why = column.why_no_gather(self._reader) or "its bytes are not aligned to 64"
+                self._gathered.append((column, arrays))
+            elif engine != "gather":
+                self._read.append(column)
+            else:
+                why = column.why_no_gather(reader) or "its bytes are not aligned to 64"
                 raise ValueError(
-                    f"engine: {self._rows.path}: field {column.name!r} cannot be gathered in the graph, because {why}; "
+                    f"engine: {reader.path}: field {column.name!r} cannot be gathered in the graph, because {why}; "
                     "use engine='auto', or leave it out of fields="
                 )
+        self._recycler = Recycler(num_kept)
 
     # --- the file as tensors ---
-
-    @property
-    def gathers(self) -> bool:
-        """Whether some field is gathered in the graph."""
-        return bool(self._arrays)
 
     def tensors(self, host: Host, zero: Any) -> list[Any]:
         """In the graph: what `make` gathers from, over the memory of the map.
@@ -71,30 +57,30 @@ class Batches:
         with each iterator, when it optimizes the dataset: the whole file.
         """
         arrays = self._gathered_arrays(zero)
+        if not arrays:
+            return []
         tensors = host.call(self._gathered_arrays, [zero], [tf.as_dtype(array.dtype) for array in arrays])
         for tensor, array in zip(tensors, arrays, strict=True):
             tensor.set_shape(array.shape)
         return list(tensors)
 
     def _gathered_arrays(self, _: Any) -> list[NDArray[Any]]:
-        positions = [] if self._positions is None else [self._positions]
-        return [*positions, *(array for arrays in self._arrays.values() for array in arrays)]
+        return [array for _, arrays in self._gathered for array in arrays]
 
     # --- before the batches: proof and read-ahead, in Python, once for a group ---
 
     def admit(self, ids: NDArray[np.int64]) -> np.bool_:
         """Whether the rows at ids are proven. Asks the system to read them, too."""
         try:
-            self._rows.prefetch(ids, fields=[column.name for column in self._columns])
+            self._reader.prefetch(ids, fields=[column.name for column in self._columns])
             self._prove(ids)
         except Exception:  # noqa: BLE001 - some batch of this group cannot be read: each one says so for itself
             return np.False_
         return np.True_
 
     def _prove(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        positions = ids if self._positions is None else self._positions[ids]
-        for name in self._arrays:
-            self._reader._prove(name, positions)
+        for column, _ in self._gathered:
+            self._reader._prove(column.name, ids)
         return ids
 
     # --- batches ---
@@ -104,18 +90,14 @@ class Batches:
 
         Where it is not, nothing is gathered, and `finish` has the error.
         """
-        if not self._arrays:
+        if not self._gathered:
             return {}, tf.constant(True)
         proven = tf.cond(admitted, lambda: tf.constant(True), lambda: host.call(self.admit, [ids], tf.bool))
         proven.set_shape([])
         wanted = tf.cond(proven, lambda: ids, lambda: ids[:0])
         wanted.set_shape([None])
-        tensors = list(tensors)
-        positions = wanted if self._positions is None else tf.gather(tensors.pop(0), wanted)
-        columns = {column.name: column for column in self._columns}
-        made = {}
-        for name, arrays in self._arrays.items():
-            made[name] = columns[name].gathered([tensors.pop(0) for _ in arrays], positions)
+        each = iter(tensors)
+        made = {column.name: column.gathered([next(each) for _ in arrays], wanted) for column, arrays in self._gathered}
         return made, proven
 
     def finish(self, host: Host, ids: Any, gathered: dict[str, Any], proven: Any) -> dict[str, Any]:
@@ -128,23 +110,17 @@ class Batches:
             checked = tf.cond(proven, lambda: ids, lambda: host.call(self._prove, [ids], tf.int64))
             with tf.control_dependencies([checked]):
                 same = tf.nest.map_structure(tf.identity, gathered, expand_composites=True)
-            made |= {
-                column.name: column.sized(same[column.name], ids.shape[0])
-                for column in self._columns
-                if column.name in same
-            }
+            made |= {column.name: column.sized(same[column.name], ids.shape[0]) for column, _ in self._gathered}
         return {column.name: made[column.name] for column in self._columns}
 
     def _read_arrays(self, ids: NDArray[np.int64]) -> list[NDArray[Any]]:
         # Memory that is aligned to 64 bytes is taken by TensorFlow as it is; other arrays are copied.
-        out = {
-            column.name: self._recycler.empty(
-                column.name, (len(ids), *column.field.item_shape), column.field.numpy_dtype
-            )
-            for column in self._read
-            if column.fillable
-        }
-        return _arrays_of(self._read, self._rows.batch(ids, fields=[column.name for column in self._read], out=out))
+        out = {}
+        for column in self._read:
+            if column.fillable:
+                shape = (len(ids), *column.field.item_shape)
+                out[column.name] = self._recycler.empty(column.name, shape, column.field.numpy_dtype)
+        return _arrays_of(self._read, self._reader.batch(ids, fields=[column.name for column in self._read], out=out))
 
     # --- single samples, of which each fails for itself ---
 
@@ -165,7 +141,7 @@ class Batches:
         names, parts, problems = [column.name for column in self._read], [], []
         for start in range(len(ids)):
             try:
-                parts.append(self._rows.batch(ids[start : start + 1], fields=names))
+                parts.append(self._reader.batch(ids[start : start + 1], fields=names))
                 problems.append(b"")
             except Exception as error:  # noqa: BLE001 - it goes on to the user, in its place
                 parts.append({column.name: column.without_values() for column in self._read})

@@ -131,8 +131,10 @@ class Column:
     def exported(self, reader: Reader) -> tuple[NDArray[Any], ...] | None:
         """The whole field as arrays over the map: (rows,), or (values, offsets) of a ragged one.
 
-        None where the map is not aligned as TensorFlow needs it; it would copy the field.
+        None where it cannot be gathered, or the map is not aligned as TensorFlow needs it; it would copy the field.
         """
+        if self.why_no_gather(reader):
+            return None
         pair = reader._exportable_ragged(self.name) if self.ragged else (reader._exportable(self.name),)
         if pair is None or pair[0] is None:
             return None

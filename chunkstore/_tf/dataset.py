@@ -14,6 +14,7 @@ from chunkstore._loading.permutation import checked_int
 from chunkstore._loading.source import Pad, Rows, Shuffle, make_shard_order, open_rows, reader_of, shard_identity
 from chunkstore._read.checked import Verify
 from chunkstore._read.many import Paths
+from chunkstore._read.select import Selection
 from chunkstore._storage.source import Backend
 from chunkstore._tf.batches import Batches, Engine
 from chunkstore._tf.columns import RAGGED_MODES, Column, RaggedMode, columns_of
@@ -148,10 +149,11 @@ def _pipeline(
     prefetch: int,
     identity: str,
 ) -> Any:
-    batches = Batches(rows, columns, "numpy" if single else engine, prefetch + _HELD_BATCHES)
+    batches = Batches(reader_of(rows), columns, "numpy" if single else engine, prefetch + _HELD_BATCHES)
     most, most_nbytes = (_UNBATCHED_SAMPLES, _UNBATCHED_NBYTES) if single else (_GROUP_SAMPLES, _GROUP_NBYTES)
     most = min(most, most_nbytes // max(1, _mean_nbytes(rows, columns)))
-    groups = Groups(order, epochs, max(1, most // order.batch_size), batches.admit)
+    positions = rows.positions if isinstance(rows, Selection) else None
+    groups = Groups(order, positions, epochs, max(1, most // order.batch_size), batches.admit)
     host = Host(batches, groups)
     known = partial(counted, per_epoch=order.num_batches(), num_epochs=epochs.num)
     if single:
@@ -159,7 +161,7 @@ def _pipeline(
     full = order.num_batches() == len(rows) // order.step_size
 
     def begin(zero: Any) -> Any:
-        tensors = batches.tensors(host, zero) if batches.gathers else []
+        tensors = batches.tensors(host, zero)
 
         @as_written
         def gather(ids: Any, num: Any, admitted: Any) -> tuple[Any, ...]:

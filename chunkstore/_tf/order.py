@@ -58,17 +58,24 @@ class EpochRange:
 
 
 class Groups:
-    """The batches of ids of an order, some of them at a time: a call of NumPy costs as much as some hundred ids.
+    """The batches of an order as positions of a reader, some at a time: a call of NumPy costs as much as some hundred.
 
     Args:
+        positions: what the ids of the order count in, if that is a selection.
         num: batches a group; fewer at the end of an epoch.
-        admit: called with all ids of a group, int64 of shape (n,); what it says goes with each batch.
+        admit: called with all positions of a group, int64 of shape (n,); what it says goes with each batch.
     """
 
     def __init__(
-        self, order: Order, epochs: EpochRange, num: int, admit: Callable[[NDArray[np.int64]], np.bool_]
+        self,
+        order: Order,
+        positions: NDArray[np.int64] | None,
+        epochs: EpochRange,
+        num: int,
+        admit: Callable[[NDArray[np.int64]], np.bool_],
     ) -> None:
         self._order = order
+        self._positions = positions
         self._epochs = epochs
         self._num = num
         self._per_epoch = -(-order.num_batches() // num)
@@ -97,6 +104,8 @@ class Groups:
         epoch, place = divmod(int(number), self._per_epoch)
         batches = list(self._order.batches(epoch, place * self._num * self._order.step_size, self._num))
         ids = np.concatenate(batches)
+        if self._positions is not None:
+            ids = self._positions[ids]
         num = np.array([len(batch) for batch in batches])
         # Only the last can be shorter: it is filled up with anything.
         filled = np.resize(ids, (len(batches), self._order.batch_size))
