@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, SupportsIndex
+from typing import Any, Final, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +85,8 @@ class Permutation:
         self.keys = round_keys(seed, epoch, purpose, index)
         self.low_bits = max(MIN_HALF.bit_length() - 1, max(num_items - 1, 0).bit_length() // 2)
         self.num_high = max(MIN_HALF, -(-num_items >> self.low_bits))
-        self._constants = _Constants(
+        # What the NumPy rounds need, as 0-d arrays of the dtype that each ufunc works in.
+        self._constants = (
             tuple(np.array(key, np.uint32) for key in self.keys),
             np.array(self.low_bits, np.uint64),
             np.array((1 << self.low_bits) - 1, np.uint64),
@@ -206,21 +207,21 @@ class Permutation:
         t: npt.NDArray[np.uint32],
         u: npt.NDArray[np.uint32],
     ) -> None:
-        c = self._constants
-        np.copyto(high, np.right_shift(x, c.low_bits, out=wide), casting="unsafe")
-        np.copyto(low, np.bitwise_and(x, c.low_mask, out=wide), casting="unsafe")
+        keys, low_bits, low_mask, flip_shift, num_high, num_high_64 = self._constants
+        np.copyto(high, np.right_shift(x, low_bits, out=wide), casting="unsafe")
+        np.copyto(low, np.bitwise_and(x, low_mask, out=wide), casting="unsafe")
         for i in range(0, NUM_ROUNDS, 2):
-            _round_u32(low, c.keys[i], t, u)
+            _round_u32(low, keys[i], t, u)
             np.copyto(wide, t)
-            np.right_shift(np.multiply(wide, c.num_high_64, out=wide), _S32, out=wide)
+            np.right_shift(np.multiply(wide, num_high_64, out=wide), _S32, out=wide)
             np.copyto(t, wide, casting="unsafe")
             np.add(high, t, out=high)
             # high - num_high wraps to a large value where no reduction is due.
-            np.minimum(high, np.subtract(high, c.num_high, out=t), out=high)
-            _round_u32(high, c.keys[i + 1], t, u)
-            np.bitwise_xor(low, np.right_shift(t, c.flip_shift, out=t), out=low)
+            np.minimum(high, np.subtract(high, num_high, out=t), out=high)
+            _round_u32(high, keys[i + 1], t, u)
+            np.bitwise_xor(low, np.right_shift(t, flip_shift, out=t), out=low)
         np.copyto(wide, high)
-        np.left_shift(wide, c.low_bits, out=wide)
+        np.left_shift(wide, low_bits, out=wide)
         np.bitwise_or(wide, low, out=wide)
 
     def _small_table(self) -> IntArray:
@@ -234,17 +235,6 @@ class Permutation:
                 y = jump[y]
             table[x] = y
         return np.array(table, np.int64)
-
-
-class _Constants(NamedTuple):
-    """What the NumPy rounds need, as 0-d arrays of the dtype that each ufunc works in."""
-
-    keys: tuple[npt.NDArray[np.uint32], ...]
-    low_bits: npt.NDArray[np.uint64]
-    low_mask: npt.NDArray[np.uint64]
-    flip_shift: npt.NDArray[np.uint32]
-    num_high: npt.NDArray[np.uint32]
-    num_high_64: npt.NDArray[np.uint64]
 
 
 def _round(half: Any, key: int, shift_right: ShiftRight) -> Any:

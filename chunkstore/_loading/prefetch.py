@@ -57,13 +57,6 @@ class _Failure:
         self.error = error
 
 
-class _End:
-    """Comes after the last result. No value of `make` can be taken for it."""
-
-
-_END: Final = _End()
-
-
 class _Shared(Generic[Task, Result]):
     """What the threads and the user of a ring share.
 
@@ -140,14 +133,18 @@ class _Shared(Generic[Task, Result]):
         self._num_tasks = num_tasks if self._num_tasks is None else min(num_tasks, self._num_tasks)
         self._wake()
 
-    def get(self) -> tuple[Result | _Failure | _End, float]:
-        """The next result in order, and the seconds it took; waits for it."""
+    def get(self) -> tuple[Result | _Failure, float]:
+        """The next result in order, and the seconds it took; waits for it.
+
+        Raises:
+            StopIteration: there is none. What `make` raises comes as a `_Failure`.
+        """
         while (found := self.results.pop(self._next_result, None)) is None:
             if self.stopped:
                 _end_daemon()
                 raise ClosedError("this iteration was closed; begin a new one with iter()")
             if self._num_tasks is not None and self._next_result >= self._num_tasks:
-                return _END, 0.0
+                raise StopIteration
             self._ready.get()
         self._next_result += 1
         self._num_owed += 1
@@ -230,12 +227,13 @@ class Ring(Generic[Task, Result]):
         if self._inline:
             self._make_one()
             _end_daemon()  # an exit that has waited for this goes on now
-        result, seconds = shared.get()
-        self.make_seconds += seconds
-        if isinstance(result, _End):
+        try:
+            result, seconds = shared.get()
+        except StopIteration:
             self._ended = True
             self.close()
-            raise StopIteration
+            raise
+        self.make_seconds += seconds
         if isinstance(result, _Failure):
             self.close()
             _raise(result)
@@ -248,22 +246,16 @@ class Ring(Generic[Task, Result]):
         _end_daemon()
 
     def _make_one(self) -> None:
-        if _awaited.now:
-            self._make_inline()
-            return
-        with self._shared.making:
+        before = _awaited.now
+        with contextlib.nullcontext() if before else self._shared.making:
             try:
                 _awaited.now = True
-                self._make_inline()
+                _work_once(self._shared)
+            except BaseException:
+                self.close()  # interrupted outside `make`: the task is lost, and nobody must wait for its result
+                raise
             finally:
-                _awaited.now = False
-
-    def _make_inline(self) -> None:
-        try:
-            _work_once(self._shared)
-        except BaseException:
-            self.close()  # interrupted outside `make`: the task is lost, and nobody must wait for its result
-            raise
+                _awaited.now = before
 
     def close(self) -> None:
         """Stop the threads and wait until they have ended; results not taken are dropped. Idempotent."""

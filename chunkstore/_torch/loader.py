@@ -158,7 +158,6 @@ class LoaderIterator:
     def __init__(self, loader: Loader) -> None:
         # A loader made in the head of a `for` lives as long as the loop; it refers to us weakly.
         self._loader = loader
-        assert loader._transfer is not None
         self._epochs, self._stats, self._transfer = loader._sampler._epochs, loader._stats, loader._transfer
         maker = _Maker(loader.dataset, self._transfer)
         tasks = _tasks(self._epochs.begin(), maker)
@@ -197,12 +196,11 @@ class LoaderIterator:
 
     def _next_made(self) -> _Made:
         self._ring.check_process()
-        if not self._run.made:
+        while not self._run.made:
             if self._run.error is not None:
                 raise self._run.error
             self._run = next(self._ring)
             self._run.made.reverse()
-            return self._next_made()
         return self._run.made.pop()
 
     def _count_time(self, start: float) -> None:
@@ -312,13 +310,12 @@ class Loader:
             if threads is None:
                 self._threads = _num_threads(self.dataset, self.batch_size, self._transfer) if plain else 1
         except BaseException:
-            self.close()
+            if self._owns_dataset:
+                self.dataset.close()
             raise
         self._stats = LoaderStats()
-
-    _iterator: weakref.ref[LoaderIterator] | None = None
-    _stop_threads: Callable[[], None] | None = None
-    _transfer: Transfer | None = None
+        self._iterator: Callable[[], LoaderIterator | None] = lambda: None
+        self._stop_threads: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         """Batches of this rank in a whole epoch."""
@@ -328,7 +325,6 @@ class Loader:
         """Begin the next epoch, or go on after `load_state_dict`."""
         self._sampler._check_ranks()
         self._end_iteration()
-        assert self._transfer is not None
         self._transfer.reset()
         iterator = LoaderIterator(self)
         self._iterator = weakref.ref(iterator)
@@ -385,19 +381,15 @@ class Loader:
         Idempotent. Iterating again takes all of it again.
         """
         self._end_iteration()
-        if self._transfer is not None:
-            self._transfer.reset()
-            self._transfer.free()
+        self._transfer.reset()
+        self._transfer.free()
         if self._owns_dataset:
             self.dataset.close()
 
     def _end_iteration(self) -> None:
-        iterator = None if self._iterator is None else self._iterator()
-        if iterator is not None:
+        if (iterator := self._iterator()) is not None:
             iterator.close()
-        if self._stop_threads is not None:
-            self._stop_threads()  # one of an iterator that was dropped may still make a batch, in the buffers
-        self._iterator = self._stop_threads = None
+        self._stop_threads()  # one of an iterator that was dropped may still make a batch, in the buffers
 
 
 def _as_dataset(source: Any, options: dict[str, Any]) -> tuple[Dataset, bool]:
