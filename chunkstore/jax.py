@@ -74,14 +74,10 @@ def batch(reader: Rows, indices: Any, *, fields: Sequence[str] | None = None, de
     out = {}
     if num_rows is not None:
         fixed = [reader.fields[name] for name in names if reader.fields[name].item_nbytes]
-        out = {field.name: _aligned((num_rows, *field.item_shape), field.numpy_dtype) for field in fixed}
+        # Memory that JAX on a CPU takes as it is.
+        out = {f.name: Recycler(1).empty("", (num_rows, *f.item_shape), f.numpy_dtype) for f in fixed}
     arrays = reader.batch(indices, fields=names, out=out)
     return {name: jax.device_put(arrays[name], device) for name in names}
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Memory that JAX on a CPU takes as it is."""
-    return Recycler(1).empty("", shape, dtype)
 
 
 def _check(reader: Rows, name: str) -> None:

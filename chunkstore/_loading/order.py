@@ -288,7 +288,7 @@ class Order:
     def batch(self, step: int, epoch: int, start: int = 0) -> IntArray:
         """Sample ids of one batch: int64, shape (at most batch_size,), a fresh array. O(1) in `step`."""
         first, stop = self.batch_range(step, start)
-        return self._ids(self._wrap(np.arange(first, stop)), _checked_epoch(epoch))
+        return self._ids(np.arange(first, stop) % self.num_samples, _checked_epoch(epoch))
 
     def batches(self, epoch: int, start: int = 0, most: int | None = None) -> Iterator[IntArray]:
         """All batches from `start` to the end of the epoch, or the first `most` of them, each as from `batch`.
@@ -316,9 +316,6 @@ class Order:
         # Rounded up, so that rank 0, which usually saves the state, always has a part.
         first, stop = (-(-(rank * tail) // self.world_size) for rank in (self.rank, self.rank + 1))
         return first, stop
-
-    def _wrap(self, positions: IntArray) -> IntArray:
-        return positions % self.num_samples if positions[-1] >= self.num_samples else positions
 
     def _checked_start(self, start: int) -> int:
         return checked_int("start", start, 0, self.num_samples)

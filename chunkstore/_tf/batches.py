@@ -165,8 +165,5 @@ def _arrays_of(columns: Sequence[Column], rows: Mapping[str, NDArray[Any] | Ragg
 
 def _assembled(columns: Sequence[Column], outputs: Sequence[Any], num_rows: int | None) -> dict[str, Any]:
     """The tensors of a batch, in the graph, of the outputs of `_arrays_of`."""
-    made = {}
-    for column in columns:
-        made[column.name] = column.assembled(outputs[: column.num_outputs], num_rows)
-        outputs = outputs[column.num_outputs :]
-    return made
+    each = iter(outputs)
+    return {column.name: column.assembled([next(each) for _ in column.output_dtypes], num_rows) for column in columns}

@@ -27,7 +27,6 @@ from chunkstore._read.reader import Reader
 from chunkstore._tf.graph import ALIGNMENT, as_written
 
 RaggedMode = Literal["ragged", "pad"]
-RAGGED_MODES: Final = ("ragged", "pad")
 # Offsets are copied into a tensor: 8 bytes a sample. Beyond this, start-up and memory would grow with N for no gain.
 _MOST_OFFSETS_NBYTES: Final = 256 << 20
 
@@ -59,16 +58,11 @@ class Column:
     # --- by NumPy ---
 
     @property
-    def num_outputs(self) -> int:
-        """How many arrays `arrays` gives."""
-        if not self.ragged or self.padded:
-            return 1
-        return 2 if self.field.varying == 1 else 3
-
-    @property
     def output_dtypes(self) -> list[Any]:
         """Of what `arrays` gives."""
-        return [self.dtype, tf.int64, tf.int64][: self.num_outputs]
+        if not self.ragged or self.padded:
+            return [self.dtype]
+        return [self.dtype, tf.int64] if self.field.varying == 1 else [self.dtype, tf.int64, tf.int64]
 
     @property
     def fillable(self) -> bool:

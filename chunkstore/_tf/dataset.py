@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import tensorflow as tf
@@ -17,12 +17,11 @@ from chunkstore._read.many import Paths
 from chunkstore._read.select import Selection
 from chunkstore._storage.source import Backend
 from chunkstore._tf.batches import Batches, Engine
-from chunkstore._tf.columns import RAGGED_MODES, Column, RaggedMode, columns_of
+from chunkstore._tf.columns import Column, RaggedMode, columns_of
 from chunkstore._tf.graph import Host, ahead, as_written, begun, counted
 from chunkstore._tf.order import EpochRange, Groups
 from chunkstore._tf.records import records
 
-_ENGINES: Final = ("auto", "gather", "numpy", "fixed_length")
 _MAX_EPOCH: Final = 2**31  # times the groups of an epoch, an int64
 _GROUP_SAMPLES: Final = 8192  # ordered, hinted at and proven in one go
 _GROUP_NBYTES: Final = 8 << 20  # the first batch waits for it
@@ -110,10 +109,9 @@ def dataset(
         still be read. From `Checkpoint.restore` (or the first batch, where none was taken before the state was saved):
         the same with "StateError"; NotFoundError where batches are made in another way.
     """
-    if ragged not in RAGGED_MODES:
-        raise ValueError(f"ragged: expected one of {', '.join(map(repr, RAGGED_MODES))}, found {ragged!r}")
-    if engine not in _ENGINES:
-        raise ValueError(f"engine: expected one of {', '.join(map(repr, _ENGINES))}, found {engine!r}")
+    for name, value, choices in (("ragged", ragged, get_args(RaggedMode)), ("engine", engine, get_args(Engine))):
+        if value not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, found {value!r}")
     rows = open_rows(source, fields, backend, verify)
     columns = columns_of(rows, fields, ragged, pad_value, batch_size is None)
     order = make_shard_order(

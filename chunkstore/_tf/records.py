@@ -30,7 +30,7 @@ def records(
     """A dataset of dicts that needs no Python when it runs; all chunks are proven now.
 
     Args:
-        single: samples instead of batches.
+        single: samples instead of batches of one.
         num_epochs: 0 for no end.
         prefetch: elements decoded ahead.
         identity: of what the states of its iterators are good for.
@@ -44,18 +44,14 @@ def records(
 
     def raw(_: Any) -> Any:
         made = _raw_batches(rows, columns, order)
-        made = made.unbatch() if single else made
         return made.repeat(num_epochs or None) if num_epochs != 1 else made
 
     @as_written
     def decode(*parts: Any) -> dict[str, Any]:
-        return _decoded(columns, parts)
+        made = _decoded(columns, parts)
+        return {name: rows[0] for name, rows in made.items()} if single else made
 
-    @as_written
-    def decode_one(*parts: Any) -> dict[str, Any]:
-        return {name: rows[0] for name, rows in _decoded(columns, [part[tf.newaxis] for part in parts]).items()}
-
-    made = ahead(begun(identity, raw), decode_one if single else decode, prefetch)
+    made = ahead(begun(identity, raw), decode, prefetch)
     return counted(made, order.num_batches(), num_epochs)
 
 

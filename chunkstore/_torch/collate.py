@@ -77,13 +77,9 @@ class Batch(Sequence[Any]):
     def _has_rows(self, value: Any) -> bool:
         if isinstance(value, RaggedTensors):
             return len(value.offsets) == len(self) + 1
-        return isinstance(value, (torch.Tensor, list)) and _length(value) == len(self)
-
-
-def _length(value: torch.Tensor | list[Any]) -> int:
-    if isinstance(value, torch.Tensor):
-        return int(value.shape[0]) if value.ndim else -1
-    return len(value)
+        if isinstance(value, torch.Tensor):
+            return bool(value.shape[:1] == (len(self),))
+        return isinstance(value, list) and len(value) == len(self)
 
 
 def _row(value: Any, place: int) -> Any:

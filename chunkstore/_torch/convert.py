@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,8 +24,6 @@ from chunkstore._format.schema import Field
 from chunkstore._read.ragged import Ragged
 
 RaggedMode = Literal["offsets", "nested", "list", "pad"]
-_MODES: Final = ("offsets", "nested", "list", "pad")
-_CARRIERS: Final[dict[int, np.dtype[Any]]] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
 
 
 class RaggedTensors(NamedTuple):
@@ -74,8 +72,7 @@ class Column:
     def buffer_dtype(self) -> np.dtype[Any]:
         """Dtype of the memory to gather into: what both the reader and torch take."""
         nbytes = EXTENDED.get(self.field.dtype)
-        dtype: np.dtype[Any] = self.field.numpy_dtype if nbytes is None else _CARRIERS[nbytes]
-        return dtype
+        return self.field.numpy_dtype if nbytes is None else np.dtype(f"u{nbytes}")
 
     def tensor(self, array: NDArray[Any]) -> torch.Tensor:
         """An array of this field as a tensor over the same, writable memory. 1 µs."""
@@ -122,12 +119,8 @@ class Column:
         return split(rows) if self.mode == "list" else rows
 
     def stack(self, rows: list[Any]) -> Any:
-        """Single rows as a batch: what `batch` would have given."""
-        if self.is_text or not all(isinstance(row, torch.Tensor) for row in rows):
-            return rows
-        if not self.field.ragged:
-            return torch.stack(rows)
-        if self.mode == "list":
+        """Single rows of a ragged field as a batch: what `batch` would have given."""
+        if self.is_text or self.mode == "list" or not all(isinstance(row, torch.Tensor) for row in rows):
             return rows
         varying = self.field.varying
         if self.mode == "pad":
@@ -156,16 +149,9 @@ def columns_of(
     Raises:
         TypeError: torch has no such dtype.  ValueError: `ragged` cannot be.
     """
-    if mode not in _MODES:
-        raise ValueError(f"ragged: expected one of {', '.join(map(repr, _MODES))}, found {mode!r}")
-    good = [name for name in names if _is_representable(fields[name])]
-    return {name: Column(fields[name], path, good, mode, pad_value) for name in names}
-
-
-def _is_representable(field: Field) -> bool:
-    if field.is_string:
-        return True
-    return field.shape == () if field.numpy_dtype.kind in "SU" else True
+    if mode not in get_args(RaggedMode):
+        raise ValueError(f"ragged: expected one of {', '.join(map(repr, get_args(RaggedMode)))}, found {mode!r}")
+    return {name: Column(fields[name], path, names, mode, pad_value) for name in names}
 
 
 def split(rows: RaggedTensors) -> list[torch.Tensor]:
@@ -238,14 +224,9 @@ def num_bytes(tree: Any) -> int:
     """Bytes of all tensors of a tree."""
     if type(tree) is dict and all(type(value) is torch.Tensor for value in tree.values()):
         return sum(map(_num_bytes_of, tree.values()))
-    total = 0
-
-    def add(tensor: torch.Tensor) -> None:
-        nonlocal total
-        total += _num_bytes_of(tensor)
-
-    map_tensors(tree, add)
-    return total
+    sizes: list[int] = []
+    map_tensors(tree, lambda tensor: sizes.append(_num_bytes_of(tensor)))
+    return sum(sizes)
 
 
 def _num_bytes_of(tensor: torch.Tensor) -> int:

@@ -21,7 +21,7 @@ from chunkstore._read.ragged import Ragged
 from chunkstore._read.reader import Reader
 from chunkstore._read.select import Selection
 from chunkstore._storage.source import Backend
-from chunkstore._torch.collate import Batch, Sample, collate
+from chunkstore._torch.collate import Batch, Sample
 from chunkstore._torch.convert import RaggedMode, columns_of
 from chunkstore.errors import ReplacedError
 
@@ -103,11 +103,11 @@ class Dataset(torch.utils.data.Dataset[Any]):
             for name, column in self._columns.items()
             if column.fixed
         ]
-        self._all_fields = list(self._names) == list(known)
+        self._chosen = None if list(self._names) == list(known) else self._names
         self._recycler = Recycler(_KEPT_BATCHES)
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_columns", "_loaded", "_fixed", "_all_fields", "_recycler")
+        left_out = ("_columns", "_loaded", "_fixed", "_chosen", "_recycler")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -190,7 +190,7 @@ class Dataset(torch.utils.data.Dataset[Any]):
         return sample if self.transform is None else self._transformed(sample, index)
 
     def _row(self, index: int | str) -> dict[str, Any]:
-        if self._all_fields:
+        if self._chosen is None:
             return self.reader[index]
         if isinstance(index, str):
             index = int(self.reader.find([index])[0])
@@ -211,7 +211,7 @@ class Dataset(torch.utils.data.Dataset[Any]):
 
     def prefetch(self, indices: NDArray[np.int64]) -> None:
         """Ask the system to read these samples soon; does nothing on warm data."""
-        self.reader.prefetch(indices, fields=None if self._all_fields else self._names)
+        self.reader.prefetch(indices, fields=self._chosen)
 
     def make_batch(self, indices: NDArray[np.int64], allocate: Callable[..., NDArray[Any]]) -> Any:
         """A whole batch, after all transforms; for `Loader`.
@@ -221,7 +221,7 @@ class Dataset(torch.utils.data.Dataset[Any]):
         """
         batch: Any = self._gather(indices, allocate)
         if self.transform is not None:
-            batch = _collated(self._transform_each(batch, indices))
+            batch = torch.utils.data.default_collate(self._transform_each(batch, indices))
         return batch if self.batch_transform is None else self.batch_transform(batch)
 
     def make_batches(
@@ -242,7 +242,7 @@ class Dataset(torch.utils.data.Dataset[Any]):
     def _read(self, indices: Any, allocate: Callable[..., NDArray[Any]]) -> dict[str, NDArray[Any] | Ragged]:
         num_rows = len(indices)
         out = {name: allocate(name, (num_rows, *shape), dtype) for name, shape, dtype in self._fixed}
-        return self.reader.batch(indices, fields=None if self._all_fields else self._names, out=out)
+        return self.reader.batch(indices, fields=self._chosen, out=out)
 
     def _transform_each(self, batch: dict[str, Any], indices: Any) -> list[Any]:
         samples = Batch(batch, len(indices), self._columns)
@@ -282,11 +282,6 @@ def _positions(indices: list[Any]) -> Any:
         return np.frombuffer(struct.pack(f"={len(indices)}q", *indices), np.int64)
     except struct.error:
         return indices
-
-
-def _collated(samples: Sequence[Any]) -> Any:
-    first = samples[0] if samples else None
-    return collate(samples) if isinstance(first, Sample) else torch.utils.data.default_collate(list(samples))
 
 
 def _allocate_shared(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

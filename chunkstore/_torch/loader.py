@@ -62,15 +62,12 @@ class LoaderStats:
         return self.wait_seconds / self.elapsed_seconds if self.elapsed_seconds else 0.0
 
 
-class _Made:
+class _Made(NamedTuple):
     """A batch on its way to the user, and what `LoaderStats` counts of it."""
 
-    __slots__ = ("num_bytes", "num_samples", "sent")
-
-    def __init__(self, sent: Any, num_samples: int) -> None:
-        self.sent = sent
-        self.num_samples = num_samples
-        self.num_bytes = num_bytes(sent)
+    sent: Any
+    num_samples: int
+    num_bytes: int
 
 
 class _Run(NamedTuple):
@@ -100,9 +97,10 @@ class _Maker:
         before = cold_reads()
         with suppress(Exception):  # what is wrong comes again, in its place
             if self._distant:
-                self._dataset.prefetch(_joined(run))  # answers come in the order of requests: these before those ahead
+                # Answers come in the order of requests: these before those ahead.
+                self._dataset.prefetch(np.concatenate(run))
             if self._cold and ahead is not None:
-                self._dataset.prefetch(_joined(ahead))
+                self._dataset.prefetch(np.concatenate(ahead))
         made = self._make(run)
         self._cold = self._distant or cold_reads() != before
         if self._runs:
@@ -117,7 +115,7 @@ class _Maker:
             batches = self._transfer.load(lambda allocate: self._dataset.make_batches(run, allocate))
         except Exception:  # noqa: BLE001 - it comes again, in its place
             return self._make_each(run)
-        return _Run([_Made(batch, len(ids)) for batch, ids in zip(batches, run, strict=True)])
+        return _Run([_Made(batch, len(ids), num_bytes(batch)) for batch, ids in zip(batches, run, strict=True)])
 
     def _make_each(self, run: list[IntArray]) -> _Run:
         """One by one, so that an error comes after the batches before it."""
@@ -132,7 +130,7 @@ class _Maker:
     def _make_one(self, ids: IntArray) -> _Made:
         try:
             sent = self._transfer.load(lambda allocate: self._dataset.make_batch(ids, allocate))
-            return _Made(sent, len(ids))
+            return _Made(sent, len(ids), num_bytes(sent))
         except Exception as error:
             self._add_note(error, ids)
             raise
@@ -415,7 +413,3 @@ def _num_threads(dataset: Dataset, batch_size: int, transfer: Transfer) -> int:
     if transfer.takes_runs:
         nbytes = max(nbytes, min(nbytes * _RUN_BATCHES, _RUN_NBYTES))
     return 2 if nbytes >= _TWO_THREADS_NBYTES * max(1, len(dataset.fields)) else 1
-
-
-def _joined(run: list[IntArray]) -> IntArray:
-    return run[0] if len(run) == 1 else np.concatenate(run)

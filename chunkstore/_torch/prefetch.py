@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -14,26 +14,15 @@ from chunkstore._torch.loader import MAX_PREFETCH
 from chunkstore._torch.transfer import Transfer, as_device, transfer_to
 
 
-class PrefetchIterator:
+class PrefetchIterator(Ring[Any, Any]):
     """One iteration of `prefetch`."""
 
     def __init__(self, batches: Iterator[Any], transfer: Transfer, depth: int) -> None:
         self._transfer = transfer
-
-        def send(batch: Any) -> Any:
-            return transfer.load(lambda allocate: batch)
-
-        self._ring: Ring[Any, Any] = Ring(batches, send, depth=depth)
-
-    def __iter__(self) -> Self:
-        return self
+        super().__init__(batches, lambda batch: transfer.load(lambda allocate: batch), depth=depth)
 
     def __next__(self) -> Any:
-        return self._transfer.receive(next(self._ring))
-
-    def close(self) -> None:
-        """Stop its thread. Idempotent."""
-        self._ring.close()
+        return self._transfer.receive(super().__next__())
 
 
 class Prefetch:

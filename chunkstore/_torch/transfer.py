@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -86,8 +87,9 @@ class Host:
             return np.ndarray(shape, dtype, owners[-1].numpy())
 
         def deliver(tensor: torch.Tensor) -> torch.Tensor:
-            owner = _owner_of(tensor, owners)
-            return _pinned(tensor) if owner is None else _part_of(owner, tensor)
+            if (owner := _owner_of(tensor, owners)) is not None:
+                return _part_of(owner, tensor)
+            return tensor if tensor.is_pinned() else tensor.pin_memory()
 
         batch = make(allocate)
         return _map_host_tensors(self._transformed(batch), deliver)
@@ -95,10 +97,6 @@ class Host:
 
 def _pinned_memory(nbytes: int) -> torch.Tensor:
     return torch.empty(max(nbytes, 1), dtype=torch.uint8, device="cpu", pin_memory=True)
-
-
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.is_pinned() else tensor.pin_memory()
 
 
 def _owner_of(tensor: torch.Tensor, owners: Iterable[torch.Tensor]) -> torch.Tensor | None:
@@ -338,16 +336,11 @@ class Staging(Generic[Event]):
             return Sent(self._transform(moved), driver.record(), fixed)
 
     def _move(self, slot: _Slot[Event], fixed: _Fixed[Event] | None, batch: Any) -> Any:
-        driver = self._driver
-        count = 0
+        driver, places = self._driver, count()
 
         def move(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal count
-            place, shape = count, tuple(tensor.shape)
-            count += 1
-            destination = (
-                driver.empty(shape, tensor.dtype) if fixed is None else fixed.empty(place, shape, tensor.dtype)
-            )
+            place, shape, dtype = next(places), tuple(tensor.shape), tensor.dtype
+            destination = driver.empty(shape, dtype) if fixed is None else fixed.empty(place, shape, dtype)
             # Detached: otherwise autograd would follow the tensor into our buffers.
             driver.copy(destination, slot.stage(place, tensor.detach().contiguous()))
             return destination
@@ -404,6 +397,9 @@ def _map_host_tensors(tree: Any, function: Callable[[torch.Tensor], torch.Tensor
     """The same tree with each dense tensor in host memory replaced, also those that a jagged one is made of.
 
     Jagged ones with the same offsets have the same ones afterwards: otherwise torch would not add them.
+
+    Raises:
+        TypeError: the parts of a tensor are not tensors as others are.
     """
     bounds: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id -> that tensor, which keeps the id, and the new one
 
@@ -415,34 +411,21 @@ def _map_host_tensors(tree: Any, function: Callable[[torch.Tensor], torch.Tensor
     def mapped(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.device.type != "cpu":
             return tensor
-        dense = tensor.layout is torch.strided and not tensor.is_nested
-        # `function` need not refer to itself: with what it refers to, it would wait for a garbage collection.
-        return function(tensor) if dense else _map_parts(tensor, function, bound)
+        if tensor.layout is torch.strided and not tensor.is_nested:
+            return function(tensor)
+        if tensor.layout is not torch.jagged:
+            kind = f"a {'nested ' * tensor.is_nested}tensor of layout {tensor.layout}"
+            raise TypeError(f"{kind} cannot go by way of pinned memory: make it dense, or nested and jagged")
+        # Also one whose rows have gaps, or vary in another dimension. No function here refers to itself: with what it
+        # refers to, it would wait for a garbage collection.
+        parts = {"offsets": bound(tensor.offsets())}
+        if (lengths := tensor.lengths()) is not None:
+            parts["lengths"] = bound(lengths)
+        if (dim := tensor._ragged_idx) != 1:
+            parts["jagged_dim"] = dim
+        return torch.nested.nested_tensor_from_jagged(function(tensor.values()), **parts)
 
     return map_tensors(tree, mapped)
-
-
-def _map_parts(
-    tensor: torch.Tensor,
-    function: Callable[[torch.Tensor], torch.Tensor],
-    bound: Callable[[torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
-    """A jagged tensor of which each part is replaced; also one whose rows have gaps, or vary in another dimension.
-
-    Args:
-        function, bound: called for its values, and for its offsets and lengths.
-    Raises:
-        TypeError: its parts are not tensors as others are.
-    """
-    if tensor.layout is not torch.jagged:
-        kind = f"a {'nested ' * tensor.is_nested}tensor of layout {tensor.layout}"
-        raise TypeError(f"{kind} cannot go by way of pinned memory: make it dense, or nested and jagged")
-    parts = {"offsets": bound(tensor.offsets())}
-    if (lengths := tensor.lengths()) is not None:
-        parts["lengths"] = bound(lengths)
-    if (dim := tensor._ragged_idx) != 1:
-        parts["jagged_dim"] = dim
-    return torch.nested.nested_tensor_from_jagged(function(tensor.values()), **parts)
 
 
 def transfer_to(
@@ -488,19 +471,15 @@ def as_device(device: Any) -> torch.device:
         kind = ValueError if isinstance(device, str | int) else TypeError
         raise kind(f"device: expected one of torch's devices, such as 'cpu' or 'cuda', found {device!r}") from error
     if found.type != "cuda":
-        return _checked_device(found)
+        try:
+            torch.empty(0, device=found)
+        except Exception as error:  # torch has no one way to say it: also AssertionError, ModuleNotFoundError
+            said = f"device={str(found)!r}: torch {torch.__version__} has no such device; use device=None"
+            raise RuntimeError(said) from error
+        return found
     if not torch.cuda.is_available():
         raise RuntimeError(f"device={device!r}: torch {torch.__version__} sees no CUDA device; use device=None")
     index = torch.cuda.current_device() if found.index is None else found.index
     if index >= torch.cuda.device_count():
         raise RuntimeError(f"device={device!r}: there are {torch.cuda.device_count()} CUDA devices")
     return torch.device("cuda", index)
-
-
-def _checked_device(device: torch.device) -> torch.device:
-    try:
-        torch.empty(0, device=device)
-    except Exception as error:  # torch has no one way to say it: also AssertionError, ModuleNotFoundError
-        name = str(device)
-        raise RuntimeError(f"device={name!r}: torch {torch.__version__} has no such device; use device=None") from error
-    return device
