@@ -287,7 +287,7 @@ class Loader:
         static_buffers: bool = False,
         pin_memory: bool = False,
     ) -> None:
-        self._prefetch = prefetch = checked_int("prefetch", prefetch, 0, MAX_PREFETCH)
+        self._prefetch = checked_int("prefetch", prefetch, 0, MAX_PREFETCH)
         if threads is not None:
             threads = checked_int("threads", threads, 1, MAX_PREFETCH)
         self.device = as_device(device)
@@ -299,14 +299,10 @@ class Loader:
             shared: Any = {"drop_last": drop_last, "pad": pad, "rank": rank, "world_size": world_size}
             self._sampler = BatchSampler(self.dataset, batch_size, **shuffled, **shared)
             self.batch_size = self._sampler.batch_size
-            plain = _is_plain(self.dataset) and device_transform is None
             self._threads = threads or 2
-            kept = {"num_batches": prefetch + self._threads + 2, "num_fixed": (prefetch + 1) * static_buffers}
-            self._transfer = transfer_to(
-                self.device, device_transform, threads=self._threads, pin_memory=pin_memory, **kept
-            )
+            self._transfer = self._make_transfer(device_transform, static_buffers, pin_memory)
             if threads is None:
-                self._threads = _num_threads(self.dataset, self.batch_size, self._transfer) if plain else 1
+                self._threads = _num_threads(self.dataset, self.batch_size, self._transfer, device_transform)
         except BaseException:
             if self._owns_dataset:
                 self.dataset.close()
@@ -314,6 +310,11 @@ class Loader:
         self._stats = LoaderStats()
         self._iterator: Callable[[], LoaderIterator | None] = lambda: None
         self._stop_threads: Callable[[], None] = lambda: None
+
+    def _make_transfer(self, transform: Transform | None, static_buffers: bool, pin_memory: bool) -> Transfer:
+        prefetch, threads = self._prefetch, self._threads
+        kept = {"num_batches": prefetch + threads + 2, "num_fixed": (prefetch + 1) * static_buffers}
+        return transfer_to(self.device, transform, threads=threads, pin_memory=pin_memory, **kept)
 
     def __len__(self) -> int:
         """Batches of this rank in a whole epoch."""
@@ -405,8 +406,10 @@ def _is_plain(dataset: Dataset) -> bool:
     return dataset.transform is None and dataset.batch_transform is None
 
 
-def _num_threads(dataset: Dataset, batch_size: int, transfer: Transfer) -> int:
+def _num_threads(dataset: Dataset, batch_size: int, transfer: Transfer, device_transform: Transform | None) -> int:
     """Two where a gather reads much: short ones only wait for each other's GIL. Transforms may not expect a second."""
+    if device_transform is not None or not _is_plain(dataset):
+        return 1
     if dataset.distant:
         return _DISTANT_THREADS
     nbytes = dataset.sample_nbytes * batch_size
