@@ -282,6 +282,33 @@ def test_tf_dataset(tmp_path: Path, engine: str) -> None:
             assert left.to_list() == right.to_list() if hasattr(left, "to_list") else np.array_equal(left, right)
 
 
+def test_refresh_leaves_orders_that_were_made(tmp_path: Path) -> None:
+    """An epoch has each sample of its time once, also where one before the last container grows meanwhile."""
+    tf, torch = pytest.importorskip("tensorflow"), pytest.importorskip("torch")
+    from chunkstore import grain
+    from chunkstore.tf import dataset
+    from chunkstore.torch import BatchSampler, Dataset, Loader
+
+    paths = build(tmp_path / "data")
+    with chunkstore.open(tmp_path / "data") as ds:
+        options: dict[str, Any] = {"shuffle": True, "seed": 5}
+        samples = Dataset(ds, fields=["label"])
+        plain = torch.utils.data.DataLoader(samples, batch_sampler=BatchSampler(ds, 8, **options))
+        batches = grain.batch_source(ds, 8, **options)
+        tensors = iter(dataset(ds, 8, fields=["label"], prefetch=0, **options))
+        with Loader(ds, 8, fields=["label"], prefetch=0, **options) as loader:
+            iterator = iter(loader)
+            found = [next(iterator)["label"].tolist()]
+            append(paths[0], 1000, 20)
+            assert ds.refresh()
+            found += [batch["label"].tolist() for batch in iterator]
+        assert sorted(label for batch in found for label in batch) == list(range(183))
+        assert [batch["label"].tolist() for batch in plain] == found
+        assert [batch["label"].tolist() for batch in batches] == found
+        assert [tf.get_static_value(batch["label"]).tolist() for batch in tensors] == found
+        assert (len(samples), len(Dataset(ds))) == (183, 203)
+
+
 def test_grain_and_jax(tmp_path: Path) -> None:
     """The other adapters take several containers as one."""
     from chunkstore.grain import batch_source, source

@@ -11,7 +11,7 @@ from chunkstore._format.checksum import sum64
 from chunkstore._loading.order import Order
 from chunkstore._loading.permutation import checked_int
 from chunkstore._read.checked import Verify
-from chunkstore._read.many import Paths, is_paths
+from chunkstore._read.many import Containers, Paths, is_paths
 from chunkstore._read.many import open as open_reader
 from chunkstore._read.reader import Reader, check_known
 from chunkstore._read.select import Selection
@@ -23,7 +23,10 @@ Pad: TypeAlias = Literal[False, "even", "full"]
 
 
 def open_rows(source: Paths | Rows, fields: Sequence[str] | None, backend: Backend, verify: Verify) -> Rows:
-    """The samples of paths, opened with these options; or the reader or selection that was given, as it is.
+    """The samples of paths, opened with these options; or the reader or selection that was given.
+
+    Of several containers they are those of now: a later `refresh` gives samples other positions, and an order that was
+    made before would miss some of them and take others twice.
 
     Raises:
         TypeError: neither of them.  ValueError: options for a reader, which has its own.
@@ -32,7 +35,7 @@ def open_rows(source: Paths | Rows, fields: Sequence[str] | None, backend: Backe
     if isinstance(source, Reader | Selection):
         if backend != "auto" or verify != "once":
             raise ValueError("backend, verify: give them to chunkstore.open; the reader given here has its own")
-        return source
+        return reader_of(source.select(range(0))) if isinstance(source, Containers) else source
     if not is_paths(source):
         raise TypeError(f"source: expected a path or a Reader, found {type(source).__name__}")
     return open_reader(source, backend=backend, verify=verify, fields=fields)

@@ -66,7 +66,8 @@ def dataset(
     `.cache`, `.padded_batch`, `tf.distribute`, Keras `fit`.
 
     Args:
-        source: path of a container, or several, as of `chunkstore.open`; or a `Reader` or `Selection`.
+        source: path of a container, or several, as of `chunkstore.open`; or a `Reader` or `Selection`. Of several
+            containers the samples are those of now, whatever a later `refresh` brings.
         batch_size: samples a batch (of this shard); None: single samples, each row in its own shape.
         fields: which fields, default all.
         shuffle: False, True (all samples) or "block" (whole blocks, mixed `window` at a time: for slow storage). The

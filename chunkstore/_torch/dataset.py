@@ -40,7 +40,7 @@ class Dataset(torch.utils.data.Dataset[Any]):
 
     Args:
         source: path of a container, or several, as of `chunkstore.open`; or a `Reader` or `Selection`, which stays the
-            caller's to close.
+            caller's to close. Of several containers the samples are those of now, whatever a later `refresh` brings.
         fields: which fields, default all.
         transform: called with each sample (a dict of tensors), returns what takes its place. Runs where the sample is
             loaded: in a worker process or in a thread of a `Loader`. Must be picklable where workers are spawned.
