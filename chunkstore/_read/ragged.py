@@ -104,7 +104,8 @@ class Ragged:
         wanted = largest if shape is None else tuple(shape)
         if len(wanted) != dims.shape[1] or any(have > want for have, want in zip(largest, wanted, strict=True)):
             raise ValueError(f"shape: expected {dims.shape[1]} dimensions of at least {largest}, found {wanted}")
-        padded = np.full((len(self), *wanted, *self.values.shape[1:]), value, self.values.dtype)
+        value = np.array(value, self.values.dtype)  # NumPy 2.0 wraps in `full` what does not fit
+        padded = np.full((len(self), *wanted, *self.values.shape[1:]), value)
         if self.shapes is None:
             # One write for all rows: a mask of the places that hold an item.
             padded[np.arange(wanted[0]) < dims] = self.values
