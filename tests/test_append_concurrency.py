@@ -57,6 +57,24 @@ def test_a_second_writer_is_refused_at_once(tmp_path: Path) -> None:
         assert list(ds.keys or []) == [key(n) for n in range(5)]
 
 
+def test_readers_outlive_an_append_that_is_given_up(tmp_path: Path) -> None:
+    """Opened while it was under way, they need nothing behind the commit that they see."""
+    path, other = tmp_path / "a.cks", tmp_path / "b.cks"
+    write(path, 0, 3)
+    write(other, 3, 6)
+    writer = chunkstore.Writer(path, mode="a", shard_nbytes=1)
+    for number in range(6, 60):
+        writer.add(sample(number), key(number))
+    opened = os.path.getsize(path)
+    with chunkstore.open(path, backend="mmap") as ds, chunkstore.open([path, other], backend="mmap") as both:
+        writer.abort()
+        assert os.path.getsize(path) < opened
+        for reader in (ds, both):
+            assert list(reader.keys or [])[:3] == [key(number) for number in range(3)]
+            assert reader.batch([2, 0])["x"].tolist() == [sample(2)["x"].tolist(), sample(0)["x"].tolist()]
+            assert len(reader.column("x")) == len(reader)
+
+
 def test_readers_keep_their_generation(tmp_path: Path) -> None:
     """Until `refresh`, which moves forward and says whether it did."""
     path = tmp_path / "a.cks"

@@ -24,7 +24,11 @@ def open_newest(
     while True:
         source = open_any(path, backend, remote, in_order=in_order, room=room)
         try:
-            return source, read_index(source)
+            index = read_index(source)
+            if not source.distant:
+                # What lies behind may go: of an append that is given up, or that a crash has left to the next writer.
+                source.size = index.superblock.committed_end
+            return source, index
         except TruncatedError:
             # A commit between the look at the size and that at the head: the file has grown, and is opened again.
             grown = not source.distant and os.stat(path).st_size > source.size

@@ -50,7 +50,8 @@ class Source(Protocol):
 
     Safe from many threads, and after a fork: nothing has a position, nothing is locked, no thread runs. Holds
     one descriptor (`pread`) or two (`mmap`), and a third while a `sequential_view` lives; Python 3.13 and
-    later need one. Every range must lie in `[0, size)`, where `size` is that at opening.
+    later need one. Every range must lie in `[0, size)`, where `size` is that at opening, until who opened it knows
+    how much of it is needed and sets it to that.
 
     Raises, from every method:
         ClosedError: after `close`.
@@ -111,7 +112,7 @@ class Source(Protocol):
         """
 
     def check_size(self) -> None:
-        """Raise `TruncatedError` when the file is shorter than at opening. 0.4 µs."""
+        """Raise `TruncatedError` when the file is shorter than `size`. 0.4 µs."""
 
     def close(self) -> None:
         """Let the file go. Views stay valid: the map goes with the last of them."""
