@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command import run
 from damaged import Damaged, repair
 from hypothesis import given
 from hypothesis import strategies as st
 
 import chunkstore
-from chunkstore._cli.main import cli
 from chunkstore._format.dtypes import EXTENDED
 from chunkstore._refs import kerchunk
 from chunkstore._refs.grid import Run, lay_grid
@@ -170,7 +169,7 @@ def test_xarray(tmp_path: Path) -> None:
     }
     with chunkstore.Writer(tmp_path / "x.cks", shard_nbytes=300) as writer:
         writer.add_batch(batch, [f"k{n}" for n in range(50)])
-    result = CliRunner(catch_exceptions=False).invoke(cli, ["refs", str(tmp_path / "x.cks"), "--format", "kerchunk"])
+    result = run("refs", tmp_path / "x.cks", "--format", "kerchunk")
     assert (result.exit_code, result.stderr) == (0, "")
     (tmp_path / "x.json").write_text(result.stdout)
     with warnings.catch_warnings():
@@ -189,7 +188,7 @@ def test_url(tmp_path: Path) -> None:
     """`--url` says where readers will find the file; what is left out goes to stderr."""
     with chunkstore.Writer(tmp_path / "y.cks") as writer:
         writer.add_batch({"x": np.arange(10), "a/b": np.arange(10)})
-    result = CliRunner(catch_exceptions=False).invoke(cli, ["refs", str(tmp_path / "y.cks"), "--url", "s3://b/y.cks"])
+    result = run("refs", tmp_path / "y.cks", "--url", "s3://b/y.cks")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["refs"]["x/0"][0] == "s3://b/y.cks"
     assert "left out: field 'a/b'" in result.stderr
@@ -211,9 +210,9 @@ def test_grid(pieces: list[tuple[int, int]], row_nbytes: int, most_rows: int, ro
     chunks = list(grid.chunks())
     assert len(chunks) == len(grid)
     assert grid.rows <= max(most_rows, 1)
-    for run in runs:
-        for place in range(run.start, run.stop):
+    for part in runs:
+        for place in range(part.start, part.stop):
             start, nbytes = chunks[place // grid.rows]
-            assert start + place % grid.rows * row_nbytes == run.offset + (place - run.start) * row_nbytes
+            assert start + place % grid.rows * row_nbytes == part.offset + (place - part.start) * row_nbytes
             assert nbytes == grid.rows * row_nbytes
     assert all(sum(chunk) <= offset + room for chunk in chunks[:-1])

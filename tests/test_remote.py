@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command import run
 from object_server import Fault, RangeServer
 
 import chunkstore
 from chunkstore import Remote
-from chunkstore._cli.main import cli
 from chunkstore._read import coded, distant, gather
 from chunkstore._storage.objects import RemoteObject
 from chunkstore._storage.pieces import Cover
@@ -309,9 +308,9 @@ class TestProcesses:
             assert os.waitpid(child, 0)[1] == 0
 
 
-def run(*arguments: str) -> str:
+def good(*arguments: str) -> str:
     """What a command prints; it must end well."""
-    result = CliRunner(catch_exceptions=False).invoke(cli, arguments)
+    result = run(*arguments)
     assert result.exit_code == 0, result.stderr
     return result.stdout
 
@@ -321,17 +320,17 @@ def test_commands_take_urls(server: RangeServer, folder: Path, tmp_path: Path) -
     url, path = server.url("streamed.cks"), str(folder / "streamed.cks")
     for command in (["ls", "--long"], ["ls", "--json"], ["get", "k00007"], ["get", "--json", "-1"]):
         name, *more = command
-        assert run(name, url, *more) == run(name, path, *more)
-    assert json.loads(run("info", url, "--json"))["sizes"] == json.loads(run("info", path, "--json"))["sizes"]
-    assert json.loads(run("verify", url, "--deep", "--json"))["ok"]
-    assert json.loads(run("refs", url))["refs"] == json.loads(run("refs", path, "--url", url))["refs"]
-    assert json.loads(run("bench", url, "--seconds", "0.01", "--json"))["results"][-1]["nbytes_per_second"] > 0
+        assert good(name, url, *more) == good(name, path, *more)
+    assert json.loads(good("info", url, "--json"))["sizes"] == json.loads(good("info", path, "--json"))["sizes"]
+    assert json.loads(good("verify", url, "--deep", "--json"))["ok"]
+    assert json.loads(good("refs", url))["refs"] == json.loads(good("refs", path, "--url", url))["refs"]
+    assert json.loads(good("bench", url, "--seconds", "0.01", "--json"))["results"][-1]["nbytes_per_second"] > 0
     for number, command in enumerate((["merge", "OUT", url], ["repack", url, "OUT"], ["recover", url, "OUT"])):
         outs = [str(tmp_path / f"{number}-{kind}.cks") for kind in ("url", "file")]
-        run(*(outs[0] if word == "OUT" else word for word in command))
-        run(*(outs[1] if word == "OUT" else path if word == url else word for word in command))
+        good(*(outs[0] if word == "OUT" else word for word in command))
+        good(*(outs[1] if word == "OUT" else path if word == url else word for word in command))
         assert Path(outs[0]).read_bytes() == Path(outs[1]).read_bytes()
-    run("export", url, str(tmp_path / "exported"))
+    good("export", url, str(tmp_path / "exported"))
     assert len(list((tmp_path / "exported").rglob("*.npz"))) == NUM
 
 
@@ -340,16 +339,16 @@ def test_commands_take_directories_and_patterns(folder: Path, tmp_path: Path) ->
     for name in ("a.cks", "b.cks"):
         write_mixed(tmp_path / name, 20, keys=False)
     for several in (str(tmp_path), str(tmp_path / "[ab].cks")):
-        assert json.loads(run("info", several, "--json"))["num_samples"] == 40
-        assert len(run("ls", several).splitlines()) == 40
-        assert json.loads(run("get", several, "21", "--json"))["position"] == 21
-        assert len(json.loads(run("verify", several, "--json"))["reports"]) == 2
-        assert json.loads(run("bench", several, "--seconds", "0.01", "--json"))["results"]
+        assert json.loads(good("info", several, "--json"))["num_samples"] == 40
+        assert len(good("ls", several).splitlines()) == 40
+        assert json.loads(good("get", several, "21", "--json"))["position"] == 21
+        assert len(json.loads(good("verify", several, "--json"))["reports"]) == 2
+        assert json.loads(good("bench", several, "--seconds", "0.01", "--json"))["results"]
         out = tmp_path / "out" / f"{len(several)}.cks"
         out.parent.mkdir(exist_ok=True)
-        assert json.loads(run("merge", str(out), several, "--json"))["num_samples"] == 40
+        assert json.loads(good("merge", str(out), several, "--json"))["num_samples"] == 40
         for command in (["repack", several, "x.cks"], ["recover", several, "x.cks"], ["refs", several]):
-            result = CliRunner(catch_exceptions=False).invoke(cli, command)
+            result = run(*command)
             assert result.exit_code == 1
             assert f"{several}: 2 containers, and one is wanted. " in result.stderr
     assert chunkstore.merge(tmp_path, tmp_path / "out" / "again.cks").num_samples == 40
@@ -434,7 +433,7 @@ def test_missing_object_on_the_command_line(server: RangeServer) -> None:
 )
 def test_urls_that_cannot_be(arguments: list[str], code: int, message: str) -> None:
     """They end as a message that says what is wanted and a code, without a request and without a traceback."""
-    result = CliRunner(catch_exceptions=False).invoke(cli, arguments)
+    result = run(*arguments)
     assert (result.exit_code, message in result.stderr) == (code, True), result.stderr
 
 

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -718,7 +719,8 @@ def test_scalars_are_taken_as_by_the_plain_path(
     """Numbers that `add` stores without a look make the row, or get the refusal, that looking at them gives."""
     if given_as is not None:
         try:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # the differences of times without unit, since 2.5
                 value = np.dtype(given_as).type(value)  # type: ignore[call-arg]
         except (OverflowError, TypeError, ValueError):
             return  # there is no such scalar

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import shutil
 import signal
@@ -147,6 +148,7 @@ def try_operation(folder: Path, operation: Operation, calls: SystemCalls, what: 
     try:
         operation.prepare(place)
         names = set(os.listdir(place))
+        gc.collect()  # garbage of before may hold descriptors, and would let go of them in the midst of this
         descriptors = open_descriptors()
         error: Exception | None = None
         with syscalls.use(calls):
