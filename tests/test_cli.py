@@ -974,6 +974,16 @@ def test_result_on_a_full_disk(
     assert (process.returncode, text) == (3, "error: No space left on device\n")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that takes nothing")
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_on_a_full_disk(option: str) -> None:
+    """The same for what click itself writes."""
+    with open("/dev/full", "w") as full:
+        process = start(option, stdout=full)
+        _, text = process.communicate(timeout=60)
+    assert (process.returncode, text) == (3, "error: No space left on device\n")
+
+
 @pytest.fixture
 def slow_source(tmp_path: Path) -> Iterator[Path]:
     """A source that takes a while to convert: 512 MiB of zeros, deflated to half a megabyte."""

@@ -65,7 +65,10 @@ class Commands(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Note whether JSON is wanted, before anything can be wrong."""
         ctx.meta[_JSON] = "--json" in args
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except OSError as error:  # the text of --help or --version could not be written
+            _end_with(ctx, error)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors end as a message and an exit code, and with --json as an object, too."""
