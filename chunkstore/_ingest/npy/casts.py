@@ -97,7 +97,7 @@ def _advice(source: np.dtype[Any], name: str) -> str:
     if source.kind == "O":
         return (
             "object arrays are Python pickles (ragged data often come so); --allow-pickle with --layout rows "
-            "reads your own trusted files."
+            "or columns reads your own trusted files."
         )
     if source.kind == "V" and source.itemsize == 2:
         return f"two-byte void is how .npy files hold bfloat16; if it is that, say {dtype_option(name, 'bfloat16')}."

@@ -44,7 +44,7 @@ def load_rows(place: Place) -> list[npt.NDArray[Any]]:
     """Elements of the object array, each as an array; little-endian is not yet made.
 
     Raises:
-        IngestError: not a 1-d object array of arrays and numbers, or a damaged pickle.
+        IngestError: not a 1-d object array of arrays, numbers and texts, or a damaged pickle.
     """
     if len(place.shape) != 1:
         raise IngestError(
@@ -69,13 +69,16 @@ def load_rows(place: Place) -> list[npt.NDArray[Any]]:
 
 
 def _row(element: object, number: int, where: str) -> npt.NDArray[Any]:
-    if isinstance(element, (np.ndarray, np.generic, bool, int, float, complex)):
+    if isinstance(element, (np.ndarray, np.generic, bool, int, float, complex, str)):
         row = np.asarray(element)
+        if isinstance(element, str) and row.item() != element:
+            raise IngestError(f"{where}: element {number} ends with NUL, which texts of fixed width cannot.")
         if row.dtype.kind in "biufcSUMm":
             return row
         raise IngestError(f"{where}: element {number} is an array of dtype {row.dtype}; expected numbers.")
     raise IngestError(
-        f"{where}: element {number} is a {type(element).__name__}; expected arrays or numbers, one row each."
+        f"{where}: element {number} is a {type(element).__name__}; expected arrays, numbers or texts, one row each. "
+        "np.load(FILE, allow_pickle=True) reads it, if you trust it, and np.save what you make of it."
     )
 
 

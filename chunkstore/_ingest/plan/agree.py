@@ -93,7 +93,9 @@ def make_pick(name: str, leaf: Leaf, wanted: Wanted) -> Pick:
     try:
         return Pick(name, leaf, resolve_cast(leaf.dtype, wanted.dtypes.target(name), name).target)
     except IngestError as error:
-        raise IngestError(f"array {leaf.label!r}: {error}") from None
+        others = " --field NAME=SOURCE takes only the arrays that are named."
+        hint = others if leaf.dtype.kind == "O" and leaf.array is not None else ""
+        raise IngestError(f"array {leaf.label!r}: {error}{hint}") from None
 
 
 def picks_of(inventory: Inventory, signature: int, wanted: Wanted) -> list[Pick]:

@@ -90,7 +90,10 @@ def _fill_objects(plan: Plan, number: int, name: str, target: str | None) -> Col
 
 
 def _common_target(found: dict[np.dtype[Any], str], name: str) -> str:
-    """The dtype of all elements."""
+    """The dtype of all elements; the widest, of texts."""
+    kinds = {dtype.kind for dtype in found}
+    if len(kinds) == 1 and kinds <= set("SU"):
+        return resolve_cast(max(found, key=lambda dtype: dtype.itemsize), None, name).target
     if len(found) > 1:
         (first, where), (second, other) = list(found.items())[:2]
         raise IngestError(
