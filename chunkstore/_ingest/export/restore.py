@@ -128,9 +128,17 @@ class Restored:
             parts = key.split("/")
             parts.insert(self.record["position"], role)
             return "/".join(parts) + suffix
-        if pattern == "prefix":
+        if pattern == "affixes":
+            folder, head, tail = role.split("/")
+            parts = key.split("/")
+            parts[-1] = head + parts[-1] + tail
+            parts.insert(self.record["position"], folder)
+            return "/".join(parts) + suffix
+        if pattern in ("prefix", "infix"):
             folder, slash, name = key.rpartition("/")
-            return folder + slash + role + name + suffix
+            parts = re.split("([_.-])", name)  # words, and what is between them
+            parts.insert(2 * self.record["position"], role)
+            return folder + slash + "".join(parts) + suffix
         return key + role + suffix
 
     def _row_files(self) -> Iterator[OutFile]:
@@ -212,12 +220,13 @@ def _from_record(fields: Sequence[Field], record: Mapping[str, Any], num_samples
         _require(has_keys and isinstance(record["suffix"], str) and isinstance(record["names"], dict))
         _require(all(isinstance(path, str) for path in record["names"].values()))
     if layout == "paired":
-        _require(record["pattern"] in ("folder", "suffix", "prefix", "name") and type(record["position"]) is int)
+        _require(record["pattern"] in ("folder", "affixes", "suffix", "prefix", "infix", "name"))
+        _require(type(record["position"]) is int)
         _require(abs(record["position"]) < _PATH_PARTS)
     homes: dict[str, list[Field]] = {}
     for field in known:
         home = record["fields"][field.name][_HOMES[layout]] if _HOMES[layout] else ""
-        _require(isinstance(home, str))
+        _require(isinstance(home, str) and (record.get("pattern") != "affixes" or home.count("/") == 2))
         homes.setdefault(home, []).append(field)
     arrays = tuple((home, _arrays(group, record, home)) for home, group in homes.items())
     return Restored(layout, arrays, record, order_notes(record))

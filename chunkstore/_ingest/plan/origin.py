@@ -7,9 +7,9 @@
      "suffix": ".npy", "names": {key: relative path, where it is not key + suffix}}
 
 `dtype` and `order` are null where the files differ; then `"reordered": N` says how many files are not in C order and
-little-endian, and so do not come back as they were. `paired` adds `"pattern"`, `"position"` and per field `"role"`;
-`rows` has `"files": [[path, rows], ...]` in place of keys; `columns` has per field its `"file"`, which is also its name
-in `structs`; `classes` has `"label": field`.
+little-endian, and so do not come back as they were. `paired` adds `"pattern"`, `"position"` and per field `"role"`, as
+`Pairing` has them; `rows` has `"files": [[path, rows], ...]` in place of keys; `columns` has per field its `"file"`,
+which is also its name in `structs`; `classes` has `"label": field`.
 """
 
 from __future__ import annotations

@@ -256,8 +256,8 @@ class _Builder:
             )
         complete = [pairing for pairing in found if pairing.complete]
         if complete:
-            return min(complete, key=lambda found: (not found.spoken, not layouts.roles_uniform(self.inventory, found)))
-        best = max(found, key=lambda pairing: (pairing.spoken, pairing.num_whole))
+            return min(complete, key=lambda found: layouts.unlikely(self.inventory, found))
+        best = min(found, key=lambda found: (*layouts.unlikely(self.inventory, found), -found.num_whole))
         if not self.inventory.skips:
             raise IngestError(
                 f"--layout paired: {layouts.missing_partner(best, paths)}. Add it, leave the file out with "

@@ -30,7 +30,7 @@ def plan_uniform(scan: Scan, *, layout: str = "auto", fields: FieldArg = (), dty
     check_layout(layout)
     if layout not in ("auto", "files") or len(scan) < 2 or scan.problems:
         return None
-    keys = None if layout == "auto" and may_be_roles(scan.paths[0]) else _keys(scan)
+    keys = None if layout == "auto" and any(map(may_be_roles, scan.paths[:2])) else _keys(scan)
     if keys is None:
         return None
     try:
