@@ -599,6 +599,21 @@ def test_stop_iteration_in_a_transform(path: str) -> None:
         list(loader)
 
 
+@pytest.mark.parametrize("device", [None, "meta"])
+def test_stop_iteration_in_a_device_transform(path: str, device: str | None) -> None:
+    """Neither in the loader's thread nor, of a device without a driver, in the user's."""
+
+    def broken(batch: Any) -> Any:
+        return next(iter(()))
+
+    with Loader(path, 10, device=device, device_transform=broken) as loader:
+        with pytest.raises(RuntimeError, match="a transform raised StopIteration"):
+            list(loader)
+        assert loader.state_dict()["samples_seen"] == 0
+    with pytest.raises(RuntimeError, match="a transform raised StopIteration"):
+        list(prefetch([torch.zeros(3)], device, device_transform=broken))
+
+
 @pytest.mark.parametrize("value", [None, 0, ()])
 def test_a_transform_may_return_nothing(path: str, value: Any) -> None:
     """Any value is a batch, None too."""

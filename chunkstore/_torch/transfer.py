@@ -64,7 +64,11 @@ class Host:
         """In the user's thread: what `load` sent, ready to be used there."""
         if self._device is None:
             return sent
-        return self._transformed(map_tensors(sent, lambda tensor: tensor.to(self._device)))
+        batch = map_tensors(sent, lambda tensor: tensor.to(self._device))
+        try:
+            return self._transformed(batch)
+        except StopIteration as error:  # as it stands it would end the user's loop without a word
+            raise RuntimeError("a transform raised StopIteration") from error
 
     def release(self) -> None:
         """In the user's thread: the batch received last is no longer used, if its memory is the stage's."""
