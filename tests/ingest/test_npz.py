@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.lib.format import write_array_header_1_0
 from source_arrays import find_place, open_array, read_array, read_rows
 
+import chunkstore
 from chunkstore._ingest.npy.npz import Member, read_members
 from chunkstore._ingest.npy.pickled import load_rows
 from chunkstore.errors import IngestError
@@ -270,6 +272,24 @@ def test_crc_of_stored_member_in_rows(tmp_path: Path) -> None:
         read_rows(source, 0, 500)
         with pytest.raises(IngestError, match=r"CRC-32 stored"):
             read_rows(source, 500, 1000)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize(("descr", "shape"), [("<f8", (0, 3)), ("<f8", (5, 0)), ("<U0", (5,)), ("<U0", (2, 3))])
+def test_crc_of_array_without_bytes(tmp_path: Path, descr: str, shape: tuple[int, ...], method: int) -> None:
+    """The CRC of an array without bytes is that of its header, which says how many rows there are."""
+    header = io.BytesIO()
+    write_array_header_1_0(header, {"descr": descr, "fortran_order": True, "shape": shape})
+    path = write(tmp_path / "x.npz", {"a.npy": header.getvalue()}, method)
+    target = tmp_path / "x.cks"
+    dtype = {"a": "U3"} if descr == "<U0" else ()
+    chunkstore.convert(path, target, layout="files", dtype=dtype)
+    with chunkstore.open(target) as dataset:
+        assert dataset[0]["a"].shape == shape
+    crc = zlib.crc32(header.getvalue())
+    path.write_bytes(path.read_bytes().replace(crc.to_bytes(4, "little"), (crc ^ 1).to_bytes(4, "little")))
+    with pytest.raises(IngestError, match=rf"array 'a': CRC-32 stored {crc ^ 1:08x}, computed {crc:08x}"):
+        chunkstore.convert(path, target, mode="w", layout="files", dtype=dtype)
 
 
 def test_names_of_variables(tmp_path: Path) -> None:

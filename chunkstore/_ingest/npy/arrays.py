@@ -216,7 +216,7 @@ class _Fortran:
 
 def _is_c_order(kind: ArrayKind, shape: tuple[int, ...]) -> bool:
     """Whether C and Fortran order are the same here."""
-    return not kind.fortran or sum(dim > 1 for dim in shape) < 2 or 0 in shape
+    return not kind.fortran or sum(dim > 1 for dim in shape) < 2 or 0 in (*shape, kind.dtype.itemsize)
 
 
 def _spill(read: Read, place: Place) -> IO[bytes]:
@@ -288,10 +288,11 @@ class ArraySource:
             self.close()
             raise
 
-    def _read_stored(self, start: int, stop: int, view: memoryview) -> None:
+    def _stored(self) -> Read:
+        """Opened even where there is nothing to read: the CRC of an array without bytes is that of its header."""
         if self._read is None:
             self._read = self._open()
-        self._read(start, stop, view)
+        return self._read
 
     def _open(self) -> Read:
         fd, place = self._fd, self._place
@@ -317,20 +318,20 @@ class ArraySource:
         """
         if len(out) != (stop - start) * self.element_nbytes:
             raise ValueError(f"out has {len(out)} bytes, needed are {(stop - start) * self.element_nbytes}")
-        itemsize = self._place.kind.dtype.itemsize
+        read, itemsize = self._stored(), self._place.kind.dtype.itemsize
         step = max(1, TILE_NBYTES // max(itemsize, self.element_nbytes, 1))
         for low in range(start, stop, step) if itemsize else ():
             high = min(stop, low + step)
             tile = slice((low - start) * self.element_nbytes, (high - start) * self.element_nbytes)
-            self._read_tile(low, high, out[tile])
+            self._read_tile(read, low, high, out[tile])
         if not itemsize:
             out[:] = 0  # texts of width 0, made wider
         check_unchanged(os.fstat(self._fd), self._place.size, self._place.mtime_ns, self._place.where)
 
-    def _read_tile(self, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
+    def _read_tile(self, read: Read, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
         dtype = self._place.kind.dtype
         if not self._member and self._cast.mode in ("same", "bits"):
-            self._read_stored(start, stop, out.data)
+            read(start, stop, out.data)
             values = out.view(dtype)
             if not dtype.isnative:
                 values.byteswap(inplace=True)
@@ -341,12 +342,12 @@ class ArraySource:
 
     def read_values(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Elements in their own little-endian dtype, before any cast: for texts. One tile: the caller bounds it."""
-        dtype = self._place.kind.dtype
+        read, dtype = self._stored(), self._place.kind.dtype
         tile = np.empty((stop - start) * dtype.itemsize, np.uint8)
         if not dtype.itemsize:
             return np.zeros(stop - start, self._cast.source.str[:2] + "1")
         if stop > start:
-            self._read_stored(start, stop, tile.data)
+            read(start, stop, tile.data)
         values = tile.view(dtype)
         for name in self._member:
             values = values[name]
