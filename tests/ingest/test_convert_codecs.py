@@ -144,6 +144,16 @@ def test_dry_run_of_rows_without_bytes(tmp_path: Path) -> None:
     assert 4096 * 3 <= report.nbytes < 3 * 900 * 8
 
 
+def test_dry_run_when_the_sample_is_empty(tmp_path: Path) -> None:
+    """Where the first rows of a stream, which are the sample, are all empty, nothing is promised of the others."""
+    rows = np.empty(400, object)
+    rows[:] = [np.zeros(0 if place < 390 else 100_000) for place in range(400)]
+    np.save(tmp_path / "a.npy", rows, allow_pickle=True)
+    options: dict[str, Any] = {"layout": "rows", "allow_pickle": True, "dry_run": True}
+    raw, coded = (chunkstore.convert(tmp_path / "a.npy", "unused", codec=c, **options) for c in ("raw", "data=zlib"))
+    assert coded.nbytes == raw.nbytes
+
+
 def test_wrong_codecs(tmp_path: Path, source: Path) -> None:
     """Found before any work; by the command line as an error of usage."""
     with pytest.raises(chunkstore.IngestError, match="there is no field 'x'; the fields are 'image'"):

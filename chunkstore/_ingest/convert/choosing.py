@@ -96,8 +96,9 @@ def estimate_saved(plan: Plan, codings: Mapping[int, Coding]) -> int:
     for number, coding in codings.items():
         rows = sample_rows(plan, number)
         nbytes = sum(map(len, rows))
-        chunks = _encode(rows, coding.encoder(plan.fields[number]))
-        saved += plan.nbytes(number) * (1 - sum(map(len, chunks)) / max(nbytes, 1))
+        if nbytes:  # of rows that are all empty nothing can be learnt
+            chunks = _encode(rows, coding.encoder(plan.fields[number]))
+            saved += plan.nbytes(number) * (1 - sum(map(len, chunks)) / nbytes)
     return int(saved)
 
 
@@ -113,7 +114,8 @@ def sample_rows(plan: Plan, number: int) -> list[bytes]:
             return [bytes(whole[start:stop]) for start, stop in pairwise(bounds)]
         found = [bytearray(size) for size in sizes[places].tolist()]
         for place, row in zip(places, found, strict=True):
-            rows.read(number, place, place + 1, row)
+            if row:  # there may be millions that are empty
+                rows.read(number, place, place + 1, row)
         return [bytes(row) for row in found]
 
 
