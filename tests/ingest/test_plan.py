@@ -417,6 +417,19 @@ def test_names_that_cannot_be_keys(tmp_path: Path) -> None:
         plan(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["\udcff", "a\n"])
+def test_source_names_that_cannot_begin_keys(tmp_path: Path, name: str) -> None:
+    """The name of a source counts where it is put before keys, and only there."""
+    sources = tmp_path / name, tmp_path / "b"
+    for source in sources:
+        tree(source, {"1.npy": f4(2), "2.npy": f4(2)})
+    assert plan_uniform(scan_sources(sources)) is None
+    with pytest.raises(IngestError, match=r"1\.npy.*(not UTF-8|control characters)"):
+        plan(*sources)
+    assert list(plan(*sources, on_error="skip").keys or ()) == ["b/1", "b/2"]
+    assert list(plan(sources[0]).keys or ()) == ["1", "2"]
+
+
 def test_skip_lists_every_file(tmp_path: Path) -> None:
     """Damaged files are left out with their reasons; none left is an error."""
     tree(tmp_path, {"1.npy": f4(3), "2.npy": f4(3)})
@@ -491,6 +504,23 @@ def test_uniform_reading_sees_every_deviation(tmp_path: Path, what: str) -> None
     assert quick is not None
     quick = replace(quick, began_ns=time.time_ns() + 10**10)  # the file itself is to be enough
     assert not read_uniform(quick, 0, 5, bytearray(quick.nbytes(0)))
+
+
+@pytest.mark.parametrize("other", [f4(4).astype("i4"), f4(2, 2), f4(1, 4)])
+def test_no_uniform_plan_of_two_first_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Any) -> None:
+    """Fields and header are those of one file, also where another directory takes its place between two looks at it."""
+    arrays = {"1.npy": f4(4), "2.npy": f4(4)}
+    tree(tmp_path / "a", arrays)
+    tree(tmp_path / "b", dict.fromkeys(arrays, other))
+
+    def plan_and_swap(*args: Any, **options: Any) -> Plan:
+        made = make_plan(*args, **options)
+        os.rename(tmp_path / "a", tmp_path / "old")
+        os.rename(tmp_path / "b", tmp_path / "a")
+        return made
+
+    monkeypatch.setattr("chunkstore._ingest.plan.uniform.make_plan", plan_and_swap)
+    assert plan_uniform(scan_sources([tmp_path / "a"])) is None
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ class Inventory:
 
     def _read(self, place: int) -> int:
         path = self.scan.file_path(place)
-        _check_text(path, self.scan.paths[place])
+        _check_text(path, self.scan.prefixes[self.scan.source_of[place]] + self.scan.paths[place])
         fd, status = open_regular(path, path)
         try:
             self.size[place], self.mtime_ns[place] = status.st_size, status.st_mtime_ns
@@ -184,10 +184,11 @@ def _reason(error: Exception, path: str) -> str:
     return text.removeprefix(path).lstrip(": ")
 
 
-def _check_text(path: str, relative: str) -> None:
-    if relative.isprintable():
+def _check_text(path: str, name: str) -> None:
+    """Refuse names that cannot be keys; `name` has the prefix of its source."""
+    if name.isprintable():
         return
-    if any("\ud800" <= char <= "\udfff" for char in relative):
+    if any("\ud800" <= char <= "\udfff" for char in name):
         raise IngestError(f"{path}: the file name is not UTF-8, and keys are. Rename the file.")
-    if any(char < " " or char == "\x7f" for char in relative):
+    if any(char < " " or char == "\x7f" for char in name):
         raise IngestError(f"{path}: the file name has control characters. Rename the file.")

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from chunkstore._ingest.npy.arrays import ArrayKind
 from chunkstore._ingest.npy.files import open_regular, read_at
+from chunkstore._ingest.npy.npyheader import parse_header
 from chunkstore._ingest.plan.columns import PER_PIECE, Column, cast_of
 from chunkstore._ingest.plan.layouts import ASKED, check_layout, class_hint, may_be_roles
 from chunkstore._ingest.plan.plan import Plan
@@ -61,13 +63,18 @@ def plan_uniform(scan: Scan, *, layout: str = "auto", fields: FieldArg = (), dty
 
 
 def _header(first: Plan) -> bytes:
-    """Header of the first file; one that was replaced since it was planned is found out when it is read."""
-    path = first.file_path(0)
+    """Header of the first file, which may be another file by now: IngestError unless it says what was planned."""
+    path, kind = first.file_path(0), first.kinds[0]
     fd, _ = open_regular(path, path)
     try:
-        return read_at(fd, first.kinds[0].data_offset, 0, path)
+        head = read_at(fd, kind.data_offset, 0, path)
     finally:
         os.close(fd)
+    found = parse_header(head, path)
+    same = ArrayKind(found.dtype, found.fortran_order, found.data_offset) == kind
+    if not same or list(found.shape) != first.columns[0].dims[0].tolist():
+        raise IngestError(f"{path}: the file changed while it was planned.")
+    return head
 
 
 def _is_plain(first: Plan) -> bool:
@@ -94,13 +101,10 @@ def _repeated(column: Column, num: int) -> Column:
 
 def _keys(scan: Scan) -> Texts | None:
     """Keys, or None where names need a closer look: other suffixes, not ASCII-clean, twice the same."""
-    paths = scan.paths
-    marked = "\0".join([*paths, ""])  # no name has a NUL
-    if marked.count(".npy\0") != len(paths) or not marked.replace("\0", "").isprintable():
+    names = scan.names()
+    marked = "\0".join([*names, ""])  # no name has a NUL
+    if marked.count(".npy\0") != len(names) or not marked.replace("\0", "").isprintable():
         return None
     keys = marked.replace(".npy\0", "\0").split("\0")[:-1]
-    if len(scan.sources) == 1:
-        return Texts.pack(keys)  # a directory has no name twice
-    prefixes = scan.prefixes
-    keys = [prefixes[place] + key for place, key in zip(scan.source_of, keys, strict=True)]
-    return Texts.pack(keys) if len(set(keys)) == len(keys) else None
+    # A directory has no name twice.
+    return Texts.pack(keys) if len(scan.sources) == 1 or len(set(keys)) == len(keys) else None
