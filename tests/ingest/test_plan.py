@@ -697,6 +697,19 @@ def test_advice_to_leave_out_works_as_it_stands(tmp_path: Path, name: str, array
     assert list(made.keys or ()) == ["1", "q1"]
 
 
+def test_advice_to_leave_out_works_for_files_that_are_sources(tmp_path: Path) -> None:
+    """A shell makes many sources of `data/*.npy`: what the message says leaves out one of them, too."""
+    tree(tmp_path, {"1.npy": f4(2), "2.npy": f4(2, 2), "3.npy": f4(2)})
+    sources = sorted(tmp_path.iterdir())
+    with pytest.raises(IngestError, match=r"2\.npy: .*leave it out: --exclude '2\.npy' or --on-error skip\.$"):
+        plan(*sources)
+    made = plan(*sources, exclude=["2.npy"])
+    assert list(made.keys or ()) == ["1", "3"]
+    assert [made.file_path(place) for place in range(2)] == [str(sources[0]), str(sources[2])]
+    assert "1 excluded" in made.explanation
+    assert len(plan(*sources[::2], include=["no such"]).keys or ()) == 2
+
+
 def test_advice_to_leave_out_names_no_pattern_of_several(tmp_path: Path) -> None:
     """A pattern without a slash takes files of that name in all folders, and they are good."""
     tree(tmp_path, {"1.npy": f4(2, 2), "a/1.npy": f4(2), "a/2.npy": f4(2)})

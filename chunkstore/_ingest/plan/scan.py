@@ -8,7 +8,8 @@ they are given.
 **Globs.** `include` and `exclude` are shell patterns (`*`, `?`, `[...]`; `*` also matches `/`), case matters, held
 against the relative path *and* the base name: `--exclude '*_mask.npy'`, `--exclude 'old/*'`, `--include 'train/*'`. A
 pattern that matches a directory excludes all that is in it. A file is taken if some `include` matches (or none is
-given) and no `exclude` does. A named `include` also takes files without the usual suffix.
+given) and no `exclude` does. A named `include` also takes files without the usual suffix. A source that is a file needs
+no `include`; `exclude` leaves it out, as one of those that a shell made of a pattern.
 
 **Not taken, only counted**: names that begin with a dot, `__MACOSX`, `__pycache__`, and files that are neither `.npy`
 nor `.npz`. **Refused**: FIFOs, devices, sockets and dangling links under a name that would be taken. Links are
@@ -198,10 +199,13 @@ class _Walker:
         self.all_included, self.plain = not include, not include and not exclude
 
     def add_source(self, name: str, root: str) -> None:
-        """A directory with all that is in it, or one file, whatever its suffix."""
+        """A directory with all that is in it, or one file, whatever its suffix and `include`: it is named."""
         status = os.stat(name)
         if os.path.isdir(name):
             self.walk(root, "", ((status.st_dev, status.st_ino),))
+            return
+        if self.exclude("", os.path.basename(name)):
+            self.scan.num_excluded += 1
             return
         kind = kind_of(status.st_mode)
         if kind is not None:
