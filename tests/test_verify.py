@@ -21,6 +21,7 @@ import chunkstore
 from chunkstore._format.superblock import decode, encode
 from chunkstore._storage import platform
 from chunkstore._verify import report as _verify_report
+from chunkstore._verify.segment import as_tuples
 
 VECTORS = Path(__file__).resolve().parent.parent / "spec" / "vectors"
 N = 40
@@ -479,3 +480,33 @@ def test_is_a_second_opinion() -> None:
     code = "import sys, chunkstore; chunkstore.verify; print([n for n in sys.modules if '_reader' in n])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+# --- memory that runs out ---
+
+
+def test_records_become_tuples() -> None:
+    """Column by column, as `tolist` gives them."""
+    records = np.zeros(5, [("a", "<u8"), ("b", "<i4"), ("c", "?")])
+    records["a"], records["b"], records["c"] = np.full(5, 2**64 - 1, "<u8"), -np.arange(5), [True, False] * 2 + [True]
+    assert list(as_tuples(records)) == records.tolist()
+    assert list(as_tuples(records[:0])) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_no_memory_for_a_tuple_ends_no_process() -> None:
+    """`tolist` of a structured array dies of it in NumPy 2.4."""
+    hooks = pytest.importorskip("_testcapi")
+    records = np.zeros(3, [(name, "<i8") for name in "abcdefg"])
+    for number in range(40):
+        pid = os.fork()
+        if pid == 0:
+            held = [(number,) * 7 for _ in range(5000)]  # no tuple of this size is left in the interpreter's free list
+            hooks.set_nomemory(number, number + 1)
+            try:
+                list(as_tuples(records))
+            except MemoryError:
+                pass
+            hooks.remove_mem_hooks()
+            os._exit(len(held) != 5000)
+        assert os.waitpid(pid, 0)[1] == 0

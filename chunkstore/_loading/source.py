@@ -35,7 +35,7 @@ def open_rows(source: Paths | Rows, fields: Sequence[str] | None, backend: Backe
     if isinstance(source, Reader | Selection):
         if backend != "auto" or verify != "once":
             raise ValueError("backend, verify: give them to chunkstore.open; the reader given here has its own")
-        return reader_of(source.select(range(0))) if isinstance(source, Containers) else source
+        return source._unmoved() if isinstance(source, Containers) else source
     if not is_paths(source):
         raise TypeError(f"source: expected a path or a Reader, found {type(source).__name__}")
     return open_reader(source, backend=backend, verify=verify, fields=fields)

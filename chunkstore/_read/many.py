@@ -284,11 +284,14 @@ class Containers(Reader):
 
     def select(self, indices: Indices) -> Selection:
         """As of `Reader`."""
-        # Of a twin that no `refresh` moves: the same positions may then be those of other samples.
+        return Selection(self._unmoved(), as_positions(indices, len(self)))
+
+    def _unmoved(self) -> Containers:
+        """A twin that no `refresh` moves: the same positions may then be those of other samples."""
         options = self._backend, self._verify, self._names, self._superblocks, self._remote
         twin = Containers(self.path, self._paths, *options)
         twin._opened = self._opened
-        return Selection(twin, as_positions(indices, len(self)))
+        return twin
 
     def _located(self, error: FormatError, index: Any, fields: Sequence[str] | None = None) -> FormatError:
         """The error that the container itself gives for it; costs opening each that was read."""

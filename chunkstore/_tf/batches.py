@@ -150,7 +150,7 @@ class Batches:
         return [np.array(problems, object), *_arrays_of(self._read, rows)]
 
     def single(self, sample: dict[str, Any], problem: Any) -> dict[str, Any]:
-        """In the graph: one sample of what `finish_each` gave, or its error."""
+        """In the graph: one sample of what `read_each` gave, or its error."""
         with tf.control_dependencies([tf.raw_ops.Assert(condition=tf.equal(problem, ""), data=[problem])]):
             return {column.name: column.row(sample.get(column.name)) for column in self._columns}
 

@@ -71,7 +71,7 @@ class _Made(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """Batches that follow each other and were made at once; then, where one failed, its error."""
+    """Batches that were made at once, the last one first: they are popped; then, where one failed, its error."""
 
     made: list[_Made]
     error: Exception | None = None
@@ -115,7 +115,8 @@ class _Maker:
             batches = self._transfer.load(lambda allocate: self._dataset.make_batches(run, allocate))
         except Exception:  # noqa: BLE001 - it comes again, in its place
             return self._make_each(run)
-        return _Run([_Made(batch, len(ids), num_bytes(batch)) for batch, ids in zip(batches, run, strict=True)])
+        made = [_Made(batch, len(ids), num_bytes(batch)) for batch, ids in zip(batches, run, strict=True)]
+        return _Run(made[::-1])
 
     def _make_each(self, run: list[IntArray]) -> _Run:
         """One by one, so that an error comes after the batches before it."""
@@ -124,8 +125,8 @@ class _Maker:
             for ids in run:
                 made.append(self._make_one(ids))
         except Exception as error:  # noqa: BLE001 - it goes on to the user
-            return _Run(made, error)
-        return _Run(made)
+            return _Run(made[::-1], error)
+        return _Run(made[::-1])
 
     def _make_one(self, ids: IntArray) -> _Made:
         try:
@@ -198,7 +199,6 @@ class LoaderIterator:
             if self._run.error is not None:
                 raise self._run.error
             self._run = next(self._ring)
-            self._run.made.reverse()
         return self._run.made.pop()
 
     def _count_time(self, start: float) -> None:

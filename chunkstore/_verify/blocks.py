@@ -17,7 +17,7 @@ from chunkstore._format.checksum import Stream64, sum64, sum64_large
 from chunkstore._format.constants import HEAD_NBYTES, PART_ALIGNMENT, SUPERSEDED_ENTRY_NBYTES, Kind
 from chunkstore._format.lookup import Ints
 from chunkstore._verify.groups import BlockCheck, BlockPlace
-from chunkstore._verify.segment import PIECE_NBYTES, Segment, Tape, check_zeros
+from chunkstore._verify.segment import PIECE_NBYTES, Segment, Tape, as_tuples, check_zeros
 from chunkstore.errors import TruncatedError
 
 _WINDOW: Final = 1 << 16  # parts whose numbers are Python ints at the same time
@@ -112,7 +112,7 @@ def _read_regions(segment: Segment, committed_end: int) -> NDArray[Any]:
     wrong = (offset % part != 0) | (nbytes % part != 0) | (offset < HEAD_NBYTES) | (nbytes == 0)
     wrong |= (offset > end) | (nbytes > end - np.minimum(offset, end))
     wrong[1:] |= offset[1:] <= offset[:-1]
-    for region in regions[wrong][:100].tolist():
+    for region in as_tuples(regions[wrong][:100]):
         segment.tape.ledger.add(
             "superseded",
             f"index section SUPERSEDED: a region of {region[1]} bytes at {region[0]} cannot be; no sample is affected",
@@ -127,7 +127,7 @@ def _report_overlaps(tape: Tape, segments: list[Segment], parts: Parts, overlap:
     found = np.flatnonzero(overlap)
     names = ("the block", "the superseded region", "the index segment")
     for index in found[:1000].tolist():
-        offset, nbytes, _, place, _, _, role = parts.item(index)
+        ((offset, nbytes, _, place, _, _, role),) = as_tuples(parts[index : index + 1])
         where = locate(segments, place).where() if role == _BLOCK else {}
         tape.ledger.add(
             "overlap",
@@ -209,7 +209,7 @@ class Walk:
         parts, size = self._parts, min(PIECE_NBYTES, max(self._tape.size, PART_ALIGNMENT))
         for start in range(0, len(parts), _WINDOW):
             job: list[_Part] = []
-            for part in parts[start : start + _WINDOW].tolist():
+            for part in as_tuples(parts[start : start + _WINDOW]):
                 first = job[0][0] if job else 0
                 follows = bool(job) and sum(job[-1][:3]) == part[0] and sum(part[:3]) - first <= size
                 if job and not follows:

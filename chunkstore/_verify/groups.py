@@ -15,7 +15,7 @@ from chunkstore._format.constants import MAX_DICTIONARY_NBYTES, Kind
 from chunkstore._format.lookup import Ints
 from chunkstore._format.schema import Field
 from chunkstore._verify.keys import starts_whole_texts
-from chunkstore._verify.segment import Segment
+from chunkstore._verify.segment import Segment, as_tuples
 from chunkstore.errors import CorruptError
 
 _ROWS: Final = 1 << 16  # rows whose numbers are in memory at the same time
@@ -74,8 +74,7 @@ class BlockCheck:
         self._buffer = buffer
         self._first_sum = first_sum
         self._deep = deep
-        # As a tuple: on a record NumPy (2.4) ends the process where there is no memory for the value of one name.
-        entry: Any = segment.blocks.item(place.shard, place.number)
+        (entry,) = as_tuples(segment.blocks[place.shard, place.number : place.number + 1])
         self._offset, self._nbytes, self._stored, self._rows_per_group, self._first_group = entry
         samples = place.samples
         self._field = segment.fields[place.number] if segment.fields is not None and samples is not None else None

@@ -106,6 +106,14 @@ class Tape:
         self.ledger.add_bytes(kind, what, (offset, nbytes), error, **where)
 
 
+def as_tuples(records: NDArray[Any]) -> Iterator[tuple[Any, ...]]:
+    """Records of a structured array of one dimension, read column by column.
+
+    On a record, `tolist` and `item` of NumPy (2.4) end the process where there is no memory for a tuple or a value.
+    """
+    return zip(*(records[name].tolist() for name in records.dtype.names or ()), strict=True)
+
+
 def check_zeros(tape: Tape, data: bytes | memoryview | NDArray[np.uint8], offset: int, what: str) -> None:
     """Padding is zero (spec section 13); else its first byte that is not is named."""
     array = np.frombuffer(data, np.uint8)

@@ -23,7 +23,11 @@ from storage.faults import Failing
 import chunkstore
 from chunkstore._format.constants import HEAD_NBYTES
 from chunkstore._ingest.convert import convert as module
+from chunkstore._ingest.convert.arrangement import arrange
+from chunkstore._ingest.convert.compare import compare
+from chunkstore._ingest.plan.planner import make_plan
 from chunkstore._ingest.plan.read import PIECE_NBYTES
+from chunkstore._ingest.plan.scan import scan_sources
 from chunkstore._storage import platform, syscalls
 from chunkstore.errors import CorruptError, IngestError, WriteError
 
@@ -324,6 +328,38 @@ def test_verify_compares_with_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "write_blocks", wrong)
     with pytest.raises(CorruptError, match=r"field 'data' .*0.npy.*: other bytes were read back"):
         chunkstore.convert(tmp_path / "src", tmp_path / "x.cks", verify=True)
+
+
+def test_verify_compares_the_shapes_of_ragged_rows(tmp_path: Path) -> None:
+    """The same bytes, cut otherwise, are other rows."""
+    flat = np.arange(12, dtype="i2")
+    for name, first in (("a", (2, 3)), ("b", (3, 2))):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "0.npy", flat[:6].reshape(first))
+        np.save(tmp_path / name / "1.npy", flat.reshape(3, 4))
+    chunkstore.convert(tmp_path / "a", tmp_path / "a.cks")
+    for name in "ab":
+        plan = make_plan(scan_sources([tmp_path / name]))
+        arrangement = arrange(plan, {}, 1 << 20, {})
+        if name == "a":
+            compare(plan, arrangement, str(tmp_path / "a.cks"), lambda nbytes: None)
+        else:
+            wrong = r"sample 0, field 'data' \(.*0.npy\): expected the leading shape \[3, 2\], read back \[2, 3\]"
+            with pytest.raises(CorruptError, match=wrong):
+                compare(plan, arrangement, str(tmp_path / "a.cks"), lambda nbytes: None)
+
+
+def test_verify_finds_a_row_that_is_too_long(tmp_path: Path) -> None:
+    """Also where it is read in parts, each of which is equal."""
+    flat = np.arange(PIECE_NBYTES // 4 + 20_000, dtype="i4")
+    for name, stop in (("long", len(flat)), ("short", len(flat) - 10_000)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "0.npy", flat[:stop])
+        np.save(tmp_path / name / "1.npy", flat[:7])
+    chunkstore.convert(tmp_path / "long", tmp_path / "long.cks")
+    plan = make_plan(scan_sources([tmp_path / "short"]))
+    with pytest.raises(CorruptError, match="sample 0, field 'data'"):
+        compare(plan, arrange(plan, {}, 1 << 20, {}), str(tmp_path / "long.cks"), lambda nbytes: None)
 
 
 # --- skipping ---

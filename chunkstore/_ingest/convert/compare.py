@@ -22,14 +22,14 @@ from chunkstore._verify.verify import verify
 from chunkstore.errors import CorruptError, IngestError
 
 _ADVICE: Final = "Nothing was published. Check the memory and the disk of this machine."
-_UNIT_KEYS: Final = 10_000
+_UNIT: Final = 10_000  # samples whose keys or shapes are compared at a time
 
 
 def compare(plan: Plan, arrangement: Arrangement, path: str, advance: Callable[[int], None]) -> None:
     """Prove that a container holds what the sources hold.
 
-    Its checksums are verified first; then every row is looked up in its index and compared with the source, byte for
-    byte; then keys.
+    Its checksums are verified first; then keys and shapes are compared with those of the sources, and every row is
+    looked up in the index and compared byte for byte.
 
     Args:
         plan, arrangement: what should be in it.
@@ -49,6 +49,9 @@ def compare(plan: Plan, arrangement: Arrangement, path: str, advance: Callable[[
         if index.num_samples != plan.num_samples or index.fields != plan.fields:
             raise CorruptError(f"{path}: read back {index.num_samples} samples of {index.fields}. {_ADVICE}")
         _compare_keys(plan, index)
+        for number, field in enumerate(plan.fields):
+            if field.ragged:
+                _compare_shapes(plan, index, number)
         with PlanReader(plan) as rows:
             both = _Comparison(plan, arrangement.codings, rows, source, index)
             for start, stop in pairwise(arrangement.starts.tolist()):
@@ -61,11 +64,26 @@ def _compare_keys(plan: Plan, index: Index) -> None:
         raise CorruptError(f"the keys were not written. {_ADVICE}")
     if index.keys is None or plan.keys is None:
         return
-    for start in range(0, plan.num_samples, _UNIT_KEYS):
-        stop = min(start + _UNIT_KEYS, plan.num_samples)
+    for start in range(0, plan.num_samples, _UNIT):
+        stop = min(start + _UNIT, plan.num_samples)
         wanted, found = list(plan.keys.slice(start, stop)), index.keys.texts(start, stop)
         if wanted != found:
             raise CorruptError(f"keys of samples {start} to {stop - 1}: others were read back. {_ADVICE}")
+
+
+def _compare_shapes(plan: Plan, index: Index, number: int) -> None:
+    """Rows with the same bytes may still differ in how they are cut."""
+    field, wanted = FieldIndex(index, number), plan.row_shapes(number)
+    for start in range(0, plan.num_samples, _UNIT):
+        positions = np.arange(start, min(start + _UNIT, plan.num_samples))
+        found = field.shapes(positions, field.counts(positions))
+        wrong = np.flatnonzero((found != wanted[positions]).any(axis=1))
+        if len(wrong):
+            sample = start + int(wrong[0])
+            raise CorruptError(
+                f"sample {sample}, field {plan.fields[number].name!r} ({plan.where(number, sample)}): expected the "
+                f"leading shape {wanted[sample].tolist()}, read back {found[wrong[0]].tolist()}. {_ADVICE}"
+            )
 
 
 class _Scratch:
