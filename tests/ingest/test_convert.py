@@ -330,13 +330,23 @@ def test_verify_compares_with_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
         chunkstore.convert(tmp_path / "src", tmp_path / "x.cks", verify=True)
 
 
+def test_none_is_the_default(tmp_path: Path) -> None:
+    """As of `chunkstore.open` and `Writer`."""
+    save_tree(tmp_path / "src", [(3,)] * 4)
+    usual = chunkstore.convert(tmp_path / "src", tmp_path / "a.cks")
+    said = chunkstore.convert(
+        tmp_path / "src", tmp_path / "b.cks", fields=None, dtype=None, include=None, exclude=None, codec=None
+    )
+    assert said.fingerprint == usual.fingerprint
+
+
 def test_verify_compares_the_shapes_of_ragged_rows(tmp_path: Path) -> None:
     """The same bytes, cut otherwise, are other rows."""
-    flat = np.arange(12, dtype="i2")
-    for name, first in (("a", (2, 3)), ("b", (3, 2))):
+    flat = np.arange(10, dtype="i2")
+    for name, first in (("a", (2, 3)), ("b", (1, 6))):
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "0.npy", flat[:6].reshape(first))
-        np.save(tmp_path / name / "1.npy", flat.reshape(3, 4))
+        np.save(tmp_path / name / "1.npy", flat.reshape(5, 2))
     chunkstore.convert(tmp_path / "a", tmp_path / "a.cks")
     for name in "ab":
         plan = make_plan(scan_sources([tmp_path / name]))
@@ -344,7 +354,7 @@ def test_verify_compares_the_shapes_of_ragged_rows(tmp_path: Path) -> None:
         if name == "a":
             compare(plan, arrangement, str(tmp_path / "a.cks"), lambda nbytes: None)
         else:
-            wrong = r"sample 0, field 'data' \(.*0.npy\): expected the leading shape \[3, 2\], read back \[2, 3\]"
+            wrong = r"sample 0, field 'data' \(.*0.npy\): expected the leading shape \[1, 6\], read back \[2, 3\]"
             with pytest.raises(CorruptError, match=wrong):
                 compare(plan, arrangement, str(tmp_path / "a.cks"), lambda nbytes: None)
 

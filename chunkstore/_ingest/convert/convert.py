@@ -60,10 +60,10 @@ def convert(
     path: str | os.PathLike[str],
     *,
     layout: Layout = "auto",
-    fields: FieldArg = (),
-    dtype: DtypeArg = (),
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    fields: FieldArg = None,
+    dtype: DtypeArg = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
     mode: Literal["x", "w"] = "x",
     workers: int | None = None,
     executor: Executor | None = None,
@@ -164,8 +164,8 @@ class _Work:
     progress: Tell | bool | None = field(repr=False)
 
 
-def _texts(patterns: Sequence[str] | str) -> Sequence[str]:
-    return (patterns,) if isinstance(patterns, str) else patterns
+def _texts(patterns: Sequence[str] | str | None) -> Sequence[str]:
+    return (patterns,) if isinstance(patterns, str) else patterns or ()
 
 
 def _check_arguments(

@@ -39,8 +39,8 @@ def make_plan(
     scan: Scan,
     *,
     layout: str = "auto",
-    fields: FieldArg = (),
-    dtype: DtypeArg = (),
+    fields: FieldArg = None,
+    dtype: DtypeArg = None,
     on_error: OnError = "fail",
     allow_pickle: bool = False,
 ) -> Plan:

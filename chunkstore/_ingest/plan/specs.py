@@ -11,8 +11,8 @@ import numpy as np
 from chunkstore._format import dtypes
 from chunkstore.errors import IngestError
 
-FieldArg = Sequence[str] | Mapping[str, str]
-DtypeArg = Sequence[str] | Mapping[str, Any] | type | np.dtype[Any]
+FieldArg = Sequence[str] | Mapping[str, str] | None
+DtypeArg = Sequence[str] | Mapping[str, Any] | type | np.dtype[Any] | None
 DATA: Final = "data"
 
 
@@ -83,7 +83,7 @@ def parse_fields(argument: FieldArg) -> dict[str, str]:
     Raises:
         IngestError: an empty name or source, or a name twice.
     """
-    return _parse(argument, "--field", "NAME=SOURCE")
+    return _parse(argument or (), "--field", "NAME=SOURCE")
 
 
 def _parse(argument: Sequence[str] | Mapping[str, Any], option: str, form: str) -> dict[str, Any]:
@@ -127,6 +127,8 @@ def parse_dtypes(argument: DtypeArg) -> DtypeSpec:
     Raises:
         IngestError: a type that a container cannot hold.
     """
+    if argument is None:
+        return DtypeSpec({}, None)
     if isinstance(argument, Mapping):
         return DtypeSpec({name: _dtype(value) for name, value in argument.items()}, None)
     if isinstance(argument, type | np.dtype):

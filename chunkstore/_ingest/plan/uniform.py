@@ -23,7 +23,7 @@ from chunkstore._ingest.plan.texts import Texts
 from chunkstore.errors import IngestError
 
 
-def plan_uniform(scan: Scan, *, layout: str = "auto", fields: FieldArg = (), dtype: DtypeArg = ()) -> Plan | None:
+def plan_uniform(scan: Scan, *, layout: str = "auto", fields: FieldArg = None, dtype: DtypeArg = None) -> Plan | None:
     """Plan that assumes that every file is like the first, or None where the full plan is needed to know.
 
     What it gives is what `make_plan` would give if the assumption holds; `read.read_uniform` checks it file by file.
