@@ -5,32 +5,30 @@ It makes every check that section 14 asks of a reader; what a verifier adds is i
 opinion on the package, with which it shares no line: made to be read, not to be fast.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import mmap
 import re
 import struct
 import sys
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
-from xxhash import xxh3_64_intdigest as xxh3_64
-from xxhash import xxh3_128_digest as xxh3_128
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-FormatError = type("FormatError", (ValueError,), {})
+FormatError: type[ValueError] = type("FormatError", (ValueError,), {})
 NAMES = "NotAContainerError UnsupportedVersionError UnsupportedFeatureError LimitError TruncatedError CorruptError"
 ERRORS = {name: type(name, (FormatError,), {}) for name in NAMES.split()}  # those of section 14
 
 
-def need(what: str, *conditions: object, error: str = "CorruptError") -> None:
-    if not all(conditions):
-        raise ERRORS[error](what)
+# 14: "What is beyond a limit is reported as that, before its consistency is looked at"
+def need(what: str, *conditions: object, limit: bool = True, error: str = "CorruptError") -> None:
+    if not limit or not all(conditions):
+        raise ERRORS[error if limit else "LimitError"](what)
 
 
 def attempt(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -45,79 +43,72 @@ def pad(x: int, a: int) -> int:
     return -(-x // a) * a
 
 
+def unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    need("a name twice in one object", len(dict(members)) == len(members))
+    return dict(members)
+
+
 def parse_object(raw: bytes) -> dict[str, Any]:
-    def unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
-        need("a name twice in one object", len(dict(members)) == len(members))
-        return dict(members)
-
-    def number(digits: str) -> float:
-        need("a number beyond float64", math.isfinite(float(digits)))
-        return int(digits) if digits.lstrip("-").isdecimal() else float(digits)
-
-    need("values of JSON", sum(map(raw.count, (b",", b"[", b"{"))) <= 1 << 20, error="LimitError")
+    need("values of JSON", limit=sum(map(raw.count, (b",", b"[", b"{"))) <= 1 << 20)
     text = attempt(raw.decode)
     brackets = re.sub(r'"(?:[^"\\]|\\.)*"|[^][{}"]', "", text)  # without those in texts
     levels = max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0)
-    need(f"{levels} levels of JSON", levels <= 64, error="LimitError")
-    numbers = dict.fromkeys(
-        ("parse_int", "parse_float", "parse_constant"), number
-    )  # `NaN` and `Infinity` are constants
-    value = attempt(json.loads, text, object_pairs_hook=unique, **numbers)
+    need(f"{levels} levels of JSON", limit=levels <= 64)
+    attempt(json.dumps, attempt(json.loads, text, parse_int=float), allow_nan=False)  # each number is a finite binary64
+    value: dict[str, Any] = attempt(json.loads, text, object_pairs_hook=unique)
     need("JSON that is no object", isinstance(value, dict))
     return value
 
 
 # == 4 Superblocks
 MAGIC = b"\x89CKS\r\n\x1a\n"
+MAX_NBYTES = 16 << 20  # 15: of a directory, of SCHEMA, ATTRS and DICTIONARY
 
 
 def parse_superblock(raw: bytes) -> tuple[Any, ...]:
     magic, major, flags, generation, end, offset, nbytes, digest = struct.unpack_from("<8sH6xQ32x4Q16s", raw)
     need("no magic", magic == MAGIC, error="NotAContainerError")
     need(f"format major {major}", major == 1, error="UnsupportedVersionError")
-    need("checksum of a superblock", xxh3_128(raw[:4080]) == raw[4080:])
-    need("values of a superblock", end <= 2**63 - 4096, nbytes <= 16 << 20, error="LimitError")
-    need("values of a superblock", generation >= 1, end % 4096 == offset % 4096 == 0)
-    need("place of a directory", nbytes >= 64, 8192 <= offset <= end - nbytes)
+    need("checksum of a superblock", xxh3_128_digest(raw[:4080]) == raw[4080:])
+    need("values of a superblock", generation >= 1, limit=end <= 2**63 - 4096 and nbytes <= MAX_NBYTES)
+    need("place of a directory", end % 4096 == offset % 4096 == 0, nbytes >= 64, 8192 <= offset <= end - nbytes)
     return generation, end, flags, offset, nbytes, digest
 
 
 def choose_superblock(head: bytes) -> tuple[Any, ...]:
-    valid, errors = [], []
-    for raw in (head[:4096], head[4096:]):
-        try:
+    a, b, valid = head[:4096], head[4096:], []
+    for raw in (a, b):
+        with suppress(FormatError):
             valid.append(parse_superblock(raw))
-        except FormatError as error:
-            errors.append(error)
     if not valid:
-        raise errors[isinstance(errors[0], ERRORS["NotAContainerError"])]
-    return max(valid, key=lambda values: values[0])  # of equal generations the first
+        return parse_superblock(a if a.startswith(MAGIC) else b)  # which raises the error that counts
+    return max(valid, key=lambda values: int(values[0]))  # of equal generations the first
 
 
 # == 5 Index segments
 SCHEMA, ATTRS, SHARD_STARTS, BLOCKS, CHUNK_SUMS, OFFSETS, SHAPES, STORED_OFFSETS, DICTIONARY = range(1, 10)
 KEY_BYTES, KEY_OFFSETS, KEY_HASHES, KEY_ORDER, SUPERSEDED = range(10, 15)
-NONE = 0xFFFFFFFF
+NONE = 0xFFFFFFFF  # the field of a section of no field
 
 
-class Segment:
-    def __init__(self, data: mmap.mmap, end: int, offset: int, nbytes: int, digest: bytes) -> None:  # 5.1, 5.2
-        need("nbytes of a directory", nbytes <= 16 << 20, error="LimitError")
-        need("place of a directory", nbytes >= 64, 8192 <= offset <= end - nbytes, offset % 4096 == 0)
-        self.data, self.offset, self.directory = data, offset, data[offset : offset + nbytes]
-        need("checksum of a directory", xxh3_128(self.directory) == digest)
-        magic, *counts, num_sections, num_earlier = struct.unpack_from("<8s5Q3I", self.directory)
+class Directory:
+    def __init__(self, data: mmap.mmap, end: int, offset: int, nbytes: int, digest: bytes) -> None:  # 5.1
+        need("nbytes of a directory", nbytes >= 64, limit=nbytes <= MAX_NBYTES)
+        need("place of a directory", offset % 4096 == 0, 8192 <= offset <= end - nbytes)
+        self.data, self.end, self.offset, self.directory = data, end, offset, data[offset : offset + nbytes]
+        need("checksum or magic", xxh3_128_digest(self.directory) == digest, self.directory[:8] == b"CKS-INDX")
+        *counts, num_sections, num_earlier = struct.unpack_from("<8x5Q3I", self.directory)
         self.first, self.num, self.first_shard, self.num_shards, self.nbytes, self.num_fields = counts
-        need("magic of a directory", magic == b"CKS-INDX")
-        need("samples or shards", self.first + self.num < 2**63, max(counts[2:4]) < 2**63, error="LimitError")
+        need("samples or shards", limit=max(self.first + self.num, self.first_shard, self.num_shards) < 2**63)
         need("nbytes of a segment", self.nbytes % 4096 == 0, self.nbytes <= end - offset)
-        need("fields or segments", self.num_fields < 65536, num_earlier < 64, error="LimitError")
-        need("nbytes of a directory", nbytes == 64 + 32 * num_sections + 48 * num_earlier)
-        self.earlier = list(struct.iter_unpack("<4Q16s", self.directory[64 + 32 * num_sections :]))
+        table_stop, is_few = 64 + 32 * num_sections, self.num_fields < 65536 and num_earlier < 64
+        need("nbytes of a directory", nbytes == table_stop + 48 * num_earlier, limit=is_few)
+        self.order_width = 4 if self.num < 2**32 else 8  # 5.3
+        self.earlier = list(struct.iter_unpack("<4Q16s", self.directory[table_stop:]))
         self.sections, before, stop = {}, (-1, -1), offset + nbytes
-        for kind, f, at, size, total in struct.iter_unpack("<2I3Q", self.directory[64 : 64 + 32 * num_sections]):
-            need(f"section {kind}", size <= 16 << 20 or kind not in (SCHEMA, ATTRS, DICTIONARY), error="LimitError")
-            need(f"place of section {kind}", before < (kind, f), at == pad(stop, 64))
+        for kind, f, at, size, total in struct.iter_unpack("<2I3Q", self.directory[64:table_stop]):
+            allowed = size <= MAX_NBYTES or kind not in (SCHEMA, ATTRS, DICTIONARY)
+            need(f"place of section {kind}", before < (kind, f), at == pad(stop, 64), limit=allowed)
             before, stop = (kind, f), at + pad(size, 8) + 8 * -(-size // 65536)
             self.sections[kind, f] = (at, size, at + pad(size, 8), stop, total)
         need("nbytes of a segment", offset + self.nbytes == pad(stop, 4096))
@@ -126,58 +117,34 @@ class Segment:
         need(f"section {kind} is missing", (kind, f) in self.sections)
         at, size, sums_at, sums_stop, total = self.sections[kind, f]
         sums, stop = self.data[sums_at:sums_stop], size if stop is None else stop
-        need(f"page sums of section {kind}", xxh3_64(sums) == total)
+        need(f"page sums of section {kind}", xxh3_64_intdigest(sums) == total)
         for p in range(start // 65536, -(-stop // 65536)):
-            page = self.data[at + 65536 * p : at + min(65536 * (p + 1), size)]
-            need(f"page {p} of section {kind}", xxh3_64(page) == int.from_bytes(sums[8 * p : 8 * p + 8], "little"))
+            page, page_sum = self.data[at + 65536 * p : at + min(65536 * (p + 1), size)], sums[8 * p : 8 * p + 8]
+            need(f"page {p} of section {kind}", xxh3_64_intdigest(page) == int.from_bytes(page_sum, "little"))
         return self.data[at + start : at + stop]
 
-    def numbers(self, kind: int, f: int, start: int, stop: int, dtype: str = "<u8") -> list[int]:
-        width = np.dtype(dtype).itemsize
-        return np.frombuffer(self.section(kind, f, width * start, width * stop), dtype).tolist()
-
-
-def check_sections(segment: Segment, fields: list[Field], has_keys: bool) -> None:  # 5.3
-    have = {place: size for place, (_, size, *_) in segment.sections.items() if SCHEMA <= place[0] <= SUPERSEDED}
-    n, s, some = segment.num, segment.num_shards, None  # some: any number of bytes
-    want = {SCHEMA: some, ATTRS: some, SHARD_STARTS: 8 * (s + 1), BLOCKS: 40 * s * len(fields)}
-    if has_keys:
-        order_nbytes = (4 if n < 2**32 else 8) * n
-        want |= {KEY_BYTES: some, KEY_OFFSETS: 8 * (n + 1), KEY_HASHES: 8 * n, KEY_ORDER: order_nbytes}
-    if (SUPERSEDED, NONE) in have:
-        want |= {SUPERSEDED: pad(have[SUPERSEDED, NONE], 24)}
-    want = {(kind, NONE): nbytes for kind, nbytes in want.items()}
-    for f, field in enumerate(fields):
-        want |= {(CHUNK_SUMS, f): some}
-        want |= {(OFFSETS, f): 8 * (n + 1)} if field.v else {}
-        want |= {(SHAPES, f): 8 * n * field.v} if field.v > 1 else {}
-        want |= {(STORED_OFFSETS, f): 8 * (n + 1)} if field.codec != "raw" else {}
-        if have.get((DICTIONARY, f)) and field.codec not in ("raw", "zlib", "blosc2"):
-            want |= {(DICTIONARY, f): some}
-    need("sections that are missing, or not called for", have.keys() == want.keys())
-    need("a section of a wrong length", all(want[place] in (some, have[place]) for place in want))
+    def numbers(self, kind: int, f: int, start: int, count: int = 1) -> list[int]:
+        width = self.order_width if kind == KEY_ORDER else 8
+        raw = self.section(kind, f, width * start, width * (start + count))
+        return [int(number) for number in np.frombuffer(raw, f"<u{width}")]  # an i64 below 0 as one from 2^63
 
 
 # == 6 Schema and attributes
-FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
-STORED_AS = {"string": "u1", "bfloat16": "V2", **dict.fromkeys(FLOAT8, "V1")}
 PLAIN = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)|complex(64|128)")
-TIME = re.compile(r"(?:datetime|timedelta)64\[([1-9][0-9]{0,9})?(?:Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\]")
+TIME = re.compile(r"(datetime|timedelta)64\[([1-9][0-9]{0,9})?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\]")
 WIDE = re.compile(r"(bytes|utf32)\[([1-9][0-9]{0,8})\]")
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
+OTHERS = {"string": "u1", "bfloat16": "V2", **dict.fromkeys(FLOAT8, "V1")}
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:  # 6.1
     time, wide = TIME.fullmatch(name), WIDE.fullmatch(name)
-    if PLAIN.fullmatch(name) or (time and 2 <= int(time[1] or 2) < 2**31):
+    if PLAIN.fullmatch(name) or (time and 2 <= int(time[2] or 2) < 2**31):
         return np.dtype(name).newbyteorder("<")
     if wide and int(wide[2]) < 2**29:
         return np.dtype(("S" if wide[1] == "bytes" else "<U") + wide[2])
-    need(f"dtype {name!r}", name in STORED_AS, error="UnsupportedFeatureError")
-    return np.dtype(STORED_AS[name])
-
-
-def check_nbytes(dtype: np.dtype[Any], shape: list[Any]) -> None:  # 15
-    need(f"shape {shape}", dtype.itemsize * math.prod(d for d in shape if d) < 2**63, error="LimitError")
+    need(f"dtype {name!r}", name in OTHERS, error="UnsupportedFeatureError")
+    return np.dtype(OTHERS[name])
 
 
 class Field:
@@ -185,88 +152,109 @@ class Field:
         need("a field that is no object", isinstance(member, dict))
         self.f, (self.name, self.dtype_name, self.codec) = f, (member.get(key) for key in ("name", "dtype", "codec"))
         need("name, dtype or codec", *(isinstance(x, str) for x in (self.name, self.dtype_name, self.codec)))
-        need(f"name {self.name!r}", self.name, not re.search("[\x00-\x1f\x7f\ud800-\udfff]", self.name))
-        need(f"name {self.name!r}", len(self.name.encode()) <= 255, error="LimitError")
+        need(f"name {self.name!r}", re.fullmatch("[^\x00-\x1f\x7f\ud800-\udfff]+", self.name))
+        need(f"name {self.name!r}", limit=len(self.name.encode()) <= 255)
         self.dtype, self.shape = numpy_dtype(self.dtype_name), member.get("shape")
-        shape = [None] if self.dtype_name == "string" else self.shape  # 8.3
+        shape: Any = [None] if self.dtype_name == "string" else self.shape  # 8.3
         need("shape", isinstance(self.shape, list), shape is self.shape or self.shape == [])
         need(f"shape {shape}", all(d is None or (type(d) is int and d >= 0) for d in shape))
-        need(f"shape {shape}", len(shape) <= 32, all(d < 2**63 for d in shape if d), error="LimitError")
-        check_nbytes(self.dtype, shape)
-        self.v = max((k + 1 for k, d in enumerate(shape) if d is None), default=0)  # 8.2; 0 where the shape is fixed
-        self.lead, self.item_shape = shape[: self.v], shape[self.v :]
-        self.item_nbytes = self.dtype.itemsize * math.prod(self.item_shape)
+        self.nbytes(shape)
+        self.v = max((k + 1 for k, d in enumerate(shape) if d is None), default=0)  # 8.2; 0 if nothing is ragged
+        self.item_shape = shape[self.v :]
+        self.item_nbytes = self.nbytes(self.item_shape)
+        self.may_have_dictionary = self.codec not in ("raw", "zlib", "blosc2")  # 5.3
+
+    def nbytes(self, shape: list[Any]) -> int:  # 15
+        nbytes = self.dtype.itemsize * math.prod(d for d in shape if d)
+        need(f"shape {shape}", limit=len(shape) <= 32 and nbytes < 2**63)
+        return 0 if 0 in shape else nbytes
 
 
-# == 7 Shards and blocks. `starts` and the positions of rows below are less the first sample of the segment; `ends`: of
-# the last block of each field.
-def check_shards(segment: Segment, fields: list[Field], end: int, ends: list[int]) -> None:
-    starts = [start - segment.first for start in segment.numbers(SHARD_STARTS, NONE, 0, segment.num_shards + 1)]
-    need("SHARD_STARTS", starts[0] == 0, starts[-1] == segment.num, all(a < b for a, b in pairwise(starts)))
-    entries = list(struct.iter_unpack("<5Q", segment.section(BLOCKS)))
-    segment.starts, segment.blocks = starts, [entries[f :: len(fields)] for f in range(len(fields))]  # [f][s]
-    for f, field in enumerate(fields):
-        groups = 0
-        for (b, stop), (offset, nbytes, _, step, group) in zip(pairwise(starts), segment.blocks[f], strict=True):
-            need("place of a block", 8192 <= offset <= end - nbytes, offset % 4096 == 0 or offset == ends[f])
-            need("nbytes of a block", field.v or field.codec != "raw" or nbytes == (stop - b) * field.item_nbytes)
-            need("groups of a block", step >= 1, group == groups)
-            groups, ends[f] = groups + -(-(stop - b) // step), offset + nbytes
-        need("length of CHUNK_SUMS", segment.sections[CHUNK_SUMS, f][1] == 8 * groups)
+def parse_schema(raw: bytes) -> list[Field]:
+    members: Any = parse_object(raw).get("fields")
+    need("SCHEMA has no fields", isinstance(members, list), members)
+    need(f"{len(members)} fields", limit=len(members) < 65536)
+    fields = [Field(f, member) for f, member in enumerate(members)]
+    need("names of fields are not unique", len({field.name for field in fields}) == len(fields))
+    return fields
 
 
-# == 8 Rows
-def row_shape(segment: Segment, field: Field, i: int) -> list[int]:
-    lead = []
-    if field.v:
-        start, stop = segment.numbers(OFFSETS, field.f, i, i + 2, "<i8")
-        v, count = field.v, stop - start
-        lead = segment.numbers(SHAPES, field.f, v * i, v * (i + 1), "<i8") if v > 1 else [count]
-        need("OFFSETS or SHAPES", 0 <= start <= stop, math.prod(lead) == count, *(d >= 0 for d in lead))
-        need("SHAPES", all(want in (None, d) for want, d in zip(field.lead, lead, strict=True)))
-        check_nbytes(field.dtype, lead + field.item_shape)
-    return lead + field.item_shape
+class Segment(Directory):  # the positions `i`, `b` and `stop` are less the first sample of the segment
+    def check_sections(self, fields: list[Field], has_keys: bool) -> None:  # 5.3
+        have = {place: size for place, (_, size, *_) in self.sections.items() if SCHEMA <= place[0] <= SUPERSEDED}
+        n, s, width, some = self.num, self.num_shards, self.order_width, -1  # some: any number of bytes
+        want = {SCHEMA: some, ATTRS: some, SHARD_STARTS: 8 * (s + 1), BLOCKS: 40 * s * len(fields)}
+        want |= {KEY_BYTES: some, KEY_OFFSETS: 8 * (n + 1), KEY_HASHES: 8 * n, KEY_ORDER: width * n} if has_keys else {}
+        want |= {SUPERSEDED: pad(have[SUPERSEDED, NONE], 24)} if (SUPERSEDED, NONE) in have else {}
+        nbytes = {(kind, NONE): want[kind] for kind in want}
+        for f, field in enumerate(fields):
+            nbytes |= {(CHUNK_SUMS, f): some}
+            nbytes |= {(OFFSETS, f): 8 * (n + 1)} if field.v else {}
+            nbytes |= {(SHAPES, f): 8 * n * field.v} if field.v > 1 else {}
+            nbytes |= {(STORED_OFFSETS, f): 8 * (n + 1)} if field.codec != "raw" else {}
+            nbytes |= {(DICTIONARY, f): some} if field.may_have_dictionary and have.get((DICTIONARY, f)) else {}
+        fits = all(nbytes.get(place) in (some, size) for place, size in have.items())
+        need("a section is missing, not called for, or of another length", have.keys() == nbytes.keys(), fits)
 
+    def check_blocks(self, fields: list[Field], ends: list[int]) -> None:  # 7; ends: of the last block of each field
+        starts = [start - self.first for start in self.numbers(SHARD_STARTS, NONE, 0, self.num_shards + 1)]
+        need("SHARD_STARTS", starts[0] == 0, starts[-1] == self.num, all(a < b for a, b in pairwise(starts)))
+        entries = list(struct.iter_unpack("<5Q", self.section(BLOCKS)))
+        self.blocks = [list(zip(pairwise(starts), entries[f :: len(fields)], strict=True)) for f in range(len(fields))]
+        for f, field in enumerate(fields):
+            groups = 0
+            for (b, stop), (offset, nbytes, _, step, group) in self.blocks[f]:
+                need("place of a block", 8192 <= offset <= self.end - nbytes, offset % 4096 == 0 or offset == ends[f])
+                need("nbytes of a block", field.v or field.codec != "raw" or nbytes == (stop - b) * field.item_nbytes)
+                need("groups of a block", step >= 1, group == groups)
+                groups, ends[f] = groups + -(-(stop - b) // step), offset + nbytes
+            need("length of CHUNK_SUMS", self.sections[CHUNK_SUMS, f][1] == 8 * groups)
 
-def begin(segment: Segment, field: Field, i: int) -> int:  # where the chunk of a row begins, up to a constant
-    if field.codec != "raw":
-        return segment.numbers(STORED_OFFSETS, field.f, i, i + 1)[0]  # 11
-    return field.item_nbytes * (segment.numbers(OFFSETS, field.f, i, i + 1, "<i8")[0] if field.v else i)
+    def row_shape(self, field: Field, i: int) -> list[int]:  # 8; a row of a fixed shape is an item
+        start, stop = self.numbers(OFFSETS, field.f, i, 2) if field.v else (i, i + 1)
+        lead = self.numbers(SHAPES, field.f, field.v * i, field.v) if field.v > 1 else [stop - start][: field.v]
+        need("OFFSETS or SHAPES", start <= stop < 2**63, math.prod(lead) == stop - start)
+        need("SHAPES", all(d < 2**63 and want in (None, d) for want, d in zip(field.shape, lead, strict=False)))
+        return [*lead, *field.item_shape]
 
+    def begin(self, field: Field, i: int) -> int:  # where the chunk of a row begins, up to a constant
+        if field.codec != "raw":
+            return self.numbers(STORED_OFFSETS, field.f, i)[0]  # 11
+        return field.item_nbytes * (self.numbers(OFFSETS, field.f, i)[0] if field.v else i)
 
-# == 9 Chunk sums
-def read_chunk(segment: Segment, field: Field, i: int) -> bytes:
-    s = bisect_right(segment.starts, i) - 1
-    b, stop = segment.starts[s : s + 2]
-    offset, nbytes, _, step, first_group = segment.blocks[field.f][s]
-    group, within = divmod(i - b, step)
-    rows = (b, i - within, i, i + 1, min(i - within + step, stop))
-    begins = {row: begin(segment, field, row) for row in set(rows)}
-    a, row_a, row_z, z = (begins[row] - begins[b] for row in rows[1:])
-    need("a row outside its block", 0 <= a <= row_a <= row_z <= z <= nbytes)
-    raw, g = segment.data[offset + a : offset + z], first_group + group
-    need(f"chunk sum {g} of {field.name!r}", [xxh3_64(raw)] == segment.numbers(CHUNK_SUMS, field.f, g, g + 1))
-    return raw[row_a - a : row_z - a]
+    def chunk(self, field: Field, i: int) -> bytes:  # 9
+        (b, stop), (offset, nbytes, _, step, first_group) = next(x for x in self.blocks[field.f] if i < x[0][1])
+        group, within = divmod(i - b, step)
+        rows = (b, i - within, i, i + 1, min(i - within + step, stop))
+        origin, a, row_a, row_z, z = (self.begin(field, row) for row in rows)
+        need("a row outside its block", origin <= a <= row_a <= row_z <= z <= origin + nbytes)
+        raw = self.data[offset + a - origin : offset + z - origin]
+        chunk_sum = self.numbers(CHUNK_SUMS, field.f, first_group + group)
+        need(f"chunk sum of row {i} of {field.name!r}", [xxh3_64_intdigest(raw)] == chunk_sum)
+        return raw[row_a - a : row_z - a]
 
+    def key(self, i: int) -> str:  # 10
+        a, z = self.numbers(KEY_OFFSETS, NONE, i, 2)
+        need("KEY_OFFSETS", a < z <= self.sections[KEY_BYTES, NONE][1], i > 0 or a == 0)
+        need("nbytes of a key", limit=z - a <= 65535)
+        key: str = attempt(self.section(KEY_BYTES, NONE, a, z).decode)
+        need("U+0000 in a key", "\0" not in key)
+        return key
 
-# == 10 Keys
-def read_key(segment: Segment, i: int) -> str:
-    a, z = segment.numbers(KEY_OFFSETS, NONE, i, i + 2)
-    need("KEY_OFFSETS", a < z <= segment.sections[KEY_BYTES, NONE][1], i > 0 or a == 0)
-    need("nbytes of a key", z - a <= 65535, error="LimitError")
-    key = attempt(segment.section(KEY_BYTES, NONE, a, z).decode)
-    need("U+0000 in a key", "\0" not in key)
-    return key
+    def find(self, key: str) -> Iterator[int]:
+        for place, key_hash in enumerate(self.numbers(KEY_HASHES, NONE, 0, self.num)):
+            if key_hash == xxh3_64_intdigest(key.encode()):
+                (i,) = self.numbers(KEY_ORDER, NONE, place)
+                need("KEY_ORDER", i < self.num)
+                if self.key(i) == key:
+                    yield self.first + i
 
-
-def find_key(segment: Segment, key: str) -> int | None:
-    for place, key_hash in enumerate(segment.numbers(KEY_HASHES, NONE, 0, segment.num)):
-        if key_hash == xxh3_64(key.encode()):
-            (i,) = segment.numbers(KEY_ORDER, NONE, place, place + 1, "<u4" if segment.num < 2**32 else "<u8")
-            need("KEY_ORDER", i < segment.num)
-            if read_key(segment, i) == key:
-                return segment.first + i
-    return None
+    def row(self, field: Field, i: int) -> Any:  # 11; an array; a str where the dtype is string
+        need(f"codec {field.codec!r}", field.codec in LIBRARIES, error="UnsupportedFeatureError")
+        chunk, shape, place = self.chunk(field, i), self.row_shape(field, i), (DICTIONARY, field.f)
+        nbytes, dictionary = field.nbytes(shape), self.section(*place) if place in self.sections else b""
+        raw = attempt(decode, field.codec, chunk, nbytes, dictionary)
+        return attempt(raw.decode) if field.dtype_name == "string" else np.ndarray(shape, field.dtype, raw)
 
 
 # == 11 Codecs
@@ -284,23 +272,14 @@ def decode(codec: str, chunk: bytes, nbytes: int, dictionary: bytes) -> bytes:
         decoder = library.ZstdDecompressor(library.ZstdCompressionDict(dictionary) if dictionary else None)
         raw = decoder.decompress(chunk, max_output_size=nbytes, allow_extra_data=False)
     elif codec == "blosc2" and nbytes:
-        need("head of a chunk", len(chunk) >= 32)
-        flags, width, size, block, stored = struct.unpack_from("<2xBB3I", chunk)
-        need("head of a chunk", (size, stored) == (nbytes, len(chunk)), flags & 5 == 5, width > 0)
-        need("compressor or filters", flags >> 5 in (0, 1, 3, 4), max(chunk[16:22]) <= 4, chunk[30] == 0)
-        need("dictionary, lazy, or not initialized", chunk[31] & 0x89 == 0, chunk[31] >> 4 <= 3)
-        need("block size", flags & 2 or chunk[31] & 0x70 or (block >= width and block % width == 0))
+        flags, width, size, block, stored, *filters, zero, special = struct.unpack_from("<2xBB3I6B8xBB", chunk)
+        need("flags or filters", flags & 5 == 5, flags >> 5 in (0, 1, 3, 4), max(filters) <= 4, zero == 0)
+        need("dictionary, lazy, or not initialized", special & 0x89 == 0, special >> 4 <= 3)
+        need("sizes", (size, stored) == (nbytes, len(chunk)), width > 0)
+        need("size of a block", flags & 2 or special & 0x70 or (block >= width and block % width == 0))
         raw = library.decompress2(chunk)
     need(f"{len(raw)} bytes of a row, expected {nbytes}", len(raw) == nbytes)
     return raw
-
-
-def read_row(segment: Segment, field: Field, i: int) -> Any:  # an array; a str where the dtype is string
-    need(f"codec {field.codec!r}", field.codec in LIBRARIES, error="UnsupportedFeatureError")
-    chunk, shape, place = read_chunk(segment, field, i), row_shape(segment, field, i), (DICTIONARY, field.f)
-    dictionary = segment.section(*place) if place in segment.sections else b""
-    raw = attempt(decode, field.codec, chunk, field.dtype.itemsize * math.prod(shape), dictionary)
-    return attempt(raw.decode) if field.dtype_name == "string" else np.ndarray(shape, field.dtype, raw)
 
 
 # == 14 Reading
@@ -321,28 +300,23 @@ class Container:
         for x in self.segments:  # 12
             need("order of the segments", x.first == self.num_samples, x.first_shard == num_shards)
             self.num_samples, num_shards = x.first + x.num, x.first_shard + x.num_shards
-        members = parse_object(newest.section(SCHEMA)).get("fields")
-        need("SCHEMA has no fields", isinstance(members, list), members)
-        need(f"{len(members)} fields", len(members) < 65536, error="LimitError")
-        self.fields = [Field(f, member) for f, member in enumerate(members)]
-        need("SCHEMA differs between segments", len({x.section(SCHEMA) for x in self.segments}) == 1)
-        self.names, ends = [field.name for field in self.fields], [0] * len(members)
-        need("names of fields are not unique", len(set(self.names)) == len(members))
+        self.fields = parse_schema(newest.section(SCHEMA))
+        self.names, ends = [field.name for field in self.fields], [0] * len(self.fields)
         self.has_keys = (KEY_BYTES, NONE) in newest.sections
         for x in self.segments:
-            need("number of fields", x.num_fields == len(members))
-            check_sections(x, self.fields, self.has_keys)
-            check_shards(x, self.fields, self.end, ends)
+            need("SCHEMA differs", x.num_fields == len(self.fields), x.section(SCHEMA) == newest.section(SCHEMA))
+            x.check_sections(self.fields, self.has_keys)
+            x.check_blocks(self.fields, ends)
 
     def rows(self, name: str) -> Iterator[Any]:
         field = self.fields[self.names.index(name)]
-        return (read_row(x, field, i) for x in self.segments for i in range(x.num))
+        return (x.row(field, i) for x in self.segments for i in range(x.num))
 
     def keys(self) -> list[str]:
-        return [read_key(x, i) for x in self.segments if self.has_keys for i in range(x.num)]
+        return [x.key(i) for x in self.segments if self.has_keys for i in range(x.num)]
 
     def find(self, key: str) -> int | None:
-        found = [find_key(x, key) for x in self.segments if self.has_keys]
+        found = [next(x.find(key), None) for x in self.segments if self.has_keys]
         return next((i for i in found if i is not None), None)
 
     def attrs(self) -> dict[str, Any]:
