@@ -24,10 +24,10 @@ from chunkstore._storage.source import open_source
 if TYPE_CHECKING:
     from chunkstore._write.index_writer import IndexWriter  # of the converter: workers start without it
 
-# A row that a codec cannot make smaller: zlib adds 5 bytes for each 16 KiB and 11, zstd 3 for each 128 KiB and 18 (less
-# than 64 in all for short ones), Blosc2 32.
+# A row that a codec cannot make smaller: zlib adds 5 bytes for each 16 KiB and 11, zlib-ng at level 1 a bit for each
+# byte, zstd 3 bytes for each 128 KiB and 18 (less than 64 in all for short ones), Blosc2 32.
 _ROW_ROOM: Final = 64
-_SHARE_ROOM: Final = 1024
+_SHARE_ROOM: Final = 8
 
 
 @dataclass(frozen=True)
