@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from command import run
 import chunkstore
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._ingest.convert.coded import most_nbytes
+from chunkstore._storage.sink import Sink
 
 pytest.importorskip("blosc2")
 
@@ -201,6 +203,25 @@ def test_a_zlib_that_makes_noise_longer(tmp_path: Path, monkeypatch: pytest.Monk
     chunkstore.convert(tmp_path / "a.npy", path, codec={"data": "zlib:1"}, shard_nbytes=100_000, verify=True)
     with chunkstore.open(path) as ds:
         assert ds.batch(range(20))["data"].tobytes() == rows.tobytes()
+
+
+def test_a_disk_slower_than_a_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last piece of a raw field is still being written while the next field is read and encoded."""
+    pwrite = Sink.pwrite
+
+    def slow(self: Sink, offset: int, buffer: Any) -> None:
+        if isinstance(buffer, memoryview):  # not what a codec made
+            time.sleep(0.3)
+        pwrite(self, offset, buffer)
+
+    a, b = (np.random.default_rng(0).integers(0, 256, (3000, size), np.uint8) for size in (4096, 8192))
+    np.savez(tmp_path / "a.npz", a=a, b=b)
+    monkeypatch.setattr(Sink, "pwrite", slow)
+    path = tmp_path / "a.cks"
+    chunkstore.convert(tmp_path / "a.npz", path, layout="rows", codec={"b": "zlib:0"}, workers=1)
+    with chunkstore.open(path) as ds:
+        assert np.array_equal(ds.column("a"), a)
+        assert np.array_equal(ds.column("b"), b)
 
 
 @pytest.mark.parametrize("codec", ["zlib:0", "zlib:9", "zstd:1", "zstd:19", "blosc2", "blosc2:lz4,9,bitshuffle"])

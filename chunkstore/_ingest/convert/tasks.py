@@ -247,7 +247,6 @@ class _Pipe:
         """Memory that nobody uses now."""
         while len(self._jobs) >= len(self._buffers):
             self._jobs.popleft().result()
-        self._turn = (self._turn + 1) % len(self._buffers)
         if len(self._buffers[self._turn]) < nbytes:
             # Memory that was never touched costs nothing, so a small job pays for no large buffer.
             self._buffers[self._turn] = np.empty(max(nbytes, PIECE_NBYTES), np.uint8).data
@@ -259,6 +258,7 @@ class _Pipe:
             self.sink.pwrite(offset, piece)
         else:
             self._jobs.append(self._thread.submit(self.sink.pwrite, offset, piece))
+            self._turn = (self._turn + 1) % len(self._buffers)  # here: what is asked for and not put stays free
 
     def settle(self) -> None:
         """Wait until everything is written."""
