@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -12,6 +13,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import strategies
+from command import run
 from hypothesis import given, settings
 
 import chunkstore
@@ -279,6 +281,19 @@ def test_describes_itself(ds: Containers) -> None:
 
 
 # --- reading ---
+
+
+def test_info_of_all(tmp_path: Path) -> None:
+    """The ratio of a field is that of all its rows, whatever codecs they have."""
+    for name, codec in (("a", "zlib"), ("b", "raw"), ("c", "zlib:9")):
+        with Writer(tmp_path / f"{name}.cks", codec={"x": codec}) as writer:
+            writer.add({"x": np.zeros(1000, np.uint8)})
+    x = json.loads(run("info", tmp_path, "--json").stdout)["fields"][0]
+    parts = [json.loads(run("info", path, "--json").stdout)["fields"][0] for path in tmp_path.iterdir()]
+    assert x["nbytes"] == sum(part["nbytes"] for part in parts)
+    assert x["ratio"] == 3000 / x["nbytes"]
+    assert x["num_extents"] == 3
+    assert f"{x['ratio']:.2f}        3" in run("info", tmp_path).stdout
 
 
 def test_reads_as_one(ds: Containers) -> None:

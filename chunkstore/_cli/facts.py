@@ -7,7 +7,6 @@ from collections import Counter
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chunkstore._cli.options import open_container
 from chunkstore._cli.output import nbytes_text, one_line, plural, shape_text, table
@@ -55,7 +54,7 @@ def _joined_facts(ds: Containers) -> dict[str, Any]:
     for path in ds.paths:
         with open_container(path) as part:
             parts.append(container_facts(part))
-    fields = [_schema_facts(field, ds._field_index(field.name).block_nbytes) for field in ds.fields.values()]
+    fields = [_joined_field(field, [f for part in parts for f in part["fields"]]) for field in ds.fields.values()]
     return {
         "path": ds.path,
         "num_samples": len(ds),
@@ -67,28 +66,33 @@ def _joined_facts(ds: Containers) -> dict[str, Any]:
     }
 
 
-def _schema_facts(field: Field, block_nbytes: NDArray[Any]) -> dict[str, Any]:
+def _joined_field(field: Field, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same of a field of several, from what is known of the fields of each."""
+    mine = [part for part in parts if part["name"] == field.name]
+    nbytes, decoded, extents = (
+        sum(part[name] for part in mine) for name in ("nbytes", "decoded_nbytes", "num_extents")
+    )
+    return _facts_of(field, nbytes, decoded, extents)
+
+
+def _field_facts(index: Index, number: int) -> dict[str, Any]:
+    found = FieldIndex(index, number)
+    extents, nbytes = found.extents(), int(index.blocks[:, number]["nbytes"].sum())
+    facts = _facts_of(index.fields[number], nbytes, found.decoded_nbytes(), len(extents))
+    return {**facts, "offset": extents[0].offset if len(extents) == 1 else None}
+
+
+def _facts_of(field: Field, nbytes: int, decoded: int, num_extents: int) -> dict[str, Any]:
     return {
         "name": field.name,
         "dtype": field.dtype,
         "shape": list(field.shape),
         "codec": field.codec,
         "row_nbytes": field.row_nbytes,
-        "nbytes": int(block_nbytes.sum()),
-    }
-
-
-def _field_facts(index: Index, number: int) -> dict[str, Any]:
-    found = FieldIndex(index, number)
-    extents, decoded = found.extents(), found.decoded_nbytes()
-    facts = _schema_facts(index.fields[number], index.blocks[:, number]["nbytes"])
-    nbytes = facts["nbytes"]
-    return {
-        **facts,
+        "nbytes": nbytes,
         "decoded_nbytes": decoded,
         "ratio": decoded / nbytes if nbytes else 1.0,
-        "num_extents": len(extents),
-        "offset": extents[0].offset if len(extents) == 1 else None,
+        "num_extents": num_extents,
     }
 
 
@@ -200,8 +204,8 @@ def _fields_text(fields: list[dict[str, Any]]) -> str:
                 field["codec"],
                 row,
                 f"{field['nbytes']:,}",
-                "" if field["codec"] == RAW or "ratio" not in field else f"{field['ratio']:.2f}",
-                f"{field['num_extents']:,}" if "num_extents" in field else "",
+                "" if field["codec"] == RAW else f"{field['ratio']:.2f}",
+                f"{field['num_extents']:,}",
             )
         )
     return table(rows, right=(4, 5, 6, 7))
