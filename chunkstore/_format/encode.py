@@ -96,9 +96,7 @@ def _parse_blosc2(options: list[str]) -> CodecOptions:
     rest = list(options)
     compressor = rest.pop(0) if rest and rest[0] in _COMPRESSORS else "zstd"
     shuffle = rest.pop() if rest and rest[-1] in _FILTERS else "shuffle"
-    if len(rest) > 1:
-        raise ValueError(f"{rest[0]!r} is no option of blosc2 at this place")
-    return CodecOptions("blosc2", _level("blosc2", rest), False, compressor, shuffle)
+    return CodecOptions("blosc2", _level("blosc2", rest and [",".join(rest)]), False, compressor, shuffle)
 
 
 def _level(name: str, options: list[str]) -> int:

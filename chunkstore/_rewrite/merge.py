@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chunkstore._format.codec import RAW
 from chunkstore._format.constants import HEAD_NBYTES, PART_ALIGNMENT, Kind
 from chunkstore._format.field_index import FieldIndex
 from chunkstore._format.index import Index
@@ -33,6 +34,7 @@ from chunkstore._write.target import finish_new
 from chunkstore.errors import SchemaError
 
 _PIECE_NBYTES: Final = 64 << 20
+_ONE_CODEC: Final = "Give them one codec without a dictionary with `chunkstore repack --codec`, or open them together"
 _WRONG: Final = (
     "the copy is not right, so nothing was published. An input is damaged (run `chunkstore verify` on each), or the "
     "copy was not stored as it was written. First"
@@ -181,6 +183,8 @@ def _check_alike(inputs: Sequence[_Input]) -> None:
                 f"{a} in the one, {b} in the other" for a, b in zip(other.fields, first.fields, strict=False) if a != b
             ]
             detail = differing[0] if differing else f"{len(other.fields)} against {len(first.fields)} fields"
+            if [replace(field, codec=RAW) for field in other.fields] == [replace(f, codec=RAW) for f in first.fields]:
+                detail += f". {_ONE_CODEC}"
             raise SchemaError(f"{other.path} and {first.path} have different fields: {detail}")
     # One without samples has no dictionary yet, nor is it open whether it has keys.
     filled = [entry for entry in inputs if entry.num_samples]
@@ -188,7 +192,7 @@ def _check_alike(inputs: Sequence[_Input]) -> None:
         if other.dictionaries != filled[0].dictionaries:
             raise SchemaError(
                 f"{other.path} and {filled[0].path} have different codec dictionaries, and merge copies chunks as they "
-                "are. Give them one codec without a dictionary with `chunkstore repack --codec`, or open them together"
+                f"are. {_ONE_CODEC}"
             )
         if other.has_keys != filled[0].has_keys:
             named = other.path if other.has_keys else filled[0].path
