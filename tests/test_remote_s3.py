@@ -152,6 +152,12 @@ def test_nothing_is_overwritten_unless_wanted(root: str, rows: Any, tmp_path: Pa
         chunkstore.convert(tmp_path / "x.npy", f"{root}/notes.txt", layout="rows", mode="w")
 
 
+def test_a_bucket_that_is_not_there(root: str, rows: Any, tmp_path: Path) -> None:
+    """Of an upload it is no news that there is no such object."""
+    with pytest.raises(FileNotFoundError, match="there is no such bucket; nothing was uploaded"):
+        chunkstore.convert(tmp_path / "x.npy", "s3://nosuch/a.cks", layout="rows")
+
+
 def test_an_object_that_came_meanwhile_stays(root: str, rows: Any, tmp_path: Path, server: S3Server) -> None:
     """The upload itself refuses, too: another one may have been quicker."""
     from chunkstore._storage.objects import RemoteObject

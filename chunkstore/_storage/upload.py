@@ -26,6 +26,7 @@ def uploaded(path: str | os.PathLike[str], mode: str, remote: Remote | None) -> 
     Raises:
         FileExistsError: there is an object that must stay.
         PermissionError, RemoteError: the server refuses, or fails; nothing was published.
+        FileNotFoundError: there is no such bucket, which the server says at the upload only.
         ValueError: a web server, to which nothing can be uploaded; `remote` without a URL.
     """
     if not is_url(path):
@@ -45,6 +46,10 @@ def uploaded(path: str | os.PathLike[str], mode: str, remote: Remote | None) -> 
             raise KeyboardInterrupt(f"interrupted: nothing was uploaded to {path}. Run the same again") from None
         try:
             target.put(local, overwrite=mode == "w")
+        except FileNotFoundError as error:
+            if error.filename != target.url:
+                raise
+            raise FileNotFoundError(errno.ENOENT, "there is no such bucket; nothing was uploaded", target.url) from None
         except KeyboardInterrupt:  # seen only when the client is back, which may have done all
             text = f"interrupted at the upload: {path} is there as a whole, or as it was before: chunkstore info tells"
             raise KeyboardInterrupt(text) from None
