@@ -368,6 +368,17 @@ def test_a_damaged_object_is_recovered(server: RangeServer, folder: Path, tmp_pa
     assert len(requests) < 10
 
 
+def test_a_slice_from_the_head_on_is_fetched_once(server: RangeServer, tmp_path: Path) -> None:
+    """Its first rows came with the opening of the object, the others did not: no byte of these comes twice."""
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (300, 16 << 10), np.uint8))
+    chunkstore.convert(tmp_path / "a.npy", tmp_path / "a.cks", layout="rows")
+    server.objects["head.cks"] = (tmp_path / "a.cks").read_bytes()
+    with chunkstore.open(server.url("head.cks")) as ds:
+        with server.counting() as requests:
+            assert np.array_equal(ds[10:200]["data"], np.load(tmp_path / "a.npy")[10:200])
+        assert len(requests) == 1
+
+
 def test_slices_are_one_call(server: RangeServer, folder: Path) -> None:
     """All fields of a slice come at once: as many requests as there are runs of them, under way together."""
     wanted = chunkstore.open(folder / "front.cks")[200:260]

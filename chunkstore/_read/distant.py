@@ -15,6 +15,7 @@ from chunkstore._format.section import join_ranges
 from chunkstore._read.batch import Positions, is_run
 from chunkstore._read.gather import FixedRows, Rows
 from chunkstore._read.ragged import Ragged
+from chunkstore._storage.ranges import coalesce
 from chunkstore._storage.remote import RemoteSource
 from chunkstore._storage.source import Source
 from chunkstore.errors import FormatError, ReplacedError
@@ -44,6 +45,9 @@ def batch(
     rows = [each.index.rows(positions) for each in straight.values()]
     sums = [each.checker.needed_sums(positions) for each in straight.values()]
     offsets, nbytes = join_ranges([*rows, *sums, rest])
+    if run:  # it is read at once, and would be fetched again where a part of it is in the head and the rest is not
+        starts, stops = coalesce(offsets[nbytes > 0], (offsets + nbytes)[nbytes > 0], 0)
+        offsets, nbytes = starts, stops - starts
     # A very large batch is not in memory twice: each field is read in steps.
     if int(nbytes.sum()) > _STAGED_NBYTES:
         straight = {}
