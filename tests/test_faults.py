@@ -88,6 +88,30 @@ def test_processes_killed_at_random(memory: Path) -> None:
     assert findings.wrong == []
 
 
+@needs_fork
+def test_a_process_that_ends_before_it_is_killed_is_found(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An append that fails by itself is no kill that went well."""
+
+    def fails(path: Path) -> None:
+        os.write(1, b"3\n")
+        raise chunkstore.WriteError
+
+    monkeypatch.setattr(faults, "endless_appends", fails)
+    findings = Findings()
+    faults.try_random_kills(memory, findings, 1)
+    assert findings.wrong == ["the appending process ended by itself"]
+
+
+@needs_fork
+def test_a_process_that_finishes_without_its_work_is_found(memory: Path) -> None:
+    """Only a process that was killed, or said that it failed, may leave the container as it was."""
+    operation = Operation("idle", APPEND.prepare, lambda folder: None, APPEND.before, APPEND.after)
+    findings = Findings()
+    faults.try_kills(memory, operation, findings)
+    assert findings.tried == 1
+    assert "expected one of (14,)" in findings.wrong[0]
+
+
 def test_real_calls_that_fail_or_are_the_last(memory: Path) -> None:
     """The same through the kernel: strace kills the process at a call, or lets the call fail."""
     reason = faults.why_no_strace()
@@ -98,6 +122,10 @@ def test_real_calls_that_fail_or_are_the_last(memory: Path) -> None:
         faults.try_strace(memory, APPEND, findings, injected, range(2, 3), ("fdatasync", "pwrite64"))
     assert findings.wrong == []
     assert findings.tried == 4
+    index = [call for call in faults.STRACE_CALLS if call.startswith("pwritev")]  # one of them writes the index
+    faults.try_strace(memory, APPEND, findings, "error=EIO", range(1, 2), tuple(index))
+    assert findings.wrong == []
+    assert findings.tried == 5
 
 
 @pytest.mark.parametrize(

@@ -305,21 +305,23 @@ def try_kills(folder: Path, operation: Operation, findings: Findings, every: int
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         findings.tried += 1
-        findings.raised["killed" if os.WIFSIGNALED(status) else "finished"] += 1
+        finished = not os.WIFSIGNALED(status)
+        findings.raised["finished" if finished else "killed"] += 1
         findings.wrong += [
-            f"{operation.name}, killed before call {number}: {w}" for w in _judge_killed(place, operation)
+            f"{operation.name}, killed before call {number}: {w}" for w in _judge_killed(place, operation, finished)
         ]
         shutil.rmtree(place)
 
 
-def _judge_killed(place: Path, operation: Operation) -> Iterator[str]:
+def _judge_killed(place: Path, operation: Operation, finished: bool) -> Iterator[str]:
+    """What is wrong after a process that was killed, or failed, or finished as if nothing was."""
     path = place / "a.cks"
-    if not path.exists():
-        if operation.before is not None:
-            yield "the container is gone"
-    else:
-        yield from _goes_on(path, (operation.before, operation.after))
-    if operation.before is None and not path.exists():  # what the dead one left is in nobody's way
+    possible = (operation.after,) if finished else (operation.before, operation.after)
+    if path.exists():
+        yield from _goes_on(path, possible)
+    elif None not in possible:
+        yield "the container is gone"
+    else:  # what the dead one left is in nobody's way
         operation.run(place)
         yield from read_fully(path, tuple(range(operation.after)), whole=True)
 
@@ -358,8 +360,10 @@ def try_random_kills(folder: Path, findings: Findings, times: int, seed: int = 0
     path = folder / "random.cks"
     write(path, 0, 3)
     for _ in range(times):
-        said = last_acknowledged(path, rng.random() * 0.05)
+        said, killed = last_acknowledged(path, rng.random() * 0.05)
         findings.tried += 1
+        if not killed:
+            findings.wrong.append("the appending process ended by itself")
         with chunkstore.open(path) as ds:
             count = len(ds)
         if count < said:
@@ -374,11 +378,11 @@ def try_random_kills(folder: Path, findings: Findings, times: int, seed: int = 0
     path.unlink()
 
 
-def last_acknowledged(path: Path, seconds: float, disaster: Callable[[], None] = lambda: None) -> int:
+def last_acknowledged(path: Path, seconds: float, disaster: Callable[[], None] = lambda: None) -> tuple[int, bool]:
     """Fork a process that appends; after `seconds` of it the disaster, then kill it.
 
     Returns:
-        The last number that it acknowledged.
+        The last number that it acknowledged, and whether it was at work until it was killed.
     """
     reading, writing = os.pipe()
     pid = os.fork()
@@ -394,9 +398,9 @@ def last_acknowledged(path: Path, seconds: float, disaster: Callable[[], None] =
         time.sleep(seconds)
         disaster()
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        _, status = os.waitpid(pid, 0)
         lines = (first + stream.read()).split(b"\n")
-    return max(int(line) for line in lines[:-1])
+    return max(int(line) for line in lines[:-1]), os.WIFSIGNALED(status)
 
 
 _CHILD = """
@@ -406,7 +410,10 @@ from pathlib import Path
 from tools.battery import faults
 {{op.name: op for op in faults.OPERATIONS}}[{name!r}].run(Path({folder!r}))
 """
-STRACE_CALLS = ("pwrite64", "pwritev", "fdatasync", "fsync", "ftruncate", "link", "rename", "unlink", "copy_file_range")
+# By `os.pwritev`, which writes the index, CPython makes `pwritev2` where the C library has it.
+STRACE_CALLS = (
+    "pwrite64", "pwritev", "pwritev2", "fdatasync", "fsync", "ftruncate", "link", "rename", "unlink", "copy_file_range",
+)  # fmt: skip
 
 
 def why_no_strace() -> str | None:
@@ -441,15 +448,15 @@ def try_strace(
             inject = f"inject={call}:{injected}:when={number}"
             command = ["strace", "-f", "-qq", "-o", str(folder / "trace"), "-e", f"trace={call}", "-e", inject]
             done = subprocess.run([*command, sys.executable, "-c", script], capture_output=True, text=True, check=False)
+            if (folder / "trace").read_text("utf-8").count(f"{call}(") < number:  # nothing was injected
+                shutil.rmtree(place)
+                break
             findings.tried += 1
             what = f"{operation.name}, {injected} at {call} {number}"
-            findings.wrong += [f"{what}: {wrong}" for wrong in _judge_killed(place, operation)]
+            findings.wrong += [f"{what}: {wrong}" for wrong in _judge_killed(place, operation, not done.returncode)]
             if done.returncode == 1 and not _is_clean(done.stderr):
                 findings.wrong.append(f"{what}: {done.stderr.strip().splitlines()[-1]}")
             shutil.rmtree(place)
-            made = (folder / "trace").read_text("utf-8").count(f"{call}(")
-            if made < number:
-                break
 
 
 def _is_clean(stderr: str) -> bool:

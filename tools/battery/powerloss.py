@@ -103,7 +103,7 @@ def try_power_loss(folder: Path, findings: Findings, times: int, seed: int = 0) 
         os.sync()
         for number in range(times):
             # Whatever is acknowledged from then on would be a lie of the file system: it reports errors instead.
-            said = last_acknowledged(path, rng.random() * 0.1, partial(_shut_down, place, number % len(_MODES)))
+            said, _ = last_acknowledged(path, rng.random() * 0.1, partial(_shut_down, place, number % len(_MODES)))
             _unmount(image, place)
             _mount(image, place)
             findings.tried += 1
