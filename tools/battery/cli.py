@@ -32,7 +32,7 @@ tries: the modules under test with all that they import.
 def main(arguments: list[str] | None = None) -> int:
     """Run; 1 if anything was found."""
     parser = argparse.ArgumentParser(prog="tools/battery/run", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a minute; prints, and keeps no report")
+    parser.add_argument("--quick", action="store_true", help="a few minutes; prints, and keeps no report")
     parser.add_argument("--only", action="append", choices=[*PARTS], help="this part; may be repeated")
     parser.add_argument("--json", type=Path, default=LATEST, help="where the figures are kept")
     parser.add_argument("--model-steps", type=int, help="default a million")

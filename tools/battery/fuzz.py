@@ -111,7 +111,7 @@ def _try_one(target: type_target, data: bytes, found: Fuzzed, began: float) -> N
         if target(data) is REPEATED:
             return
         found.accepted += 1
-    except (ChunkstoreError, IndexError):
+    except ChunkstoreError:
         pass
     except Exception as error:  # noqa: BLE001 - whatever is raised is a finding
         found.wrong.append(f"{type(error).__name__}: {error}; input {data[:200].hex()}")
@@ -398,7 +398,7 @@ def run_atheris(kind: str, arguments: list[str]) -> None:
             if kind == "repaired":
                 number = int.from_bytes(data[:8], "little")
                 data = bytes(mutate(seeds[number % len(seeds)], number))
-            with contextlib.suppress(ChunkstoreError, IndexError):
+            with contextlib.suppress(ChunkstoreError):
                 target(data)
 
         atheris.instrument_all()

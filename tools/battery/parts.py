@@ -327,7 +327,7 @@ def _fuzz_one(kind: str, seconds: float, seed: int) -> fuzz.Fuzzed:
 def _fuzzed(kind: str, quick: bool, before: dict[str, Any] | None = None) -> Row:
     progress: dict[str, Any] = {"inputs": 0, "accepted": 0, "seeds": 0, "slowest": 0.0, "grown": 0, "seconds": 0.0}
     progress |= before or {}
-    seconds = 2.0 if quick else SLICE_SECONDS
+    seconds = 15.0 if quick else SLICE_SECONDS  # a minute for the four kinds
     seeds = range(progress["seeds"], progress["seeds"] + PROCESSES)
     with _pool() as pool:
         found = list(pool.map(_fuzz_one, [kind] * PROCESSES, [seconds] * PROCESSES, seeds))
