@@ -63,7 +63,8 @@ class Model:
     )  # fmt: skip
     _OF_A_WRITER: Final = {"add", "add_batch", "commit", "abort", "kill", "crash", "same_key"}
     _WITHOUT_A_WRITER: Final = {"write", "repack", "merge", "damage", "recover"}
-    _OF_READERS: Final = {"open", "refresh", "read", "close"}  # these leave the file alone
+    _OF_A_CONTAINER: Final = {"open", "repack", "merge", "damage", "recover"}
+    _OF_READERS: Final = {"refresh", "read", "close"}
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -84,14 +85,23 @@ class Model:
     def step(self, name: str, a: int, b: int) -> None:
         """One step; `a` and `b` are any numbers from 0 on, which decide the details. Then both must agree.
 
-        A step that needs a writer does nothing without one, and the other way round.
+        A step that needs a writer, a reader or a container does nothing without one, and does not count.
         """
-        self.steps[name] += 1
-        if name in (self._WITHOUT_A_WRITER if self.writing else self._OF_A_WRITER):
+        if not self._is_possible(name):
             return
+        self.steps[name] += 1
         getattr(self, f"_{name}")(a, b)
-        if name not in self._OF_READERS:
+        if name not in self._OF_READERS and name != "open":  # these leave the file alone
             self._check(a + b)
+
+    def _is_possible(self, name: str) -> bool:
+        if name in (self._WITHOUT_A_WRITER if self.writing else self._OF_A_WRITER):
+            return False
+        if name in self._OF_A_CONTAINER:
+            return self.committed is not None
+        if name == "same_key":
+            return bool(self.committed)
+        return bool(self._readers) or name not in self._OF_READERS
 
     def end(self) -> None:
         """Close everything; all files are as they should be at rest."""
@@ -149,8 +159,7 @@ class Model:
     def _same_key(self, a: int, b: int) -> None:
         """A key that is there already ends the writer, at the latest when it commits."""
         assert self._writer is not None
-        if not self.committed:
-            return
+        assert self.committed
         number = self.committed[a % len(self.committed)]
         try:
             with syscalls.use(self._writer.recorder):
@@ -223,8 +232,7 @@ class Model:
     # -- reading
 
     def _open(self, a: int, b: int) -> None:
-        if self.committed is None:
-            return
+        assert self.committed is not None
         if len(self._readers) == _MAX_READERS:
             self._readers.pop(a % _MAX_READERS).ds.close()
         ds = chunkstore.open(self.path, backend=("pread", "mmap")[b % 2], verify=("once", "always")[a % 2])  # type: ignore[arg-type]
@@ -253,15 +261,13 @@ class Model:
                 assert int(reader.ds.find([key(reader.numbers[position])])[0]) == position
 
     def _close(self, a: int, b: int) -> None:
-        if self._readers:
-            self._readers.pop(a % len(self._readers)).ds.close()
+        self._readers.pop(a % len(self._readers)).ds.close()
 
     # -- rewriting
 
     def _repack(self, a: int, b: int) -> None:
         """In place: all samples, or some in another order."""
-        if self.committed is None:
-            return
+        assert self.committed is not None
         if len(self.committed) > _MAX_SAMPLES:
             a, b = 1, 5
         if a % 2 and self.committed:
@@ -273,8 +279,7 @@ class Model:
 
     def _merge(self, a: int, b: int) -> None:
         """With another container, into one that takes its place."""
-        if self.committed is None:
-            return
+        assert self.committed is not None
         other, out = self.folder / "other.cks", self.folder / "out.cks"
         numbers = range(self._next, self._next + a % 5)
         self._next += len(numbers)
@@ -292,8 +297,7 @@ class Model:
     def _damage(self, a: int, b: int) -> None:
         """A bit of a copy is flipped: verify finds it, and what is read is right."""
         damaged = self._damaged_copy(a * 31 + b, 1)
-        if damaged is None or self.committed is None:
-            return
+        assert self.committed is not None
         report = None
         with contextlib.suppress(chunkstore.FormatError):
             report = chunkstore.verify(damaged)
@@ -311,8 +315,7 @@ class Model:
     def _recover(self, a: int, b: int) -> None:
         """Some bytes of a copy are overwritten: what is saved is right, and what is not is listed."""
         damaged, out = self._damaged_copy(a * 31 + b, 40), self.folder / "saved.cks"
-        if damaged is None or self.committed is None:
-            return
+        assert self.committed is not None
         with contextlib.suppress(chunkstore.FormatError):
             report = recover(damaged, out)
             lost = {p for one in report.lost for p in range(one.start, one.stop)}
@@ -326,9 +329,7 @@ class Model:
         damaged.unlink()
         out.unlink(missing_ok=True)
 
-    def _damaged_copy(self, seed: int, nbytes: int) -> Path | None:
-        if self.committed is None:
-            return None
+    def _damaged_copy(self, seed: int, nbytes: int) -> Path:
         copy = self.folder / "damaged.cks"
         data = bytearray(self.path.read_bytes())
         rng = random.Random(seed)
@@ -363,7 +364,7 @@ def run(folder: Path, steps: int, seed: int) -> Counter[str]:
         place = folder / "model"
         place.mkdir()
         model = Model(place)
-        for _ in range(min(steps, 200)):
+        while model.steps.total() < min(steps, 200):
             model.step(rng.choice(Model.STEPS), rng.randrange(1000), rng.randrange(1000))
         model.end()
         steps -= 200
