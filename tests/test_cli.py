@@ -1127,5 +1127,11 @@ def test_merge_repack_and_recover(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "lost: samples 0 to 9 (from 'a0' on): field 'x' does not have the bytes" in result.stdout
     assert f"0 samples saved in {saved}, 10 lost" in result.stdout
+    with chunkstore.Writer(b, mode="a") as writer:
+        writer.add({"x": 1}, "new")
+    os.truncate(b, os.path.getsize(b) - 4096)
+    result = run("recover", b, saved, "--overwrite")
+    assert result.exit_code == 1
+    assert f"10 samples saved in {saved}, and what the newest commit added is lost" in result.stdout
     assert run("merge", all_, a, b).exit_code == 3
     assert run("merge", all_, a, b, "--overwrite").exit_code == 1

@@ -161,6 +161,15 @@ def test_segments_of_many_shards_are_found_without_superblocks(tmp_path: Path) -
     assert report.complete
 
 
+def test_the_newest_segment_is_found_where_an_earlier_one_is_damaged(tmp_path: Path) -> None:
+    """Then the newest commit is not lost, only what the earlier one describes."""
+    path, _ = two_commits(tmp_path)
+    damage(path, Damaged(path).index().directories[0].offset + 64, 8)
+    report, numbers = saved(path, 2)
+    assert numbers == [1]
+    assert (report.num_lost, report.lost_commit) == (1, False)
+
+
 def test_two_generations_each_half_good(tmp_path: Path) -> None:
     """A of a commit whose segment is damaged, B of the one before: that is taken as a whole."""
     path = tmp_path / "a.cks"
@@ -176,6 +185,8 @@ def test_two_generations_each_half_good(tmp_path: Path) -> None:
     damage(path, place, nbytes)
     report, numbers = saved(path)
     assert set(range(30)) <= set(numbers)
+    assert report.lost_commit
+    assert not report.complete
     assert any("superblock A cannot be read" in note for note in report.notes)
     assert any("generation 1 is saved, and there was 2" in note for note in report.notes)
 
@@ -291,6 +302,8 @@ def test_a_streamed_file_that_was_cut_off(streamed: Path) -> None:
     cut(streamed, streamed.stat().st_size - 4096)
     report, numbers = saved(streamed)
     assert set(range(COMMITS[0])) <= set(numbers)
+    assert report.lost_commit
+    assert not report.complete
     assert any("without a trace" in note for note in report.notes)
 
 

@@ -149,5 +149,6 @@ def _recovery_text(report: chunkstore.Recovery, most: int | None) -> str:
     if most is not None and len(report.lost) > most:
         lines.append(f"... and {len(report.lost) - most:,} more runs; --all lists them")
     also = f", {report.num_lost:,} lost" * bool(report.num_lost)
+    also += ", and what the newest commit added is lost" * report.lost_commit
     lines.append(f"{plural(report.num_saved, 'sample')} saved in {report.out}{also}")
     return "\n".join(lines)

@@ -75,6 +75,7 @@ class Recovery:
         num_lost: samples that are known to be lost.
         lost: which ones, in runs; the first 10,000 runs.
         lost_fields: that the new one has not, because none of their rows can be decoded.
+        lost_commit: whether the newest commit is lost: a superblock names it, and nothing says what it added.
         notes: how they were found, and what is not certain.
     """
 
@@ -84,12 +85,13 @@ class Recovery:
     num_lost: int = 0
     lost: list[Lost] = field(default_factory=list)
     lost_fields: list[str] = field(default_factory=list)
+    lost_commit: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
         """Whether nothing is known to be lost."""
-        return not self.num_lost and not self.lost_fields
+        return not (self.num_lost or self.lost_fields or self.lost_commit)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -217,6 +219,7 @@ def _find_indexes(source: Source, report: Recovery) -> list[Index]:
             index = read_generation(source, superblock, cut_off=True)
         except FormatError as error:
             report.notes.append(f"the index of superblock {name} cannot be read: {error}")
+            report.lost_commit = True
             continue
         if name == "B" and len(superblocks_found) == 1 and (later := _continued(source, index)) is not None:
             report.notes.append(
@@ -236,6 +239,8 @@ def _find_indexes(source: Source, report: Recovery) -> list[Index]:
             f"{len(chosen)} index segments agree with themselves and describe samples up to "
             f"{chosen[-1].num_samples}; if there were later ones, they are lost without a trace"
         )
+        newest_offset = chosen[-1].directories[-1].offset
+        report.lost_commit = any(superblock.directory_offset > newest_offset for _, superblock in superblocks_found)
     return chosen
 
 
