@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -13,6 +14,10 @@ import pytest
 from damaged import Damaged, Reference, flip, found, mutate, read_wrong, repair
 
 import chunkstore
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # tools/ is not installed
+
+from tools.battery import damages
 
 N = 48  # samples
 SECTOR = 512
@@ -112,6 +117,17 @@ def test_swapped_and_duplicated_sectors_are_found(container: Damaged) -> None:
             assert found(container.path), f"swapped {first} and {second}"
             container.write(good[:first] + a + middle + a + end)
             assert found(container.path), f"{first} written over {second}"
+
+
+@pytest.mark.parametrize("commits", [1, 3])
+def test_damage_of_the_battery_is_found(commits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of each kind that tools/battery tries; and what verify would not find is told."""
+    tried, missed = damages.sweep(commits, 0, 2_003)
+    assert missed == []
+    assert tried > 60
+    monkeypatch.setattr(damages, "found", lambda path: False)
+    _, missed = damages.sweep(commits, 1, 30_011)
+    assert len(missed) > 3
 
 
 def test_hostile_files_do_no_harm(container: Damaged) -> None:

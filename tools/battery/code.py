@@ -15,6 +15,7 @@ _WRITING = (*_READING, "chunkstore._write.writer", "chunkstore._rewrite.merge", 
             "chunkstore._rewrite.recover", "chunkstore._ingest.convert.convert")  # fmt: skip
 _TRIED = {
     "bitflips": (*_READING, "chunkstore._write.writer", "tools.battery.bitflips", "tests.damaged"),
+    "damage": (*_READING, "chunkstore._write.writer", "tools.battery.damages", "tests.damaged"),
     "model": (*_WRITING, "tools.battery.model"),
     "fuzz-npy": ("chunkstore._ingest.npy.npyheader",),
     "fuzz-npz": ("chunkstore._ingest.npy.arrays",),

@@ -13,7 +13,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools.battery import bitflips, faults, fuzz, memory, model, mutants, nomemory, powerloss, readers, scenarios
+from tools.battery import (
+    bitflips,
+    damages,
+    faults,
+    fuzz,
+    memory,
+    model,
+    mutants,
+    nomemory,
+    powerloss,
+    readers,
+    scenarios,
+)
 from tools.battery.code import code_of
 from tools.battery.crash import Crash, Tally
 from tools.battery.scratch import in_memory
@@ -224,6 +236,19 @@ def flipped_bits(quick: bool, before: dict[str, Any] | None = None) -> Row:
     return row
 
 
+def other_damage(quick: bool) -> Row:
+    """Cuts, bytes, sectors, junk: each of them once."""
+    every, tried = 1_999 if quick else 1, 0
+    wrong: list[str] = []
+    with ProcessPoolExecutor(PROCESSES) as pool:
+        shares = [(commits, place * every, PROCESSES * every) for commits in (1, 3) for place in range(PROCESSES)]
+        for job in [pool.submit(damages.sweep, *share) for share in shares]:
+            count, missed = job.result()
+            tried, wrong = tried + count, wrong + missed
+    test = "every cut, every byte inverted, junk appended, sectors zeroed, swapped, duplicated"
+    return _row(test, "each", f"{tried:,} damages", wrong, "of the same two containers; any two sectors of them")
+
+
 # -- readers
 
 
@@ -362,6 +387,7 @@ PARTS: dict[str, Callable[..., Row]] = {
     "sigkill": random_kills,
     "model": model_steps,
     "bitflips": flipped_bits,
+    "damage": other_damage,
     "beside": one_writer_two_readers,
     "workers": worker_reads,
     "files": files_under_readers,
