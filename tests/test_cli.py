@@ -1135,3 +1135,14 @@ def test_merge_repack_and_recover(tmp_path: Path) -> None:
     assert f"10 samples saved in {saved}, and what the newest commit added is lost" in result.stdout
     assert run("merge", all_, a, b).exit_code == 3
     assert run("merge", all_, a, b, "--overwrite").exit_code == 1
+
+
+@pytest.mark.parametrize("command", ["merge {out} {file}", "repack {file} {out}", "recover {file} {out}"])
+def test_what_a_killed_run_left_is_named(tmp_path: Path, command: str) -> None:
+    """It may be large, and is nobody's now."""
+    with chunkstore.Writer(tmp_path / "a.cks") as writer:
+        writer.add({"x": 1})
+    left = tmp_path / ".b.cks.tmp-0123456789abcdef"
+    left.touch()
+    text = good(*command.format(out=tmp_path / "b.cks", file=tmp_path / "a.cks").split())
+    assert f"note: a run that was killed left the unfinished file {left}" in text

@@ -18,6 +18,7 @@ from chunkstore._cli.options import (
     refuse_stream,
 )
 from chunkstore._cli.output import bar, nbytes_text, one_line, plural, write, write_json, write_prose
+from chunkstore._ingest.convert.report import left_behind
 
 _SHOWN = 20
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace the container OUT, once the new one is complete.")
@@ -25,6 +26,7 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace the contain
 
 def _report(path: str, as_json: bool, notes: tuple[str, ...] = ()) -> None:
     """What became of it."""
+    notes += left_behind(path)
     with chunkstore.open(path, backend="pread") as ds:
         nbytes = ds._source.size
         if as_json:
@@ -134,6 +136,7 @@ def recover(ctx: click.Context, file: str, out: str, show_all: bool, overwrite: 
     advise_if_no_container(file)
     with bar("recover", " samples") as progress:
         report = chunkstore.recover(file, out, mode="w" if overwrite else "x", progress=progress)
+    report.notes += left_behind(out)
     if as_json:
         write_json(report.as_dict())
     else:
