@@ -197,6 +197,21 @@ def test_append_does_not_cut_off_what_a_damaged_superblock_named(tmp_path: Path)
         assert len(chunkstore.open(path)) == 11
 
 
+def test_a_superblock_a_of_an_older_generation_is_mended_by_b(tmp_path: Path) -> None:
+    """A disk that lost a write of A leaves it so: the next writer takes the newer one for both, before all else."""
+    path = tmp_path / "a.cks"
+    with chunkstore.Writer(path) as writer:
+        writer.add({"x": np.int64(0)}, key="k0")
+    older = path.read_bytes()[:4096]
+    with chunkstore.Writer(path, mode="a") as writer:
+        writer.add({"x": np.int64(1)}, key="k1")
+    good = path.read_bytes()
+    path.write_bytes(older + good[4096:])
+    assert [damage.kind for damage in chunkstore.verify(path).damage] == ["superblock"]
+    chunkstore.Writer(path, mode="a").close()
+    assert path.read_bytes() == good
+
+
 def test_after_a_crash_an_append_proves_the_index_before_it_changes_anything(tmp_path: Path) -> None:
     """A page of the index that no append reads: at rest it may go on, behind a crash it refuses and says what to do."""
     path = tmp_path / "a.cks"
