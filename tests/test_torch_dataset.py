@@ -296,6 +296,16 @@ def test_pickles_small(path: str) -> None:
     assert copy.pad_value == -1
 
 
+def test_a_worker_process_says_that_the_file_is_another(tmp_path: Path) -> None:
+    """Workers that start in a later epoch raise a ReplacedError there; they do not die without a word."""
+    file = Path(containers.plain(tmp_path / "a.cks"))
+    loader = DataLoader(Dataset(file), 16, num_workers=1, multiprocessing_context="spawn")
+    file.unlink()
+    containers.plain(file, 50)
+    with pytest.raises(ReplacedError, match="it was replaced"):
+        list(loader)
+
+
 def test_a_sample_pickles_as_a_dict(path: str) -> None:
     """Sent through a queue it is an ordinary dict."""
     assert type(pickle.loads(pickle.dumps(Dataset(path)[3]))) is dict
@@ -573,6 +583,23 @@ def test_damage_names_the_sample_and_spares_the_others(tmp_path: Path) -> None:
     with pytest.raises(CorruptError, match="'k3'"):
         ds[3]
     assert ds.__getitems__([1, 5]).values["x"][:, 0].tolist() == [1, 5]
+
+
+def test_damaged_keys_do_not_hide_the_error_of_a_transform(tmp_path: Path) -> None:
+    """Its note has the position alone; where the keys are whole, also that of a sample of a selection."""
+    file = Path(containers.plain(tmp_path / "a.cks"))
+
+    def fail(sample: Any) -> Any:
+        raise LookupError("no")
+
+    for notes in ("sample 1 'k7' of", "sample 1 of"):
+        with chunkstore.open(file) as reader:
+            ds = Dataset(reader.select([9, 7]), transform=fail)
+            with pytest.raises(LookupError) as caught:
+                ds[1]
+        assert notes in caught.value.__notes__[0]
+        data = file.read_bytes()
+        file.write_bytes(data.replace(b"k6k7k8", b"k6K7k8"))
 
 
 def test_closed_and_opened_again(path: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from chunkstore.errors import ReplacedError
 Transform = Callable[[Any], Any]
 # Of the plain data set, if so many are alive at a time: three in a `DataLoader`, and those that `prefetch` takes ahead.
 _KEPT_BATCHES: Final = 8
+_PREPARED: Final = ("_columns", "_loaded", "_fixed", "_chosen", "_recycler")
 
 
 class Dataset(torch.utils.data.Dataset[Any]):
@@ -107,12 +109,16 @@ class Dataset(torch.utils.data.Dataset[Any]):
         self._recycler = Recycler(_KEPT_BATCHES)
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_columns", "_loaded", "_fixed", "_chosen", "_recycler")
-        return {name: value for name, value in self.__dict__.items() if name not in left_out}
+        return {name: value for name, value in self.__dict__.items() if name not in _PREPARED}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+    def __getattr__(self, name: str) -> Any:
+        """Open the container when it is first used, not where it is unpickled: a worker process could not say why that
+        fails.
+        """
+        if name not in _PREPARED:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self._prepare()
+        return self.__dict__[name]
 
     # What it is -----------------------------------------------------------------------------------
 
@@ -258,12 +264,15 @@ class Dataset(torch.utils.data.Dataset[Any]):
         return Sample(result, self._columns) if type(result) is dict else result
 
     def describe(self, index: Any) -> str:
-        """Position and key of a sample, for messages."""
+        """Position and key of a sample, for messages; without the key where that cannot be read either."""
         if isinstance(index, str):
             return repr(index)
         position = int(index)
-        keys = self.reader.keys if isinstance(self.reader, Reader) else None
-        return str(position) if keys is None else f"{position} {keys[position]!r}"
+        with suppress(Exception):
+            rows = self.reader
+            keys, at = reader_of(rows).keys, int(rows.positions[position]) if isinstance(rows, Selection) else position
+            return str(position) if keys is None else f"{position} {keys[at]!r}"
+        return str(position)
 
 
 def _part(rows: NDArray[Any] | Ragged, start: int, stop: int) -> NDArray[Any] | Ragged:
