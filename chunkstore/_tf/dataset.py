@@ -62,8 +62,11 @@ def dataset(
     Its `element_spec` and cardinality are static. An iterator can be saved by `tf.train.Checkpoint(iterator=it)` at any
     batch, and goes on with exactly the batches that were left: in another process, too, if its dataset is made with the
     same arguments (`epoch` may differ). The state of another data set or order is refused. One that was saved before
-    the first batch has no epoch yet, and begins with that of the dataset it is restored into. Works with `.map`,
-    `.cache`, `.padded_batch`, `tf.distribute`, Keras `fit`.
+    the first batch has no epoch yet, and begins with that of the dataset it is restored into. TensorFlow saves what was
+    made ahead with it, some batches. For several epochs use `repeat`: behind a restored epoch, its own `.repeat` begins
+    with `epoch` again.
+
+    Works with `.map`, `.cache`, `.padded_batch`, `tf.distribute`, Keras `fit`.
 
     Args:
         source: path of a container, or several, as of `chunkstore.open`; or a `Reader` or `Selection`. Of several
