@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,17 @@ def test_same_order_as_torch(path: str) -> None:
         made = dataset(reader, 100, shuffle=shuffle, seed=8, shard=(1, 2))
         for _ in range(2):
             assert ids_of(made) == list(sampler)
+
+
+def test_a_batch_size_beyond_all_samples_takes_no_memory(path: str) -> None:
+    """One batch of all of them."""
+    made = dataset(path, 10**7, shuffle=True, seed=3)
+    tracemalloc.start()
+    (batch,) = ids_of(made)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert batch == Order(N, seed=3).ids(np.arange(N), 0).tolist()
+    assert peak < 10_000_000
 
 
 @pytest.mark.parametrize("shard", [(0, 1), (1, 3)])

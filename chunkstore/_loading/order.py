@@ -299,8 +299,8 @@ class Order:
         num = self.num_batches(start) if most is None else min(most, self.num_batches(start))
         num_whole = min(num, (self.num_samples - start) // self.step_size)
         group = max(1, CHUNK // self.batch_size)
-        mine = np.arange(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         for step in range(0, num_whole, group):
+            mine = np.arange(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
             steps = np.arange(step, min(step + group, num_whole)).reshape(-1, 1)
             yield from self._ids(start + steps * self.step_size + mine, epoch)
         for step in range(num_whole, num):

@@ -80,9 +80,10 @@ class Groups:
         self._num = num
         self._per_epoch = -(-order.num_batches() // num)
         self._admit = admit
+        self._width = order.batch_size if order.pad == "full" else min(order.batch_size, order.num_samples)
 
     def dataset(self, host: Host) -> Any:
-        """A dataset of (ids, num, admitted), of shapes (G, order.batch_size), (G,), (G,): a batch is `ids[i, :num[i]]`.
+        """A dataset of (ids, num, admitted), of shapes (G, largest batch), (G,), (G,): a batch is `ids[i, :num[i]]`.
 
         The next group is ordered and admitted while this one is used.
 
@@ -93,7 +94,7 @@ class Groups:
         @as_written
         def group(number: Any) -> tuple[Any, Any, Any]:
             ids, num, admitted = host.call(self._group, [number], [tf.int64, tf.int64, tf.bool])
-            ids.set_shape((None, self._order.batch_size))
+            ids.set_shape((None, self._width))
             num.set_shape([None])
             admitted.set_shape([None])
             return ids, num, admitted
@@ -108,5 +109,5 @@ class Groups:
             ids = self._positions[ids]
         num = np.array([len(batch) for batch in batches])
         # Only the last can be shorter: it is filled up with anything.
-        filled = np.resize(ids, (len(batches), self._order.batch_size))
+        filled = np.resize(ids, (len(batches), self._width))
         return filled, num, np.full(len(batches), self._admit(ids))

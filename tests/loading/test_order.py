@@ -188,6 +188,16 @@ def test_an_empty_dataset_has_no_batches() -> None:
         assert order.load_state(order.state(Cursor(0, 0))) == Cursor(0, 0)
 
 
+def test_a_batch_size_beyond_all_samples_takes_no_memory() -> None:
+    """It is how some ask for a single batch."""
+    tracemalloc.start()
+    (batch,) = Order(9, batch_size=10**7, shuffle=False).batches(0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert batch.tolist() == list(range(9))
+    assert peak < 100_000
+
+
 def test_no_such_step() -> None:
     """A step beyond the epoch is an IndexError that says how many there are."""
     order = Order(100, batch_size=8)
