@@ -252,6 +252,15 @@ def test_float8(tmp_path: Path) -> None:
     bad = build_rows(tmp_path / "bad.cks", bits.view(ml_dtypes.float8_e8m0fnu), "float8_e8m0fnu")
     with pytest.raises(TypeError, match=r"float8_e8m0fnu, which tf.data .* leave it out with fields=\[\]"):
         dataset(bad, 16)
+    ragged = tmp_path / "ragged.cks"
+    with chunkstore.Writer(ragged, fields={"x": ("float8_e4m3fn", (None,))}) as writer:
+        for place in range(5):
+            writer.add({"x": bits.view(ml_dtypes.float8_e4m3fn)[place, :place]})
+    assert next(iter(dataset(ragged, 5, ragged="pad")))["x"].shape == (5, 4)
+    with pytest.raises(TypeError, match="cannot carry as a RaggedTensor; leave it out"):
+        dataset(ragged, 5)
+    with pytest.raises(TypeError, match="cannot carry one by one; leave it out"):
+        dataset(good, None)
 
 
 def test_gather_is_on_the_map(path: str) -> None:

@@ -29,6 +29,7 @@ from chunkstore._tf.graph import ALIGNMENT, as_written
 RaggedMode = Literal["ragged", "pad"]
 # Offsets are copied into a tensor: 8 bytes a sample. Beyond this, start-up and memory would grow with N for no gain.
 _MOST_OFFSETS_NBYTES: Final = 256 << 20
+_SINGLE, _RAGGED = " one by one", " as a RaggedTensor"  # what is asked of a dtype beside whole batches
 
 
 class Column:
@@ -46,10 +47,11 @@ class Column:
         self.name = field.name
         self.is_text = field.is_string or field.numpy_dtype.kind in "SU"
         where = f"{path}: field {field.name!r}"
-        self.dtype = tf.string if self.is_text else _tf_dtype(field, where, others)
         self.ragged = field.ragged and not field.is_string
         self.single = single
         self.padded = self.ragged and mode == "pad" and not single
+        form = _SINGLE if single else _RAGGED if self.ragged and not self.padded else ""
+        self.dtype = tf.string if self.is_text else _tf_dtype(field, where, others, form)
         self.row_shape: tuple[int | None, ...] = (
             (*[None] * field.varying, *field.item_shape) if self.ragged else () if field.is_string else field.item_shape
         )
@@ -254,7 +256,7 @@ def _texts(rows: NDArray[Any] | Ragged) -> NDArray[Any]:
     return (np.char.encode(rows, "utf-8") if rows.dtype.kind == "U" else rows).astype(object)
 
 
-def _tf_dtype(field: Field, where: str, others: Sequence[str]) -> Any:
+def _tf_dtype(field: Field, where: str, others: Sequence[str], form: str) -> Any:
     if field.numpy_dtype.kind in "mM":
         return tf.int64
     name = field.dtype
@@ -262,26 +264,30 @@ def _tf_dtype(field: Field, where: str, others: Sequence[str]) -> Any:
         dtype = tf.as_dtype(field.numpy_dtype) if name in PLAIN or name in EXTENDED else None
     except TypeError:
         dtype = None
-    if dtype is None or (name in EXTENDED and name != "bfloat16" and not _runs(dtype)):
+    if dtype is None or (name in EXTENDED and name != "bfloat16" and not _runs(dtype, form)):
         names = [other for other in others if other != field.name]
         raise TypeError(
-            f"{where} holds {name}, which tf.data of TensorFlow {tf.__version__} cannot carry; "
+            f"{where} holds {name}, which tf.data of TensorFlow {tf.__version__} cannot carry{form}; "
             f"leave it out with fields={names}"
         )
     return dtype
 
 
 @functools.cache
-def _runs(dtype: Any) -> bool:
-    """Whether a dataset of this dtype runs: TensorFlow 2.21 has float8 types at which its optimizer stops."""
+def _runs(dtype: Any, form: str) -> bool:
+    """Whether a dataset of this dtype runs: TensorFlow 2.21 has float8 types at which its optimizer stops, and none of
+    them can be unbatched or ragged.
+    """
     value = np.zeros(1, dtype.as_numpy_dtype)
 
     @as_written
     def make(x: Any) -> Any:
-        return tf.numpy_function(lambda _: value, [x], dtype, stateful=False)
+        row = tf.ensure_shape(tf.numpy_function(lambda _: value, [x], dtype, stateful=False), [1])
+        return tf.RaggedTensor.from_row_splits(row, [0, 1]) if form == _RAGGED else row
 
+    made = tf.data.Dataset.range(1).map(make)
     try:
-        next(iter(tf.data.Dataset.range(1).map(make)))
+        next(iter(made.unbatch() if form == _SINGLE else made))
     except (tf.errors.OpError, TypeError):
         return False
     return True
