@@ -4,6 +4,8 @@ from chunkstore.jax import batch, column
 
 images = column(ds, "image")          # the whole field over the map: images[ids] gathers inside jit
 arrays = batch(ds, [5, 3, 3])         # a dict of arrays on the default device
+
+Unless `jax_enable_x64` is set, JAX cuts what has 64 bits to 32, without a word; of integers the low ones stay.
 """
 
 from __future__ import annotations
