@@ -19,6 +19,7 @@ from source_arrays import find_place, open_array, read_array, read_rows
 
 from chunkstore._ingest.npy import arrays
 from chunkstore._ingest.npy.arrays import ArraySource, flat_boxes
+from chunkstore._ingest.npy.files import read_exactly
 from chunkstore.errors import IngestError
 
 DTYPES = ["|u1", ">i2", "<f4", ">f8", ">c16", "|S3", ">U2", "<M8[s]"]
@@ -65,6 +66,7 @@ def test_rows_equal_numpy(
     with pytest.MonkeyPatch.context() as patch, open_array(path) as source:
         patch.setattr(arrays, "_WHOLE_NBYTES", 0 if small else 1 << 20)
         patch.setattr(arrays, "TILE_NBYTES", tile)
+        patch.setattr(arrays, "_REGION_NBYTES", tile)
         assert source.dtype == values.dtype.newbyteorder("<")
         assert np.array_equal(read_array(source), values)
         if shape and shape[0]:
@@ -138,6 +140,28 @@ def test_memory_is_bounded(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyP
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 16 << 20
+
+
+@pytest.mark.parametrize("shape", [(2, 200_000), (300, 1000), (3, 100, 200, 5)])
+def test_wide_rows_in_fortran_order(tmp_path: Path, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their elements lie apart in the file: they are read in large pieces, what is between them included, and not by a
+    call for each element.
+    """
+    calls: list[int] = []
+
+    def counted(fd: int, offset: int, view: memoryview, where: str) -> None:
+        calls.append(len(view))
+        read_exactly(fd, offset, view, where)
+
+    monkeypatch.setattr(arrays, "_WHOLE_NBYTES", 0)
+    monkeypatch.setattr(arrays, "_REGION_NBYTES", 100_000)
+    monkeypatch.setattr(arrays, "read_exactly", counted)
+    values = np.asfortranarray(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+    np.save(tmp_path / "x.npy", values)
+    with open_array(tmp_path / "x.npy") as source:
+        assert np.array_equal(read_rows(source, 1, 2), values[1:2])
+    assert len(calls) <= 20
+    assert max(calls) <= 100_000
 
 
 def test_deflated_going_back_starts_over(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ TILE_NBYTES: Final = 8 << 20
 _WHOLE_NBYTES: Final = 64 << 20  # a Fortran array up to this is transposed in memory
 _SMALL_RUN: Final = 64 << 10
 _REGION_NBYTES: Final = 4 << 20
+_SHORT_STRIDE: Final = 8 << 10  # to copy so much costs less than one more system call
 _MAX_WASTE: Final = 32
 
 
@@ -179,21 +180,22 @@ class _Fortran:
 
     def _read_box(self, box: tuple[tuple[int, int], ...], out: npt.NDArray[Any]) -> None:
         """`out` has the box's shape reversed: so reversed, the file is in C order."""
-        sides = box[::-1]
-        dims = self._shape[::-1]
+        sides, dims = box[::-1], self._shape[::-1]
         level = self._level(sides, dims)
-        region = np.empty((sides[level][1] - sides[level][0], *dims[level + 1 :]), self._void)
-        bytes_of = region.reshape(-1).view(np.uint8).data
-        chosen = region[(slice(None), *(slice(*side) for side in sides[level + 1 :]))]
         strides = [self._void.itemsize * math.prod(dims[axis + 1 :]) for axis in range(level + 1)]
         begin = self._base + sum(side[0] * stride for side, stride in zip(sides, strides, strict=False))
-        for index in itertools.product(*map(range, out.shape[:level])):
-            offset = begin + sum(i * stride for i, stride in zip(index, strides, strict=False))
-            read_exactly(self._fd, offset, bytes_of, self._where)
-            out[index] = chosen
+        num = out.shape[level]
+        step = max(1, _REGION_NBYTES // strides[level])
+        region = np.empty((min(step, num), *dims[level + 1 :]), self._void)
+        chosen = (slice(None), *(slice(*side) for side in sides[level + 1 :]))
+        for *outer, first in itertools.product(*map(range, out.shape[:level]), range(0, num, step)):
+            offset = begin + sum(i * stride for i, stride in zip((*outer, first), strides, strict=True))
+            part = region[: num - first]
+            read_exactly(self._fd, offset, part.reshape(-1).view(np.uint8).data, self._where)
+            out[tuple(outer)][first : first + len(part)] = part[chosen]
 
     def _level(self, sides: tuple[tuple[int, int], ...], dims: tuple[int, ...]) -> int:
-        """Axis (of the reversed shape) below which one contiguous region is read, unwanted elements included where runs
+        """Axis (of the reversed shape) along which contiguous regions are read, unwanted elements included where runs
         are short.
         """
         level = len(dims) - 1
@@ -201,7 +203,8 @@ class _Fortran:
             level -= 1
         while level > 0 and self._region(sides, dims, level)[0] < _SMALL_RUN:
             nbytes, useful = self._region(sides, dims, level - 1)
-            if nbytes > _REGION_NBYTES or nbytes > _MAX_WASTE * useful:
+            stride = self._void.itemsize * math.prod(dims[level:])
+            if stride > _REGION_NBYTES or (stride > _SHORT_STRIDE and nbytes > _MAX_WASTE * useful):
                 break
             level -= 1
         return level
