@@ -6,6 +6,8 @@ And how the other processes end.
 from __future__ import annotations
 
 import operator
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -98,3 +100,48 @@ def test_an_interrupt_of_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     alive = [worker.is_alive() for worker in executor._context.workers]
     executor.kill()
     assert alive == [False]
+
+
+_INTERRUPTED = """
+import signal, sys
+from concurrent.futures import ThreadPoolExecutor
+
+import chunkstore
+
+left = 0
+
+def profile(frame, event, arg):
+    # Where Python looks for signals while a lock is taken that nobody would give back: as __enter__ returns.
+    global left
+    name = frame.f_code.co_filename
+    if event == "return" and frame.f_code.co_name == "__enter__" and ("concurrent" in name or "threading" in name):
+        left -= 1
+        if left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+for number in range(1, 1000):
+    left = number
+    with ThreadPoolExecutor(2) as executor:
+        try:
+            sys.setprofile(profile)
+            chunkstore.convert(sys.argv[1], sys.argv[2], shard_nbytes=4096, executor=executor, mode="w")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+    if left > 0:
+        break
+assert number > 10, "interrupted too seldom to mean anything"
+print("no thread waits")
+"""
+
+
+def test_interrupt_with_a_lock(tmp_path: Path) -> None:
+    """Ctrl-C leaves no lock of a future or of the executor taken, for which its threads would wait for ever."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for place in range(6):
+        np.savez(source / f"{place}.npz", x=np.full((4096,), place, np.uint8))
+    command = [sys.executable, "-c", _INTERRUPTED, str(source), str(tmp_path / "x.cks")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.stdout, done.returncode) == ("no thread waits\n", 0), done.stderr

@@ -12,10 +12,11 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from itertools import islice
 from multiprocessing import connection, parent_process
+from queue import SimpleQueue
 from typing import Any, Final
 
 from chunkstore._ingest.convert.engine import Outcome, carry_out, mark
@@ -99,11 +100,6 @@ class WorkerPool(ProcessPoolExecutor):
         with signals_later(), _without_interrupts():
             super().__init__(workers, mp_context=self._context, initializer=_start_worker)
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As `Executor.submit`; a signal waits until the pool is in a state that `kill` can end."""
-        with signals_later():
-            return super().submit(fn, *args, **kwargs)
-
     def kill(self) -> None:
         """End the processes now, whatever they do."""
         for worker in self._context.workers:
@@ -141,7 +137,7 @@ def run_on(executor: Executor, tasks: Iterable[Task], most: int, new: NewFile) -
             for block in write_blocks(own, new.sink, crew.meanwhile) if own is not None else ():
                 yield block
                 yield from crew.taken()
-            crew.collect(None if own is None else 0)
+            crew.collect(first=own is None)
             yield from crew.taken()
         finished = True
     finally:
@@ -162,6 +158,9 @@ class _Crew:
         self._unseen: deque[Task] = deque()  # that no worker can do
         self._taken: deque[Written] = deque()
         self.waiting: dict[Future[Outcome], Task] = {}
+        # Instead of `concurrent.futures.wait`: Ctrl-C in it can leave the lock of a future taken, for which threads of
+        # the executor then wait for ever, and `kill` for them. So signals wait while futures and the executor are used.
+        self._done: SimpleQueue[Future[Outcome]] = SimpleQueue()
 
     def _next_task(self) -> Task:
         self._ahead.extend(islice(self._tasks, 1))
@@ -177,8 +176,10 @@ class _Crew:
         """Have as many tasks under way as there may be."""
         while self._ahead and len(self.waiting) < self._room():
             task = self._next_task()
-            with _engine_errors(self._new.path):
-                self.waiting[self._executor.submit(carry_out, task, self._token, platform.node())] = task
+            with _engine_errors(self._new.path), signals_later():
+                future = self._executor.submit(carry_out, task, self._token, platform.node())
+                self.waiting[future] = task
+                future.add_done_callback(self._done.put)
 
     def _room(self) -> int:
         """How many tasks may be under way. One waits behind those that processes of our own run, but of the last
@@ -188,19 +189,19 @@ class _Crew:
 
     def meanwhile(self, nbytes: int) -> None:
         """Between the pieces of a task that is done here: whoever is done gets the next, and an error is told soon."""
-        self.collect(0)
+        self.collect(first=False)
 
-    def collect(self, seconds: float | None) -> None:
-        """Take what is done, waiting so long for the first; new tasks take their place."""
-        done, _ = wait(self.waiting, seconds, FIRST_COMPLETED)
-        while done:
-            self._take(done.pop())
+    def collect(self, *, first: bool) -> None:
+        """Take what is done, with `first` wait for one at least; new tasks take their place."""
+        while self.waiting and (first or not self._done.empty()):
+            self._take(self._done.get())
             self.hand_out()
+            first = False
 
     def _take(self, future: Future[Outcome]) -> None:
         """Take what a future brought; nothing refers to it afterwards, for it may be large."""
         task = self.waiting.pop(future)
-        with _engine_errors(self._new.path):
+        with _engine_errors(self._new.path), signals_later():
             outcome = future.result()
         if outcome.error is not None:
             raise outcome.error
@@ -238,8 +239,9 @@ def _engine_errors(path: str) -> Iterator[None]:
 
 def _stop(executor: Executor, waiting: Iterable[Future[Outcome]]) -> None:
     """Our own processes end now; others are given the time of a piece to notice that their file is gone."""
-    for future in waiting:
-        future.cancel()
+    with signals_later():
+        for future in waiting:
+            future.cancel()
     if isinstance(executor, WorkerPool):
         executor.kill()
     else:
