@@ -7,10 +7,10 @@ row and the chunks of one block.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import numpy as np
@@ -23,6 +23,7 @@ from chunkstore._ingest.plan.columns import STORED
 from chunkstore._ingest.plan.plan import Plan
 from chunkstore._ingest.plan.read import PIECE_NBYTES, PlanReader
 from chunkstore._storage.buffers import Buffer
+from chunkstore._storage.interrupts import signals_later
 
 if TYPE_CHECKING:
     from chunkstore._ingest.convert.arrangement import Arrangement  # of the converter: workers start without it
@@ -234,19 +235,24 @@ def _encode_block(
 
 
 class _Pipe:
-    """Two buffers: while one is read into, the other is written by a second thread."""
+    """Two buffers: while one is read into, the other is written by a second thread.
+
+    No executor: Ctrl-C where its locks and those of futures are taken can leave one so, for which the thread would
+    wait for ever, and this one for the thread. A `SimpleQueue` has none that can be left.
+    """
 
     def __init__(self, sink: Receiver, *, overlap: bool) -> None:
         self.sink = sink
-        self._thread = ThreadPoolExecutor(1, "chunkstore-write") if overlap else None
+        self._thread = Thread(target=self._write, name="chunkstore-write") if overlap else None
         self._buffers = [memoryview(b"")] * (2 if overlap else 1)
-        self._turn = 0
-        self._jobs: deque[Future[None]] = deque()
+        self._turn = self._under_way = 0
+        self._jobs: SimpleQueue[tuple[int, memoryview] | None] = SimpleQueue()
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def buffer(self, nbytes: int) -> memoryview:
         """Memory that nobody uses now."""
-        while len(self._jobs) >= len(self._buffers):
-            self._jobs.popleft().result()
+        while self._under_way >= len(self._buffers):
+            self._wait_for_one()
         if len(self._buffers[self._turn]) < nbytes:
             # Memory that was never touched costs nothing, so a small job pays for no large buffer.
             self._buffers[self._turn] = np.empty(max(nbytes, PIECE_NBYTES), np.uint8).data
@@ -257,17 +263,40 @@ class _Pipe:
         if self._thread is None:
             self.sink.pwrite(offset, piece)
         else:
-            self._jobs.append(self._thread.submit(self.sink.pwrite, offset, piece))
+            self._jobs.put((offset, piece))
+            self._under_way += 1
             self._turn = (self._turn + 1) % len(self._buffers)  # here: what is asked for and not put stays free
 
     def settle(self) -> None:
         """Wait until everything is written."""
-        while self._jobs:
-            self._jobs.popleft().result()
+        while self._under_way:
+            self._wait_for_one()
+
+    def _wait_for_one(self) -> None:
+        error = self._done.get()
+        self._under_way -= 1
+        if error is not None:
+            raise error
+
+    def _write(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                self.sink.pwrite(*job)
+                self._done.put(None)
+            except BaseException as error:  # noqa: BLE001 - it is raised by whoever waits for the piece
+                self._done.put(error)
 
     def __enter__(self) -> Self:
+        if self._thread is not None:
+            try:
+                with signals_later():
+                    self._thread.start()
+            except BaseException:
+                self._jobs.put(None)  # after an interrupt: nobody else would end it
+                raise
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._thread is not None:
-            self._thread.shutdown(wait=True, cancel_futures=True)
+            self._jobs.put(None)
+            self._thread.join()
