@@ -243,7 +243,8 @@ class _Pipe:
 
     def __init__(self, sink: Receiver, *, overlap: bool) -> None:
         self.sink = sink
-        self._thread = Thread(target=self._write, name="chunkstore-write") if overlap else None
+        # A daemon: a second Ctrl-C may come before it is told to end, and the end of the program would wait for it.
+        self._thread = Thread(target=self._write, name="chunkstore-write", daemon=True) if overlap else None
         self._buffers = [memoryview(b"")] * (2 if overlap else 1)
         self._turn = self._under_way = 0
         self._jobs: SimpleQueue[tuple[int, memoryview] | None] = SimpleQueue()
