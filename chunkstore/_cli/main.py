@@ -72,8 +72,9 @@ A first look:
   python -c "import chunkstore; print(chunkstore.open('train.cks')[0])"
 
 \b
-Exit codes: 0 good; 1 the data is bad, refused, or not there; 2 usage;
-3 cannot read or write; 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
+Exit codes: 0 good; 1 the data is bad or refused, or there is no such sample;
+2 usage; 3 a file is not there, or cannot be read or written;
+130 interrupted (143 by SIGTERM, 129 by SIGHUP).
 Results go to stdout; progress, notes and errors to stderr.
 """,
 )
