@@ -6,7 +6,6 @@ are kept in memory up to a MiB each and in one unnamed temporary file beyond tha
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -31,7 +30,7 @@ from chunkstore._format.segment import (
     uuid_of,
 )
 from chunkstore._format.superblock import Superblock
-from chunkstore._storage.buffers import byte_view
+from chunkstore._storage.buffers import Buffer, byte_view
 from chunkstore._storage.sink import Sink
 from chunkstore._write.late import Spill
 from chunkstore._write.sections import Joined, write_section
@@ -40,6 +39,8 @@ from chunkstore.errors import LimitError, SchemaError
 _SPOOL_NBYTES: Final = 1 << 20
 _PIECE_NBYTES: Final = 64 * PAGE_NBYTES
 type_section = tuple[Kind, int]
+ENDS: Final = (Kind.OFFSETS, Kind.STORED_OFFSETS)
+"""Where rows end: each number is counted from the first row of the container."""
 
 
 @dataclass(frozen=True)
@@ -131,40 +132,74 @@ def encode_key(key: str) -> bytes:
 
 
 class _Spool:
-    """Bytes of one index array: appended, and read back."""
+    """Bytes of one index array, which grows; what fills `_SPOOL_NBYTES` goes to the temporary file.
+
+    Slices of it are copies.
+    """
 
     def __init__(self, spill: Spill) -> None:
         self._spill = spill
         self._tail = bytearray()
-        self._spilled: list[tuple[int, int]] = []  # (offset in the spool, offset in the spill) of whole pieces
-        self.nbytes = 0
+        self._spilled: list[int] = []  # where in the spill each full piece begins
 
-    def append(self, data: Any) -> None:
-        view = byte_view(data)
-        self._tail += view
-        self.nbytes += len(view)
-        if len(self._tail) >= _SPOOL_NBYTES:
-            self._spilled.append((self.nbytes - len(self._tail), self._spill.append((self._tail,))))
-            self._tail = bytearray()
+    def __len__(self) -> int:
+        return len(self._spilled) * _SPOOL_NBYTES + len(self._tail)
 
-    def read(self, offset: int, nbytes: int) -> bytes:
-        stop = min(offset + nbytes, self.nbytes)
-        pieces = []
-        while offset < stop:
-            place = bisect.bisect_right(self._spilled, offset, key=lambda piece: piece[0]) - 1
-            ends = [start for start, _ in self._spilled[place + 1 : place + 2]] or [self.nbytes - len(self._tail)]
-            if offset >= self.nbytes - len(self._tail):
-                start = offset - (self.nbytes - len(self._tail))
-                pieces.append(bytes(self._tail[start : start + stop - offset]))
-                break
-            start, where = self._spilled[place]
-            pieces.append(self._spill.read(where + offset - start, min(stop, ends[0]) - offset))
-            offset = min(stop, ends[0])
-        return b"".join(pieces)
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(len(self))
+        first, behind = start // _SPOOL_NBYTES, -(-stop // _SPOOL_NBYTES)
+        pieces = b"".join(map(self._piece, range(first, behind)))
+        return pieces[start - first * _SPOOL_NBYTES :][: stop - start]
 
-    def pieces(self) -> Iterator[bytes]:
-        for offset in range(0, self.nbytes, _PIECE_NBYTES):
-            yield self.read(offset, _PIECE_NBYTES)
+    def _piece(self, number: int) -> bytes | bytearray:
+        full = number < len(self._spilled)
+        return self._spill.read(self._spilled[number], _SPOOL_NBYTES) if full else self._tail
+
+    def append(self, data: Buffer) -> None:
+        """Take bytes as they will be in the file."""
+        self._tail += byte_view(data)
+        while len(self._tail) >= _SPOOL_NBYTES:
+            self._spilled.append(self._spill.append((self._tail[:_SPOOL_NBYTES],)))
+            del self._tail[:_SPOOL_NBYTES]
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Take numbers of new samples."""
+        self.append(np.ascontiguousarray(values, values.dtype.newbyteorder("<")))
+
+    def absorb(self, stored: NDArray[Any]) -> None:
+        """Take what a live segment has."""
+        self.append(stored)
+
+
+class _Ends(_Spool):
+    """One of `ENDS`. In front of the ends stands where the first row begins."""
+
+    def __init__(self, spill: Spill, first: int) -> None:
+        super().__init__(spill)
+        self._last = first
+        self.append(np.int64(first).tobytes())
+
+    def add(self, sizes: NDArray[Any]) -> None:
+        ends = np.cumsum(sizes, dtype=np.int64) + self._last
+        # A sum that passes 2^63 - 1 is negative at first, for no row has more items than that.
+        if ends.min() < 0:
+            raise self._too_many()
+        self._go_on(ends)
+
+    def absorb(self, stored: NDArray[Any]) -> None:
+        first, last = stored.item(0), stored.item(-1)
+        # What a hostile one wraps is found by `verify`: it is no sum of too many.
+        if first >= 0 and self._last + last - first > MAX_INT:
+            raise self._too_many()
+        self._go_on(stored[1:] - first + self._last)
+
+    def _go_on(self, ends: NDArray[np.int64]) -> None:
+        super().add(ends)
+        self._last = int(ends[-1]) & MAX_INT if len(ends) else self._last
+
+    @staticmethod
+    def _too_many() -> LimitError:
+        return LimitError("a ragged field has at most 2^63 - 1 items in a container")
 
 
 @dataclass
@@ -182,26 +217,23 @@ class _KeyTable:
     """
 
     def __init__(self, spill: Spill) -> None:
-        self.text = _Spool(spill)
-        self.ends = _Spool(spill)
-        self.ends.append(bytes(8))
-        self.num_keys = 0
+        self._text = _Spool(spill)
+        self._ends = _Spool(spill)
+        self._ends.append(bytes(8))
+        self._num_keys = 0
         self._runs: list[_Run] = []
 
     def add(self, keys: Keys) -> None:
         hashes = keys.hashes()
         order = np.argsort(hashes, kind="stable")
-        run = _Run(hashes[order], order + self.num_keys)
-        self._store(keys)
+        run = _Run(hashes[order], order + self._num_keys)
+        self._ends.append((keys.offsets[1:] + len(self._text)).astype("<u8"))
+        self._text.append(keys.text)
+        self._num_keys += len(keys)
         self._refuse_duplicates(run)
         self._runs.append(run)
         while len(self._runs) > 1 and len(self._runs[-2].hashes) < 2 * len(self._runs[-1].hashes):
             self._merge_last()
-
-    def _store(self, keys: Keys) -> None:
-        self.ends.append((keys.offsets[1:] + self.text.nbytes).astype("<u8"))
-        self.text.append(keys.text)
-        self.num_keys += len(keys)
 
     def _refuse_duplicates(self, new: _Run) -> None:
         for place in np.flatnonzero(new.hashes[1:] == new.hashes[:-1]).tolist():
@@ -213,13 +245,13 @@ class _KeyTable:
                 self._refuse_equal(int(run.positions[places[mine]]), int(new.positions[mine]))
 
     def _refuse_equal(self, first: int, second: int) -> None:
-        if self.key(first) == self.key(second):
-            text = self.key(first).decode("utf-8", "backslashreplace")
+        if self._key(first) == self._key(second):
+            text = self._key(first).decode("utf-8", "backslashreplace")
             raise SchemaError(f"samples {first} and {second} have the same key {text!r}; keys must be unique")
 
-    def key(self, position: int) -> bytes:
-        start, stop = np.frombuffer(self.ends.read(8 * position, 16), "<u8").tolist()
-        return self.text.read(start, stop - start)
+    def _key(self, position: int) -> bytes:
+        start, stop = np.frombuffer(self._ends[8 * position : 8 * position + 16], "<u8").tolist()
+        return self._text[start:stop]
 
     def _merge_last(self) -> None:
         second, first = self._runs.pop(), self._runs.pop()
@@ -227,88 +259,17 @@ class _KeyTable:
         order = np.argsort(hashes, kind="stable")  # on two sorted runs this is one merge
         self._runs.append(_Run(hashes[order], np.concatenate([first.positions, second.positions])[order]))
 
-    def sorted(self) -> _Run:
+    def sections(self) -> dict[type_section, memoryview | _Spool]:
+        """The bytes of each section of keys."""
         while len(self._runs) > 1:
             self._merge_last()
-        return self._runs[0] if self._runs else _Run(np.zeros(0, np.uint64), np.zeros(0, np.int64))
-
-
-@dataclass
-class _FieldColumns:
-    """Index arrays of one field, growing."""
-
-    sums: _Spool
-    offsets: _Spool | None = None
-    shapes: _Spool | None = None
-    stored: _Spool | None = None
-    num_items: int = 0
-    num_stored: int = 0
-    num_sums: int = 0
-
-    @classmethod
-    def of(cls, field: Field, spill: Spill, num_items: int, num_stored: int) -> _FieldColumns:
-        columns = cls(_Spool(spill), num_items=num_items, num_stored=num_stored)
-        if field.ragged:
-            columns.offsets = _Spool(spill)
-            columns.offsets.append(np.int64(num_items).tobytes())
-        if field.varying > 1:
-            columns.shapes = _Spool(spill)
-        if field.codec != "raw":
-            columns.stored = _Spool(spill)
-            columns.stored.append(np.int64(num_stored).tobytes())
-        return columns
-
-    def add(self, block: Block, num_samples: int) -> tuple[int, int, int, int, int]:
-        """Take one block; its entry for BLOCKS."""
-        first_group = self.num_sums
-        self.sums.append(block.group_sums.astype("<u8"))
-        self.num_sums += len(block.group_sums)
-        if self.offsets is not None and block.counts is not None:
-            ends = np.cumsum(block.counts, dtype=np.int64) + self.num_items
-            self.offsets.append(ends.astype("<i8"))
-            self._set_items(ends)
-        if self.shapes is not None and block.shapes is not None:
-            self.shapes.append(np.ascontiguousarray(block.shapes, "<i8"))
-        if self.stored is not None and block.stored is not None:
-            ends = np.cumsum(block.stored, dtype=np.int64) + self.num_stored
-            self.stored.append(ends.astype("<i8"))
-            self.num_stored = int(ends[-1])
-        return block.offset, block.nbytes, block.sum, rows_per_group(num_samples, block.nbytes), first_group
-
-    def absorb(self, index: Index, directory: Directory, number: int) -> None:
-        """Take over the arrays of a live segment."""
-        sums = _whole(index, directory, Kind.CHUNK_SUMS, "<u8", number)
-        self.sums.append(sums)
-        self.num_sums += len(sums)
-        if self.offsets is not None:
-            offsets = _whole(index, directory, Kind.OFFSETS, "<i8", number)
-            first = offsets.item(0)
-            offsets = offsets - first + self.num_items
-            self.offsets.append(offsets[1:])
-            # What a hostile one wraps is found by `verify`: it is no sum of too many.
-            self._set_items(offsets[-1:] if first >= 0 else offsets[-1:] & MAX_INT)
-        if self.shapes is not None:
-            self.shapes.append(_whole(index, directory, Kind.SHAPES, "<i8", number))
-        if self.stored is not None:
-            stored = _whole(index, directory, Kind.STORED_OFFSETS, "<i8", number)
-            stored = stored - stored[:1] + self.num_stored
-            self.stored.append(stored[1:])
-            self.num_stored = int(stored[-1])
-
-    def _set_items(self, ends: NDArray[np.int64]) -> None:
-        """Where rows end. A sum that passes 2^63 - 1 is negative at first, for no row has more items than that."""
-        if ends.min() < 0:
-            raise LimitError("a ragged field has at most 2^63 - 1 items in a container")
-        self.num_items = int(ends[-1])
-
-    def spools(self) -> dict[Kind, _Spool]:
-        found = {
-            Kind.CHUNK_SUMS: self.sums,
-            Kind.OFFSETS: self.offsets,
-            Kind.SHAPES: self.shapes,
-            Kind.STORED_OFFSETS: self.stored,
+        run = self._runs[0] if self._runs else _Run(np.zeros(0, np.uint64), np.zeros(0, np.int64))
+        return {
+            (Kind.KEY_BYTES, NO_FIELD): self._text,
+            (Kind.KEY_OFFSETS, NO_FIELD): self._ends,
+            (Kind.KEY_HASHES, NO_FIELD): byte_view(run.hashes.astype("<u8", copy=False)),
+            (Kind.KEY_ORDER, NO_FIELD): byte_view(run.positions.astype(order_dtype(self._num_keys))),
         }
-        return {kind: spool for kind, spool in found.items() if spool is not None}
 
 
 @dataclass(frozen=True)
@@ -317,10 +278,8 @@ class Position:
 
     first_sample: int = 0
     first_shard: int = 0
-    num_items: Mapping[int, int] = field(default_factory=dict)
-    """Items of each ragged field so far, by number of the field."""
-    num_stored: Mapping[int, int] = field(default_factory=dict)
-    """Stored bytes of each field with a codec so far."""
+    ends: Mapping[type_section, int] = field(default_factory=dict)
+    """Where each section of `ENDS` goes on."""
 
 
 class IndexWriter:
@@ -354,10 +313,11 @@ class IndexWriter:
         self._starts = [self._position.first_sample]
         self._spill = Spill(folder)
         self._blocks = _Spool(self._spill)
-        self._columns = [
-            _FieldColumns.of(f, self._spill, self._position.num_items.get(n, 0), self._position.num_stored.get(n, 0))
-            for n, f in enumerate(fields)
-        ]
+        ends = self._position.ends
+        self._columns = {
+            section: _Ends(self._spill, ends.get(section, 0)) if section[0] in ENDS else _Spool(self._spill)
+            for section in _column_sections(fields)
+        }
         self.with_keys = with_keys
         self._keys = _KeyTable(self._spill) if with_keys else None
         self.superseded: list[tuple[int, int, int]] = []
@@ -392,9 +352,27 @@ class IndexWriter:
         Raises:
             LimitError: more samples or items than section 15 of the specification allows; so does `absorb`.
         """
-        entries = [columns.add(block, num_samples) for columns, block in zip(self._columns, blocks, strict=True)]
+        entries = [self._add_block(number, block, num_samples) for number, block in enumerate(blocks)]
         self._blocks.append(np.array(entries, BLOCK_ENTRY))
         self._grow(num_samples, [self._starts[-1] + num_samples])
+
+    def _add_block(self, number: int, block: Block, num_samples: int) -> tuple[int, int, int, int, int]:
+        """Take one block; its entry for BLOCKS."""
+        first_group = self._num_sums(number)
+        arrays = {
+            Kind.CHUNK_SUMS: block.group_sums,
+            Kind.OFFSETS: block.counts,
+            Kind.SHAPES: block.shapes,
+            Kind.STORED_OFFSETS: block.stored,
+        }
+        for kind, values in arrays.items():
+            column = self._columns.get((kind, number))
+            if column is not None and values is not None:
+                column.add(values)
+        return block.offset, block.nbytes, block.sum, rows_per_group(num_samples, block.nbytes), first_group
+
+    def _num_sums(self, number: int) -> int:
+        return len(self._columns[Kind.CHUNK_SUMS, number]) // 8
 
     def absorb(self, index: Index, directory: Directory, offsets: NDArray[np.int64] | None = None) -> None:
         """Take over all that a segment describes.
@@ -408,9 +386,10 @@ class IndexWriter:
         blocks = _whole(index, directory, Kind.BLOCKS, BLOCK_ENTRY).reshape(-1, len(self.fields)).copy()
         if offsets is not None:
             blocks["offset"] = offsets
-        for number, columns in enumerate(self._columns):
-            blocks["first_group"][:, number] += columns.num_sums
-            columns.absorb(index, directory, number)
+        for number in range(len(self.fields)):
+            blocks["first_group"][:, number] += self._num_sums(number)
+        for (kind, number), column in self._columns.items():
+            column.absorb(_whole(index, directory, kind, "<i8", number))
         self._blocks.append(blocks)
         self._grow(directory.num_samples, [self._starts[-1] + start for start in starts[1:].tolist()])
         if self._keys is not None and directory.num_samples:
@@ -430,14 +409,11 @@ class IndexWriter:
         """Say where the blocks of a field are, whose offsets were counted from its first block so far."""
         self._moved[number] = offset
 
-    def _block_pieces(self) -> Iterable[bytes]:
-        if not self._moved:
-            return self._blocks.pieces()
-        blocks = np.frombuffer(self._blocks.read(0, self._blocks.nbytes), BLOCK_ENTRY).reshape(-1, len(self.fields))
-        blocks = blocks.copy()
+    def _moved_blocks(self) -> memoryview:
+        blocks = np.frombuffer(self._blocks[:], BLOCK_ENTRY).reshape(-1, len(self.fields)).copy()
         for number, offset in self._moved.items():
             blocks["offset"][:, number] += np.uint64(offset)
-        return (blocks.tobytes(),)
+        return byte_view(blocks)
 
     def write(
         self,
@@ -457,14 +433,13 @@ class IndexWriter:
             earlier: the other live segments.
             before: the superblock of the generation before, None for a new container.
         """
-        sections = dict(sorted(self._sections().items()))
-        sizes = [nbytes for nbytes, _ in sections.values()]
+        sections = sorted(self._sections().items())
         nbytes = directory_nbytes(len(sections), len(earlier))
-        offsets, end = place_sections(offset + nbytes, sizes)
+        offsets, end = place_sections(offset + nbytes, [len(data) for _, data in sections])
         run = Joined(sink, offset + nbytes)
         entries = tuple(
-            SectionEntry(kind, number, at, size, write_section(run, at, size, pieces))
-            for at, ((kind, number), (size, pieces)) in zip(offsets, sections.items(), strict=True)
+            SectionEntry(kind, number, at, len(data), write_section(run, at, len(data), _pages(data)))
+            for at, ((kind, number), data) in zip(offsets, sections, strict=True)
         )
         directory = Directory(
             offset,
@@ -484,35 +459,28 @@ class IndexWriter:
             return Superblock(uuid_of(digest), 1, committed_end, offset, nbytes, digest)
         return Superblock(before.uuid, before.generation + 1, committed_end, offset, nbytes, digest)
 
-    def _sections(self) -> dict[type_section, tuple[int, Iterable[bytes]]]:
-        """Each section: its length, and its bytes in pieces of whole pages."""
-        found: dict[type_section, tuple[int, Iterable[bytes]]] = {}
-
-        def put(kind: Kind, data: bytes, number: int = NO_FIELD) -> None:
-            found[kind, number] = (len(data), (data,))
-
-        put(Kind.SCHEMA, self._schema)
-        put(Kind.ATTRS, self.attrs)
-        put(Kind.SHARD_STARTS, np.array(self._starts, "<u8").tobytes())
-        found[Kind.BLOCKS, NO_FIELD] = (self._blocks.nbytes, self._block_pieces())
-        for number, columns in enumerate(self._columns):
-            for kind, spool in columns.spools().items():
-                found[kind, number] = (spool.nbytes, spool.pieces())
+    def _sections(self) -> dict[type_section, memoryview | _Spool]:
+        """The bytes of each section."""
+        found: dict[type_section, memoryview | _Spool] = {
+            (Kind.SCHEMA, NO_FIELD): memoryview(self._schema),
+            (Kind.ATTRS, NO_FIELD): memoryview(self.attrs),
+            (Kind.SHARD_STARTS, NO_FIELD): byte_view(np.array(self._starts, "<u8")),
+            (Kind.BLOCKS, NO_FIELD): self._moved_blocks() if self._moved else self._blocks,
+            **self._columns,
+        }
         for number, data in self.dictionaries.items():
-            put(Kind.DICTIONARY, data, number)
+            found[Kind.DICTIONARY, number] = memoryview(data)
         if self._keys is not None:
-            self._put_keys(self._keys, found)
+            found.update(self._keys.sections())
         if self.superseded:
-            put(Kind.SUPERSEDED, np.array(sorted(self.superseded), "<u8").tobytes())
+            found[Kind.SUPERSEDED, NO_FIELD] = byte_view(np.array(sorted(self.superseded), "<u8"))
         return found
 
-    def _put_keys(self, keys: _KeyTable, found: dict[type_section, tuple[int, Iterable[bytes]]]) -> None:
-        run = keys.sorted()
-        order = run.positions.astype(order_dtype(self.num_samples))
-        found[Kind.KEY_BYTES, NO_FIELD] = (keys.text.nbytes, keys.text.pieces())
-        found[Kind.KEY_OFFSETS, NO_FIELD] = (keys.ends.nbytes, keys.ends.pieces())
-        found[Kind.KEY_HASHES, NO_FIELD] = (run.hashes.nbytes, _pieces(run.hashes.astype("<u8", copy=False)))
-        found[Kind.KEY_ORDER, NO_FIELD] = (order.nbytes, _pieces(order))
+
+def _column_sections(fields: Sequence[Field]) -> list[type_section]:
+    """The sections that grow with the samples of one field each."""
+    sections = [section for section in section_sizes(fields, 0, 0, key_nbytes=None) if section[1] != NO_FIELD]
+    return [*sections, *((Kind.CHUNK_SUMS, number) for number in range(len(fields)))]
 
 
 def _whole(index: Index, directory: Directory, kind: Kind, dtype: Any, number: int = NO_FIELD) -> NDArray[Any]:
@@ -524,9 +492,9 @@ def _whole(index: Index, directory: Directory, kind: Kind, dtype: Any, number: i
     return section.array(dtype)
 
 
-def _pieces(array: NDArray[Any]) -> Iterator[bytes]:
-    data = byte_view(array)
-    return (bytes(data[start : start + _PIECE_NBYTES]) for start in range(0, data.nbytes, _PIECE_NBYTES))
+def _pages(data: memoryview | _Spool) -> Iterator[bytes | memoryview]:
+    """The bytes of a section in pieces of whole pages, but for the last."""
+    return (data[start : start + _PIECE_NBYTES] for start in range(0, len(data), _PIECE_NBYTES))
 
 
 def planned_segment_nbytes(

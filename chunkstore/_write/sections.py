@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -26,9 +26,9 @@ class Joined:
     def __init__(self, sink: Sink, start: int) -> None:
         self._sink = sink
         self._first = self._start = self._end = start
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | memoryview] = []
 
-    def put(self, offset: int, piece: bytes) -> None:
+    def put(self, offset: int, piece: bytes | memoryview) -> None:
         """Take the next piece, and zeros before it up to the one before."""
         self._pieces += [bytes(offset - self._end), piece]
         self._end = offset + len(piece)
@@ -50,27 +50,14 @@ class Joined:
         self._start, self._pieces = self._end, []
 
 
-def write_section(run: Joined, offset: int, nbytes: int, pieces: Iterable[bytes]) -> int:
-    """Write a section and its page sums; what the section table says of them."""
+def write_section(run: Joined, offset: int, nbytes: int, pieces: Iterable[bytes | memoryview]) -> int:
+    """Write a section, given in pieces of whole pages, and its page sums; what the section table says of them."""
     sums = []
     at = offset
-    for piece in _whole_pages(pieces):
+    for piece in pieces:
         run.put(at, piece)
         sums.append(page_sums(memoryview(piece)))
         at += len(piece)
     joined = np.concatenate(sums) if sums else np.zeros(0, np.uint64)
     run.put(at, section_tail(nbytes, joined))
     return sum_of_sums(joined)
-
-
-def _whole_pages(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces of whole pages, but for the last."""
-    rest = b""
-    for piece in pieces:
-        data = rest + piece if rest else piece
-        whole = len(data) - len(data) % PAGE_NBYTES
-        if whole:
-            yield data[:whole]
-        rest = data[whole:]
-    if rest:
-        yield rest

@@ -31,7 +31,7 @@ from chunkstore._storage.lock import WriterLock
 from chunkstore._storage.objects import UrlError, is_url
 from chunkstore._storage.sink import Sink
 from chunkstore._storage.source import Source, open_source
-from chunkstore._write.index_writer import IndexWriter, Keys, Position
+from chunkstore._write.index_writer import ENDS, IndexWriter, Keys, Position
 from chunkstore.errors import CorruptError, LimitError, ReplacedError, SchemaError, UnsupportedFeatureError
 
 _PIECE_NBYTES: Final = 8 << 20
@@ -255,14 +255,12 @@ class AppendTarget:
         """Where a segment goes on that begins like `first`, or behind all."""
         sample = self._index.num_samples if first is None else first.first_sample
         shard = len(self._index.shard_starts) - 1 if first is None else first.first_shard
-        numbers = range(len(self._index.fields))
-        items = {n: self._index.before(Kind.OFFSETS, n, sample) for n in numbers if self._index.fields[n].ragged}
-        stored = {
-            n: self._index.before(Kind.STORED_OFFSETS, n, sample)
-            for n in numbers
-            if self._index.fields[n].codec != "raw"
+        ends = {
+            (Kind(kind), number): self._index.before(Kind(kind), number, sample)
+            for kind, number, *_ in self._index.directories[-1].sections()
+            if kind in ENDS
         }
-        return Position(sample, shard, items, stored)
+        return Position(sample, shard, ends)
 
     def _earlier_entry(self, directory: Directory) -> Earlier:
         for entry in self._index.directories[-1].earlier:
