@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NoReturn, Self
 
 from chunkstore._storage import platform, syscalls
@@ -101,17 +101,6 @@ class Sink(syscalls.DescriptorOwner):
         except OSError as error:
             self._fail(error, offset, len(view))
         self._wrote(fd, offset, len(view))
-
-    def pwritev(self, offset: int, buffers: Iterable[Buffer]) -> None:
-        """Write many buffers one after another at `offset`, about a thousand in one system call."""
-        fd = self._opened()
-        views = [view for view in map(byte_view, buffers) if len(view)]
-        nbytes = sum(map(len, views))
-        try:
-            self._write_many(fd, offset, views)
-        except OSError as error:
-            self._fail(error, offset, nbytes)
-        self._wrote(fd, offset, nbytes)
 
     def copy_from(self, source: Source, source_offset: int, offset: int, nbytes: int) -> None:
         """Copy a range of another file, inside the kernel where it can, by shared blocks where the file system can.
@@ -213,18 +202,6 @@ class Sink(syscalls.DescriptorOwner):
             piece = view[done : done + platform.MAX_CALL_NBYTES]
             done += _taken(self._calls.pwrite(fd, piece, offset + done), len(piece))
 
-    def _write_many(self, fd: int, offset: int, views: list[memoryview]) -> None:
-        first = 0
-        while first < len(views):
-            batch = _one_call(views, first)
-            taken = _taken(self._calls.pwritev(fd, batch, offset), sum(map(len, batch)))
-            offset += taken
-            while first < len(views) and taken >= len(views[first]):
-                taken -= len(views[first])
-                first += 1
-            if taken:
-                views[first] = views[first][taken:]
-
     def _copy_plainly(self, fd: int, source: Source, source_offset: int, offset: int, nbytes: int) -> None:
         buffer = memoryview(bytearray(min(nbytes, _COPY_NBYTES)))
         for done in range(0, nbytes, _COPY_NBYTES):
@@ -261,15 +238,3 @@ def _taken(count: int, asked: int) -> int:
     if not 0 < count <= asked:
         raise OSError(errno.EIO, f"the system says that it wrote {count} of {asked} bytes")
     return count
-
-
-def _one_call(views: list[memoryview], first: int) -> list[memoryview]:
-    """The views from `first` on that fit one system call; a view too large for any is cut."""
-    batch: list[memoryview] = []
-    room = platform.MAX_CALL_NBYTES
-    for view in views[first : first + platform.MAX_CALL_BUFFERS]:
-        batch.append(view[:room])
-        room -= len(batch[-1])
-        if not room:
-            break
-    return batch

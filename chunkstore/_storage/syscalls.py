@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NoReturn
 
 from chunkstore._storage import platform
@@ -38,10 +38,6 @@ class SystemCalls:
     def pwrite(self, fd: int, buffer: memoryview, offset: int) -> int:
         """Write at an offset; returns how many bytes were taken."""
         return platform.pwrite(fd, buffer, offset)
-
-    def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-        """Write several buffers one after another at an offset; returns how many bytes were taken."""
-        return platform.pwritev(fd, buffers, offset)
 
     def copy_range(self, source_fd: int, fd: int, nbytes: int, source_offset: int, offset: int) -> int:
         """Copy inside the kernel, by sharing blocks where it can; returns how many bytes were copied."""

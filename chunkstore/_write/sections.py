@@ -46,7 +46,7 @@ class Joined:
             self._sink.pwrite(offset, directory)
 
     def _write(self) -> None:
-        self._sink.pwritev(self._start, self._pieces)
+        self._sink.pwrite(self._start, b"".join(self._pieces))
         self._start, self._pieces = self._end, []
 
 

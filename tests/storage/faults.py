@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from chunkstore._storage.syscalls import SystemCalls
 
 # Each method that does something to a file, which a test may name.
 CALLS = (
-    "open", "close", "pwrite", "pwritev", "copy_range", "truncate", "allocate", "start_writeback",
+    "open", "close", "pwrite", "copy_range", "truncate", "allocate", "start_writeback",
     "sync_data", "sync_file", "sync_directory", "link", "rename", "unlink", "lock", "unlock",
 )  # fmt: skip
 
@@ -71,9 +70,6 @@ class Stingy(SystemCalls):
     def pwrite(self, fd: int, buffer: memoryview, offset: int) -> int:
         return super().pwrite(fd, buffer[: self.most], offset)
 
-    def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-        return super().pwrite(fd, memoryview(b"".join(buffers))[: self.most], offset)
-
     def copy_range(self, source_fd: int, fd: int, nbytes: int, source_offset: int, offset: int) -> int:
         return super().copy_range(source_fd, fd, min(nbytes, self.most), source_offset, offset)
 
@@ -85,7 +81,4 @@ class Lying(SystemCalls):
         self.count = count
 
     def pwrite(self, fd: int, buffer: memoryview, offset: int) -> int:
-        return self.count
-
-    def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
         return self.count

@@ -68,39 +68,28 @@ class SinkTests:
     def test_size(self, sink: Sink, path: Path) -> None:
         """`size` is where the last byte ends that was written, in whatever order."""
         sizes = []
-        for offset, pieces in ((3, [b"de", b"", b"f"]), (0, [b"ab", b"c"]), (6, [])):
-            sink.pwritev(offset, pieces)
+        for offset, data in ((3, b"def"), (0, b"abc"), (6, b"")):
+            sink.pwrite(offset, data)
             sizes.append(sink.size)
         assert sizes == [6, 6, 6]
         assert path.read_bytes() == b"abcdef"
-
-    def test_pwritev_of_many_buffers(self, sink: Sink, path: Path) -> None:
-        """Thousands of buffers, more than one call takes, arrive in order."""
-        pieces = [DATA[i * 30 : i * 30 + i % 31] for i in range(3000)]
-        sink.pwritev(7, pieces)
-        assert path.read_bytes() == bytes(7) + b"".join(piece.tobytes() for piece in pieces)
 
     @pytest.mark.parametrize("most", [1, 7, 4096])
     def test_short_writes_are_completed(self, path: Path, most: int) -> None:
         """A system that takes a few bytes of each write gets the rest in further writes."""
         with syscalls.use(Stingy(most)), Sink.create(path) as sink:
             sink.pwrite(0, DATA[:5000])
-            sink.pwritev(5000, [DATA[5000:5003], DATA[5003:5003], DATA[5003:9000], DATA[9000:9001]])
+            sink.pwrite(5000, DATA[5000:9001])
         assert path.read_bytes() == DATA[:9001].tobytes()
 
     def test_limit_of_one_call(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """No call is given more than the system takes, here 1000 bytes or 16 buffers."""
+        """No call is given more than the system takes, here 1000 bytes."""
         monkeypatch.setattr(platform, "MAX_CALL_NBYTES", 1000)
-        monkeypatch.setattr(platform, "MAX_CALL_BUFFERS", 16)
         recorder = Recorder()
         with syscalls.use(recorder), Sink.create(path) as sink:
             sink.pwrite(0, DATA[:3500])
-            sink.pwritev(3500, [DATA[3500:5600], *(DATA[i : i + 1] for i in range(5600, 5700)), DATA[5700:7000]])
-        assert path.read_bytes() == DATA[:7000].tobytes()
+        assert path.read_bytes() == DATA[:3500].tobytes()
         assert max(len(call[2]) for call in recorder.calls if call[0] == "pwrite") == 1000
-        vectors = [call[2] for call in recorder.calls if call[0] == "pwritev"]
-        assert max(sum(map(len, vector)) for vector in vectors) == 1000
-        assert max(map(len, vectors)) == 16
 
     def test_truncate(self, sink: Sink, path: Path) -> None:
         """Truncate cuts or adds zeros, and appends go on from there."""
@@ -253,7 +242,6 @@ def test_processes_write_parts_of_one_file(path: Path) -> None:
 
 WRITES: list[tuple[str, Callable[[Sink], object]]] = [
     ("pwrite", lambda sink: sink.pwrite(100, b"abc")),
-    ("pwritev", lambda sink: sink.pwritev(100, [b"a", b"bc"])),
     ("truncate", lambda sink: sink.truncate(10)),
     ("allocate", lambda sink: sink.preallocate(10)),
     ("truncate", lambda sink: sink.preallocate(10)),
@@ -319,12 +307,6 @@ def test_lying_system(path: Path, count: int) -> None:
         with pytest.raises(WriteError, match=rf"says that it wrote {count} of 3 bytes"):
             sink.pwrite(sink.size, b"abc")
         assert sink.poisoned
-    with (
-        syscalls.use(Lying(count)),
-        Sink.open(path) as sink,
-        pytest.raises(WriteError, match="says that it wrote"),
-    ):
-        sink.pwritev(0, [b"ab", b"c"])
 
 
 @pytest.mark.parametrize("sync", ["sync_data", "sync_file"])

@@ -99,9 +99,6 @@ class Recorder(SystemCalls):
         self.ops.append(Op("write", self._fds[fd], offset, bytes(buffer[:taken])))
         return taken
 
-    def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-        return self.pwrite(fd, memoryview(b"".join(buffers)), offset)
-
     def copy_range(self, source_fd: int, fd: int, nbytes: int, source_offset: int, offset: int) -> int:
         copied = super().copy_range(source_fd, fd, nbytes, source_offset, offset)
         self.ops.append(Op("write", self._fds[fd], offset, os.pread(fd, copied, offset)))

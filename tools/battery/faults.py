@@ -410,10 +410,7 @@ from pathlib import Path
 from tools.battery import faults
 {{op.name: op for op in faults.OPERATIONS}}[{name!r}].run(Path({folder!r}))
 """
-# By `os.pwritev`, which writes the index, CPython makes `pwritev2` where the C library has it.
-STRACE_CALLS = (
-    "pwrite64", "pwritev", "pwritev2", "fdatasync", "fsync", "ftruncate", "link", "rename", "unlink", "copy_file_range",
-)  # fmt: skip
+STRACE_CALLS = ("pwrite64", "fdatasync", "fsync", "ftruncate", "link", "rename", "unlink", "copy_file_range")
 
 
 def why_no_strace() -> str | None:
