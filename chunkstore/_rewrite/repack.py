@@ -82,16 +82,18 @@ def repack(
         check_replaceable(target, mode=mode)
         order = _order(reader, positions, keys)
         fields, kept = _open_codecs(reader, spec)
-        total = len(reader) if order is None else len(order)
-        totals = {field.name: _total_nbytes(reader, field.name, order) for field in fields if field.ragged}
-        nbytes = sum(totals.get(field.name, total * field.item_nbytes) for field in fields)
-        told = Told(progress, nbytes)
+        fixed = sum(field.item_nbytes for field in fields if not field.ragged)
+        ragged = {number: FieldIndex(reader._index, number) for number, field in enumerate(fields) if field.ragged}
+        totals = {n: sum(int(_row_nbytes(column, run).sum()) for run in _runs(order)) for n, column in ragged.items()}
+        total = len(order)
+        told = Told(progress, total * fixed + sum(totals.values()))
         options = {"fields": fields, "mode": mode, "num_samples": total, "shard_nbytes": shard_nbytes, "codec": codec}
         with _RepackWriter(target, totals, kept, told, **options) as writer:
             writer.attrs.update(reader.attrs)
-            for batch in _batches(reader, order):
-                writer.add_batch(reader.batch(batch), _keys(reader, batch))
-                told.copied(sum(int(_row_nbytes(reader, field.name, batch).sum()) for field in fields))
+            for batch, nbytes in _batches(order, fixed, list(ragged.values())):
+                named = None if reader.keys is None else [reader.keys[position] for position in batch.tolist()]
+                writer.add_batch(reader.batch(batch), named)
+                told.copied(nbytes)
             reader.close()  # Windows replaces no open file, and the new one may take the place of this one
 
 
@@ -101,21 +103,16 @@ class _RepackWriter(Writer):
     def __init__(
         self,
         path: str,
-        ragged_nbytes: dict[str, int],
+        ragged_nbytes: Mapping[int, int],
         dictionaries: Mapping[int, bytes],
         told: Told,
         **options: Any,
     ) -> None:
-        self._ragged_nbytes = ragged_nbytes
-        self._dictionaries = dictionaries
+        self._ragged_nbytes, self._dictionaries = ragged_nbytes, dictionaries
         super().__init__(path, **options)
         assert isinstance(self._target, NewTarget)
         wrong = "the new file was not stored as it was written; nothing is published"
         self._target.before_publish = lambda unpublished: told.verify(unpublished, wrong)
-
-    def _known_nbytes(self, field: Field, num_samples: int) -> int | None:
-        known = super()._known_nbytes(field, num_samples)
-        return self._ragged_nbytes[field.name] if known is None and field.codec == RAW else known
 
 
 def _open_codecs(reader: Reader, spec: CodecSpec) -> tuple[tuple[Field, ...], dict[int, bytes]]:
@@ -129,15 +126,15 @@ def _open_codecs(reader: Reader, spec: CodecSpec) -> tuple[tuple[Field, ...], di
     return tuple(fields), kept
 
 
-def _order(reader: Reader, positions: Indices | None, keys: Sequence[str] | None) -> Ints | None:
-    """Positions of the samples that are wanted; None for all in order."""
+def _order(reader: Reader, positions: Indices | None, keys: Sequence[str] | None) -> range | Ints:
+    """Positions of the samples that are wanted."""
     if keys is not None:
         order = reader.find(keys)
     elif positions is not None:
         order = np.asarray(reader.select(positions).positions, np.int64)
     else:
         _check_number(reader)
-        return None
+        return range(len(reader))
     if reader.keys is not None and len(np.unique(order)) != len(order):
         found, counts = np.unique(order, return_counts=True)
         twice = int(found[counts > 1][0])
@@ -154,40 +151,30 @@ def _check_number(reader: Reader) -> None:
         )
 
 
-def _runs(reader: Reader, order: Ints | None) -> Iterator[Ints]:
+def _runs(order: range | Ints) -> Iterator[Ints]:
     """The order in pieces, so that N numbers are never in memory."""
-    total = len(reader) if order is None else len(order)
-    for start in range(0, total, _BATCH_SAMPLES):
-        stop = min(start + _BATCH_SAMPLES, total)
-        yield np.arange(start, stop) if order is None else order[start:stop]
+    for start in range(0, len(order), _BATCH_SAMPLES):
+        run = order[start : start + _BATCH_SAMPLES]
+        yield np.arange(run.start, run.stop) if isinstance(run, range) else run
 
 
-def _row_nbytes(reader: Reader, name: str, order: Ints) -> Ints:
-    """Bytes of rows as they will be stored; shape of `order`."""
-    field = reader.fields[name]
-    if not field.ragged:
-        return np.full(len(order), field.item_nbytes)
-    index = reader._index
-    number = [f.name for f in index.fields].index(name)
-    return FieldIndex(index, number).counts(order) * field.item_nbytes
+def _row_nbytes(column: FieldIndex, run: Ints) -> Ints:
+    """Bytes of ragged rows before codecs; shape of `run`."""
+    return column.counts(run) * column.field.item_nbytes
 
 
-def _total_nbytes(reader: Reader, name: str, order: Ints | None) -> int:
-    return sum(int(_row_nbytes(reader, name, run).sum()) for run in _runs(reader, order))
+def _batches(order: range | Ints, fixed: int, ragged: Sequence[FieldIndex]) -> Iterator[tuple[Ints, int]]:
+    """Pieces of the order of about 16 MiB each, or a single larger sample, and their bytes.
 
-
-def _batches(reader: Reader, order: Ints | None) -> Iterator[Ints]:
-    """Pieces of the order of about 16 MiB each, or a single larger sample."""
-    for run in _runs(reader, order):
-        sizes: Any = sum(_row_nbytes(reader, name, run) for name in reader.fields)
-        ends = np.cumsum(sizes)
-        first = 0
+    Args:
+        order: positions.
+        fixed: bytes that each sample has in all fields but the `ragged` ones.
+    """
+    for run in _runs(order):
+        ends = np.cumsum(sum((_row_nbytes(column, run) for column in ragged), np.full(len(run), fixed)))
+        first = filled = 0
         while first < len(run):
-            filled = int(ends[first - 1]) if first else 0
             stop = max(int(np.searchsorted(ends, filled + _BATCH_NBYTES, "right")), first + 1)
-            yield run[first:stop]
-            first = stop
-
-
-def _keys(reader: Reader, batch: Ints) -> list[str] | None:
-    return None if reader.keys is None else [reader.keys[position] for position in batch.tolist()]
+            end = int(ends[stop - 1])
+            yield run[first:stop], end - filled
+            first, filled = stop, end

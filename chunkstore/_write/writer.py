@@ -87,8 +87,9 @@ class Writer:
     Not thread-safe.
     """
 
-    # Of fields whose codec has one, where they are there before the first row: by number of the field.
+    # What is known before the first row, by number of the field: dictionaries, and bytes of all rows of ragged ones.
     _dictionaries: Mapping[int, bytes | None] = MappingProxyType({})
+    _ragged_nbytes: Mapping[int, int] = MappingProxyType({})
     _closed = True  # until the constructor is through
 
     def __init__(
@@ -508,8 +509,9 @@ class Writer:
     def _plan_regions(self, fields: tuple[Field, ...], num_samples: int) -> None:
         """Give each field whose size is known one region for all its rows; the others follow behind."""
         for number, field in enumerate(fields):
-            nbytes = self._known_nbytes(field, num_samples)
-            if nbytes is not None:
+            row_nbytes = field.row_nbytes
+            nbytes = self._ragged_nbytes.get(number) if row_nbytes is None else num_samples * row_nbytes
+            if nbytes is not None and field.codec == RAW:
                 self._regions[number] = self._tail
                 self._tail = pad(self._tail + nbytes, PART_ALIGNMENT)
         if self._tail > MAX_FILE_NBYTES:
@@ -518,10 +520,6 @@ class Writer:
         folder = os.path.dirname(self._path) or os.curdir
         # The first of them follows the regions; the others wait until its end is known.
         self._late = {number: LateBlocks(folder) for number in coded[1:]}
-
-    def _known_nbytes(self, field: Field, num_samples: int) -> int | None:
-        """Bytes of all rows of a field, if they follow from their number."""
-        return None if field.row_nbytes is None or field.codec != RAW else num_samples * field.row_nbytes
 
     def _guarded_flush(self, arrays: Sequence[NDArray[Any]] | None = None, keys: Keys | None = None) -> None:
         """Write a shard; if that fails, what is in the file is unknown and the writer takes nothing more."""
