@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Final
@@ -114,21 +114,6 @@ class FieldCoder:
             return encoder.encode(*piece)
         finally:
             self._spare.append(encoder)
-
-
-def coders_of(
-    fields: Sequence[Field], options: Sequence[CodecOptions], dictionaries: Mapping[int, bytes | None]
-) -> list[FieldCoder | None]:
-    """A coder for each field, None where it is raw.
-
-    Args:
-        fields, options: as `choose_codecs` gives them.
-        dictionaries: that are decided already, by number of the field; None for one to be trained.
-    """
-    return [
-        None if option.name == RAW else FieldCoder(field, option, dictionaries.get(number))
-        for number, (field, option) in enumerate(zip(fields, options, strict=True))
-    ]
 
 
 def sample_places(row_nbytes: Ints) -> Ints:

@@ -6,7 +6,7 @@ are kept in memory up to a MiB each and in one unnamed temporary file beyond tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final, Self
@@ -75,17 +75,8 @@ class Keys:
     known: NDArray[np.uint64] | None = None  # their hashes, where each was an object of its own
 
     @classmethod
-    def of(cls, keys: Iterable[str]) -> Keys:
-        """Keys from texts.
-
-        Raises:
-            SchemaError: a key that the format cannot hold (spec section 10).
-        """
-        return cls.packed([encode_key(key) for key in keys])
-
-    @classmethod
     def packed(cls, texts: Sequence[bytes]) -> Keys:
-        """Keys from what `encode_key` gave."""
+        """Keys from what `encode_key` gave for each."""
         # Where the NULs between them are that no key has: a fifth of the time that `len` of each takes.
         ends = np.flatnonzero(np.frombuffer(b"\0".join([*texts, b""]), np.uint8) == 0)
         hashes = np.fromiter(map(sum64, texts), np.uint64, len(texts))
@@ -98,12 +89,6 @@ class Keys:
         offsets = [[0], *(part.offsets[1:] + base for part, base in zip(parts, bases, strict=False))]
         hashes = np.concatenate([part.hashes() for part in parts])
         return cls(b"".join(part.text for part in parts), np.concatenate(offsets).astype(np.int64), hashes)
-
-    def part(self, start: int, stop: int) -> Keys:
-        """Those of samples `[start, stop)`."""
-        offsets = self.offsets[start : stop + 1]
-        known = None if self.known is None else self.known[start:stop]
-        return Keys(self.text[offsets[0] : offsets[-1]], offsets - offsets[0], known)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -159,7 +144,9 @@ class _Spool:
         """Take bytes as they will be in the file."""
         self._tail += byte_view(data)
         while len(self._tail) >= _SPOOL_NBYTES:
-            self._spilled.append(self._spill.append((self._tail[:_SPOOL_NBYTES],)))
+            where = self._spill.reserve(_SPOOL_NBYTES)
+            self._spill.pwrite(where, self._tail[:_SPOOL_NBYTES])
+            self._spilled.append(where)
             del self._tail[:_SPOOL_NBYTES]
 
     def add(self, values: NDArray[Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable
 from typing import IO, Final
 
 from chunkstore._storage.sink import Sink
@@ -27,27 +26,28 @@ class Spill:
         self._file: IO[bytes] | None = None
         self.nbytes = 0
 
-    def append(self, pieces: Iterable[bytes | bytearray]) -> int:
-        """Take bytes; where they begin, counted from the first.
+    def reserve(self, nbytes: int) -> int:
+        """Where the next bytes go, which are so many; counted from the first."""
+        self.nbytes += nbytes
+        return self.nbytes - nbytes
+
+    def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write bytes where there is room for them, as a `Sink` does.
 
         Raises:
             WriteError: the system has no room for them.
         """
-        offset = self.nbytes
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by close()
             self._file.seek(offset)
-            for piece in pieces:
-                self._file.write(piece)
-                self.nbytes += len(piece)
+            self._file.write(data)
             self._file.flush()  # or the disk may turn out to be full later, where nobody expects it
         except OSError as error:
             raise WriteError(error.errno, f"no room in {self._folder} for {self._kind}: {error.strerror}") from error
-        return offset
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """Bytes that were appended, fewer at the end."""
+        """Bytes that were written, fewer at the end."""
         assert self._file is not None
         self._file.seek(offset)
         return self._file.read(nbytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -21,8 +22,8 @@ from chunkstore._write.late import LateBlocks
 _PIECE_NBYTES: Final = 8 << 20
 _INLINE_NBYTES: Final = 4 << 20  # below it, handing over costs more than it saves
 _MOST_ENCODERS: Final = 4
-Place: TypeAlias = "Callable[[int, int], int | LateBlocks]"
-"""(number of the field, nbytes of its next block) -> where it goes; called once for each block, in their order."""
+Place: TypeAlias = "Callable[[int, int], tuple[Sink | LateBlocks, int]]"
+"""(number of a field, nbytes of its next block) -> where it goes, at which offset; called once a block, in order."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ShardWriter:
         self._pool: ThreadPoolExecutor | None = None
         self._pending: tuple[IndexWriter, Future[list[Block]], int] | None = None
 
-    def submit(self, sink: Sink, index: IndexWriter, rows: Sequence[Rows], place: Place) -> None:
+    def submit(self, index: IndexWriter, rows: Sequence[Rows], place: Place) -> None:
         """Write one block per field where it belongs, then add the shard to the index.
 
         Raises:
@@ -63,12 +64,12 @@ class ShardWriter:
         self.wait()
         count = len(rows[0].ends)
         if sum(field.data.nbytes for field in rows) < _INLINE_NBYTES:
-            index.add_shard(count, self._write(sink, rows, place, None))
+            index.add_shard(count, self._write(rows, place, None))
             return
         if self._pool is None:
             encoders = min(platform.num_processors(), _MOST_ENCODERS) if any(self._coders) else 1
             self._pool = ThreadPoolExecutor(1 + encoders, "chunkstore-writer")
-        self._pending = index, self._pool.submit(self._write, sink, rows, place, self._pool), count
+        self._pending = index, self._pool.submit(self._write, rows, place, self._pool), count
 
     def wait(self) -> None:
         """Until the shard that is under way is written, and in the index.
@@ -89,53 +90,36 @@ class ShardWriter:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def _write(self, sink: Sink, rows: Sequence[Rows], place: Place, pool: ThreadPoolExecutor | None) -> list[Block]:
-        blocks = []
-        for number, (coder, field) in enumerate(zip(self._coders, rows, strict=True)):
-            if coder is None:
-                offset = place(number, field.data.nbytes)
-                assert isinstance(offset, int)  # only chunks of codecs come late
-                blocks.append(_write_block(sink, field, offset, pool))
-            else:
-                blocks.append(_write_coded(sink, coder, field, number, place, pool))
-        return blocks
+    def _write(self, rows: Sequence[Rows], place: Place, pool: ThreadPoolExecutor | None) -> list[Block]:
+        return [
+            _write_block(field, coder, partial(place, number), pool)
+            for number, (coder, field) in enumerate(zip(self._coders, rows, strict=True))
+        ]
 
 
-def _write_block(sink: Sink, rows: Rows, offset: int, pool: ThreadPoolExecutor | None) -> Block:
-    """Sum and write one block; each piece at the same time where there is a pool."""
-    starts = range(0, rows.data.nbytes, _PIECE_NBYTES)
-    pieces = [rows.data[start : start + _PIECE_NBYTES] for start in starts]
-    sums = _write_pieces(sink, pieces, BlockSums(group_bounds(rows.ends)), offset, pool)
-    return Block(offset, rows.data.nbytes, *sums.finish(), rows.counts, rows.shapes)
-
-
-def _write_coded(
-    sink: Sink, coder: FieldCoder, rows: Rows, number: int, place: Place, pool: ThreadPoolExecutor | None
+def _write_block(
+    rows: Rows,
+    coder: FieldCoder | None,
+    place: Callable[[int], tuple[Sink | LateBlocks, int]],
+    pool: ThreadPoolExecutor | None,
 ) -> Block:
-    """Encode, sum and write one block."""
-    pieces, stored = coder.encode(rows.data, rows.ends, pool)
-    ends = np.cumsum(stored)
-    sums, where = BlockSums(group_bounds(ends)), place(number, int(ends[-1]))
-    if isinstance(where, LateBlocks):
-        for piece in pieces:
-            sums.update(memoryview(piece))
-        offset = where.append(pieces)
+    """Encode, sum and write one block; each piece is summed while it is written, where there is a pool."""
+    if coder is None:
+        starts = range(0, rows.data.nbytes, _PIECE_NBYTES)
+        pieces, ends, stored = [rows.data[start : start + _PIECE_NBYTES] for start in starts], rows.ends, None
     else:
-        offset = where
-        _write_pieces(sink, [memoryview(piece) for piece in pieces], sums, offset, pool)
-    return Block(offset, int(ends[-1]), *sums.finish(), rows.counts, rows.shapes, stored)
-
-
-def _write_pieces(
-    sink: Sink, pieces: Sequence[memoryview], sums: BlockSums, offset: int, pool: ThreadPoolExecutor | None
-) -> BlockSums:
+        chunks, stored = coder.encode(rows.data, rows.ends, pool)
+        pieces, ends = [memoryview(chunk) for chunk in chunks], np.cumsum(stored)
+    nbytes, sums = int(ends[-1]), BlockSums(group_bounds(ends))
+    target, offset = place(nbytes)
+    at = offset
     for piece in pieces:
         if pool is None:
-            sink.pwrite(offset, piece)
+            target.pwrite(at, piece)
             sums.update(piece)
         else:
-            written = pool.submit(sink.pwrite, offset, piece)
+            written = pool.submit(target.pwrite, at, piece)
             sums.update(piece)
             written.result()
-        offset += len(piece)
-    return sums
+        at += len(piece)
+    return Block(offset, nbytes, *sums.finish(), rows.counts, rows.shapes, stored)

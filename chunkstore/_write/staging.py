@@ -115,18 +115,12 @@ def as_rows(field: Field, value: object, varying: int, where: str) -> type_array
     if len(shape) != len(field.shape) or any(
         dim is not None and dim != n for dim, n in zip(field.shape, shape, strict=True)
     ):
-        text = f"{where}, field {field.name!r}: expected the shape {_shape_text(field.shape)}, found {shape}"
+        text = f"{where}, field {field.name!r}: expected the shape {field.shape}, found {shape}"
         if len(shape) == len(field.shape):
             varies = tuple(dim if dim == n else None for dim, n in zip(field.shape, shape, strict=True))
             text += f". Where rows differ in size, say so: fields={{{field.name!r}: {(field.dtype, varies)}, ...}}"
         raise SchemaError(text)
     return np.ascontiguousarray(array, wanted).reshape(array.shape)
-
-
-def _shape_text(shape: tuple[int | None, ...]) -> str:
-    return (
-        "(" + ", ".join("None" if dim is None else str(dim) for dim in shape) + ("," if len(shape) == 1 else "") + ")"
-    )
 
 
 def _from_python(field: Field, value: object, where: str) -> type_array:
@@ -287,11 +281,11 @@ class KeyStage:
         self._packed.append(Keys.packed(self.texts))
         self.texts.clear()
 
-    def put(self, keys: Keys) -> None:
-        """Take many."""
+    def put(self, texts: Sequence[bytes]) -> None:
+        """Take many, each as `encode_key` gave it."""
         if self.texts:
             self.pack()
-        self._packed.append(keys)
+        self._packed.append(Keys.packed(texts))
 
     def take(self) -> Keys:
         """All of them; the next ones are collected anew."""

@@ -24,7 +24,8 @@ from chunkstore._format.encode import CodecArg, parse_codecs
 from chunkstore._format.layout import samples_per_shard
 from chunkstore._format.schema import Field, check_fields, encode_attrs
 from chunkstore._format.segment import pad
-from chunkstore._write.coding import FieldCoder, choose_codecs, coders_of
+from chunkstore._storage.sink import Sink
+from chunkstore._write.coding import FieldCoder, choose_codecs
 from chunkstore._write.index_writer import IndexWriter, Keys, encode_key
 from chunkstore._write.late import LateBlocks
 from chunkstore._write.shards import Rows, ShardWriter
@@ -357,7 +358,9 @@ class Writer:
             raise self._wrong_names(batch)
         where = f"add_batch, samples {len(self)} to {len(self) + size - 1}"
         rows = [batch_rows(field, batch[field.name], where) for field in self._fields]
-        named = self._take_batch_keys(keys)
+        if len(self) > 0 and (keys is not None) != bool(self._with_keys):
+            raise SchemaError("add_batch: all samples of a container have a key or none has; see keys=")
+        named = None if keys is None else list(map(encode_key, keys))  # refused before anything is added
         if any(field.ragged for field in self._fields):
             self._add_ragged_batch(rows, size, keys)
         else:
@@ -406,11 +409,6 @@ class Writer:
             encode_key(key)  # if it is none, it is no first one
         self._with_keys = key is not None
 
-    def _take_batch_keys(self, keys: Sequence[str] | None) -> Keys | None:
-        if len(self) > 0 and (keys is not None) != bool(self._with_keys):
-            raise SchemaError("add_batch: all samples of a container have a key or none has; see keys=")
-        return None if keys is None else Keys.of(keys)  # refused before anything is added
-
     def _undo(self) -> None:
         """Forget samples that were refused half way.
 
@@ -434,14 +432,14 @@ class Writer:
             sample = {name: column[place] for name, column in zip(names, checked, strict=True)}
             self.add(sample, None if keys is None else keys[place])
 
-    def _add_fixed_batch(self, rows: Sequence[NDArray[Any]], size: int, keys: Keys | None) -> None:
+    def _add_fixed_batch(self, rows: Sequence[NDArray[Any]], size: int, keys: Sequence[bytes] | None) -> None:
         self._with_keys = keys is not None
         start = 0
         while start < size:
             if self._count >= self._most:
                 self._guarded_flush()
             stop = min(size, start + self._most - self._count)
-            arrays, named = [array[start:stop] for array in rows], None if keys is None else keys.part(start, stop)
+            arrays, named = [array[start:stop] for array in rows], None if keys is None else keys[start:stop]
             if stop - start == self._most:
                 # A whole shard as it is: written from the caller's memory, so before we return.
                 self._guarded_flush(arrays, named)
@@ -449,7 +447,7 @@ class Writer:
                 self._stage_rows(arrays, named)
             start = stop
 
-    def _stage_rows(self, rows: Sequence[NDArray[Any]], keys: Keys | None) -> None:
+    def _stage_rows(self, rows: Sequence[NDArray[Any]], keys: Sequence[bytes] | None) -> None:
         count = self._count + len(rows[0])
         self._make_room(count)
         self._num_slots = -1  # there may be no room for more; and what is half there is undone first
@@ -479,7 +477,10 @@ class Writer:
     def _begin(self, fields: tuple[Field, ...]) -> None:
         """The fields are known, as given or those of the container: lay out what can be laid out."""
         fields, options = choose_codecs(fields, self._codecs, fixed=isinstance(self._target, AppendTarget))
-        self._coders = coders_of(fields, options, self._dictionaries)
+        self._coders = [
+            None if option.name == RAW else FieldCoder(field, option, self._dictionaries.get(number))
+            for number, (field, option) in enumerate(zip(fields, options, strict=True))
+        ]
         self._shards = ShardWriter(self._coders)
         self._sample_nbytes = sum(field.row_nbytes or 0 for field in fields)
         self._most = samples_per_shard(self._sample_nbytes, self._shard_nbytes)
@@ -521,7 +522,7 @@ class Writer:
         # The first of them follows the regions; the others wait until its end is known.
         self._late = {number: LateBlocks(folder) for number in coded[1:]}
 
-    def _guarded_flush(self, arrays: Sequence[NDArray[Any]] | None = None, keys: Keys | None = None) -> None:
+    def _guarded_flush(self, arrays: Sequence[NDArray[Any]] | None = None, keys: Sequence[bytes] | None = None) -> None:
         """Write a shard; if that fails, what is in the file is unknown and the writer takes nothing more."""
         try:
             self._flush(arrays, keys)
@@ -531,7 +532,7 @@ class Writer:
             self._fail(error)
             raise
 
-    def _flush(self, arrays: Sequence[NDArray[Any]] | None = None, keys: Keys | None = None) -> None:
+    def _flush(self, arrays: Sequence[NDArray[Any]] | None = None, keys: Sequence[bytes] | None = None) -> None:
         """Hand over what is staged, or the given rows of fixed shape and their keys, as one shard."""
         self._undo()
         count = self._count if arrays is None else len(arrays[0])
@@ -541,16 +542,16 @@ class Writer:
             raise SchemaError(f"{self._path}: num_samples={self._promised} was promised, and more were added")
         index = self._ensure_index()
         if self._with_keys:
-            keys = self._keys.take() if keys is None else keys
-            self._target.check_keys(keys)
-            index.add_keys(keys)
+            packed = self._keys.take() if keys is None else Keys.packed(keys)
+            self._target.check_keys(packed)
+            index.add_keys(packed)
         self._shards.wait()
         if arrays is None:
             rows = [stage.take(count) for stage in self._stages]
         else:
             rows = [fixed_rows(stage.field, array) for stage, array in zip(self._stages, arrays, strict=True)]
         self._train(index, rows)
-        self._shards.submit(self._target.sink, index, rows, self._place)
+        self._shards.submit(index, rows, self._place)
         self._num_slots = -1
         self._num_written += count
         self._count = self._nbytes = 0
@@ -573,20 +574,20 @@ class Writer:
             self._index = self._target.begin(self._fields, with_keys=bool(self._with_keys))
         return self._index
 
-    def _place(self, number: int, nbytes: int) -> int | LateBlocks:
+    def _place(self, number: int, nbytes: int) -> tuple[Sink | LateBlocks, int]:
         """Where the next block of a field goes: into its region, or behind the last one; adjacent where it can.
 
         Called from the thread that writes, one block after another; at rest after `ShardWriter.wait`.
         """
         if number in self._late:
-            return self._late[number]
+            return self._late[number], self._late[number].reserve(nbytes)
         if number in self._regions:
             offset = self._regions[number]
             self._regions[number] += nbytes
-            return offset
-        offset = self._tail if self._ends.get(number) == self._tail else pad(self._tail, PART_ALIGNMENT)
-        self._tail = self._ends[number] = offset + nbytes
-        return offset
+        else:
+            offset = self._tail if self._ends.get(number) == self._tail else pad(self._tail, PART_ALIGNMENT)
+            self._tail = self._ends[number] = offset + nbytes
+        return self._target.sink, offset
 
     def _place_late(self, index: IndexWriter) -> None:
         """Put fields that waited behind all others, each in one piece."""
