@@ -7,6 +7,7 @@ ones. And where blocks lie over each other there are no more samples than the fi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -83,18 +84,9 @@ def _of_shards(index: Index, nbytes: int) -> Iterator[Run]:
 
 def _joined(found: Iterator[Run]) -> Iterator[Run]:
     """Runs that follow each other and have one reason, as one."""
-    last: Run | None = None
-    for run in found:
-        if run.start == run.stop:
-            continue
-        if last is not None and last.reason == run.reason:
-            last = Run(last.start, run.stop, run.reason)
-            continue
-        if last is not None:
-            yield last
-        last = run
-    if last is not None:
-        yield last
+    for reason, alike in itertools.groupby((run for run in found if run.start < run.stop), lambda run: run.reason):
+        joined = list(alike)
+        yield Run(joined[0].start, joined[-1].stop, reason)
 
 
 def _blocks_stop(index: Index, nbytes: int) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 import stat
@@ -242,17 +243,9 @@ def stale_temporaries(path: str | os.PathLike[str]) -> list[str]:
         locks. Nothing is removed.
     """
     directory, name = os.path.split(os.fspath(path))
-    start, calls = _temporary_start(name), syscalls.active()
-    with contextlib.suppress(OSError), os.scandir(directory or os.curdir) as entries:
-        found = [
-            os.path.join(directory, entry.name)
-            for entry in entries
-            if entry.name.startswith(start)
-            and len(entry.name) == len(start) + 2 * _TOKEN_NBYTES
-            and entry.is_file(follow_symlinks=False)
-        ]
-        return sorted(temporary for temporary in found if _is_unlocked(temporary, calls))
-    return []
+    pattern = glob.escape(os.path.join(directory, _temporary_start(name))) + "?" * (2 * _TOKEN_NBYTES)
+    found = [name for name in sorted(glob.glob(pattern)) if os.path.isfile(name) and not os.path.islink(name)]
+    return [temporary for temporary in found if _is_unlocked(temporary, syscalls.active())]
 
 
 def _is_unlocked(path: str, calls: syscalls.SystemCalls) -> bool:
