@@ -358,8 +358,7 @@ def _note_gaps(indexes: list[Index], report: Recovery) -> None:
     for index in indexes:
         first = index.directories[0].first_sample
         if first > position:
-            report.num_lost += first - position
-            report.lost.append(Lost(position, first, None, "no index segment that describes them could be proven good"))
+            _lose(report, Lost(position, first, None, "no index segment that describes them could be proven good"))
         position = index.num_samples
 
 

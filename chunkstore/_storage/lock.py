@@ -73,7 +73,11 @@ class WriterLock(syscalls.DescriptorOwner):
             # Explicitly: a child that was forked meanwhile has a copy of the descriptor, which would keep the
             # lock. Its own end must not take the lock from the parent, though.
             if os.getpid() == self._owner_pid:
-                _unlock(fd, self._lock_file, self._calls)
+                if self._lock_file is None:
+                    self._calls.unlock(fd)
+                else:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._calls.unlink(self._lock_file)
             self._close_descriptor()
 
     def __enter__(self) -> Self:
@@ -132,14 +136,6 @@ def _read_holder(lock_file: str) -> str:
             return file.read(200) or "another writer"
     except OSError:
         return "another writer"
-
-
-def _unlock(fd: int, lock_file: str | None, calls: syscalls.SystemCalls) -> None:
-    if lock_file is None:
-        calls.unlock(fd)
-        return
-    with contextlib.suppress(FileNotFoundError):
-        calls.unlink(lock_file)
 
 
 def _holder(fd: int) -> int | None:

@@ -51,16 +51,14 @@ def _options(field: Field, spec: CodecSpec, fixed: bool) -> CodecOptions:
         )
     asked = spec.of(field.name, field.row_nbytes) if spec.says(field.name, field.row_nbytes) else own
     assert asked is not None
-    if asked.name == own.name:
+    if asked.name == own.name or (own.name == RAW and not fixed):
         return asked
-    if field.name not in spec.by_field and (fixed or own.name != RAW):
+    if field.name not in spec.by_field:
         return own  # what is said of all fields does not count for one that has its codec
-    if fixed or own.name != RAW:
-        raise SchemaError(
-            f"field {field.name!r}: codec {str(asked)!r} was asked for, and the field has {own.name!r}. "
-            "`chunkstore repack --codec` changes the codec of a container"
-        )
-    return asked
+    raise SchemaError(
+        f"field {field.name!r}: codec {str(asked)!r} was asked for, and the field has {own.name!r}. "
+        "`chunkstore repack --codec` changes the codec of a container"
+    )
 
 
 class FieldCoder:
