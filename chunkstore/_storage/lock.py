@@ -68,27 +68,18 @@ class WriterLock(syscalls.DescriptorOwner):
 
     def release(self) -> None:
         """Give the lock back. Idempotent; where the memory runs out in it, the next call goes on."""
-        fd = self._fd
-        if fd is not None:
-            # Explicitly: a child that was forked meanwhile has a copy of the descriptor, which would keep the
-            # lock. Its own end must not take the lock from the parent, though.
-            if os.getpid() == self._owner_pid:
-                if self._lock_file is None:
-                    self._calls.unlock(fd)
-                else:
-                    with contextlib.suppress(FileNotFoundError):
-                        self._calls.unlink(self._lock_file)
-            self._close_descriptor()
+        self._close_descriptor()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", None) is not None:
-            self.release()
+    def _close_descriptor(self) -> None:
+        # Explicitly: a child that was forked meanwhile has a copy of the descriptor, which would keep the lock. Its own
+        # end must not take the lock from the parent, though.
+        if self._fd is not None and os.getpid() == self._owner_pid:
+            if self._lock_file is None:
+                self._calls.unlock(self._fd)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    self._calls.unlink(self._lock_file)
+        super()._close_descriptor()
 
 
 def _lock(path: str, fd: int, calls: syscalls.SystemCalls) -> str | None:

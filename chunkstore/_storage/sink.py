@@ -175,16 +175,6 @@ class Sink(syscalls.DescriptorOwner):
         """Close the descriptor; nothing is synced. No other call may be under way. Idempotent."""
         self._close_descriptor()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", None) is not None:
-            self.close()
-
     def _opened(self) -> int:
         if self._fd is None:
             raise ClosedError(f"{self.path}: the file was closed for writing; open it again")

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import NoReturn, Self
 
 from chunkstore._storage import platform
 
@@ -108,10 +108,20 @@ def use(calls: SystemCalls) -> Iterator[SystemCalls]:
 
 
 class DescriptorOwner:
-    """Has a descriptor, and closes it once."""
+    """Has a descriptor, and closes it once: at the end of a with-block, or when it is forgotten."""
 
-    _fd: int | None
+    _fd: int | None = None  # until the constructor is through
     _calls: SystemCalls
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close_descriptor()
+
+    def __del__(self) -> None:
+        if self._fd is not None:
+            self._close_descriptor()
 
     def __reduce__(self) -> NoReturn:
         # A descriptor number means another file in another process.
