@@ -243,9 +243,11 @@ def stale_temporaries(path: str | os.PathLike[str]) -> list[str]:
         locks. Nothing is removed.
     """
     directory, name = os.path.split(os.fspath(path))
-    pattern = glob.escape(os.path.join(directory, _temporary_start(name))) + "?" * (2 * _TOKEN_NBYTES)
-    found = [name for name in sorted(glob.glob(pattern)) if os.path.isfile(name) and not os.path.islink(name)]
-    return [temporary for temporary in found if _is_unlocked(temporary, syscalls.active())]
+    pattern = glob.escape(_temporary_start(name)) + "?" * (2 * _TOKEN_NBYTES)
+    # The pattern is of the name alone: a directory with a bracket in its name would be looked for in its parent.
+    found = [os.path.join(directory, entry) for entry in sorted(glob.glob(pattern, root_dir=directory))]
+    files = [entry for entry in found if os.path.isfile(entry) and not os.path.islink(entry)]
+    return [temporary for temporary in files if _is_unlocked(temporary, syscalls.active())]
 
 
 def _is_unlocked(path: str, calls: syscalls.SystemCalls) -> bool:

@@ -387,6 +387,25 @@ def test_stale_temporaries(path: Path) -> None:
         assert stale_temporaries(path) == [left]
 
 
+@pytest.mark.parametrize("name", ["[a]", "a*", "a?", "a\nb", "plain", os.fsdecode(b"\xff")])
+def test_stale_temporaries_in_any_directory(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that patterns have a meaning for are names; no directory is listed but that of the file."""
+    directory, listed = tmp_path / name, list[str]()
+    try:
+        directory.mkdir()
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    left = directory / ".[x].cks.tmp-0123456789abcdef"
+    left.touch()
+    (directory / ".x.cks.tmp-0123456789abcdef").touch()
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(os.fspath(path)), scandir(path))[1])
+    assert stale_temporaries(directory / "[x].cks") == [str(left)]
+    assert set(map(os.path.normpath, listed)) <= {str(directory)}
+    monkeypatch.chdir(directory)
+    assert stale_temporaries("[x].cks") == [left.name]
+
+
 def test_stale_temporaries_cannot_be_told_without_locks(path: Path, plain: None) -> None:
     """Where nobody can tell whether a run lives, nothing is called stale."""
     path.with_name(".train.cks.tmp-0123456789abcdef").touch()
