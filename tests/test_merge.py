@@ -255,6 +255,19 @@ def test_equal_keys_that_are_no_text(tmp_path: Path) -> None:
     assert not (tmp_path / "b.cks").exists()
 
 
+def test_keys_that_end_before_they_begin(tmp_path: Path) -> None:
+    """Descending ends of the keys of a hostile file, all checksums right, are keys without a byte: equal ones."""
+    container = Damaged(tmp_path / "a.cks").build(3, names=["label"])
+    data = bytearray(container.good)
+    start, _ = container.place("KEY_OFFSETS")
+    data[start + 8 : start + 32] = np.array([5, 3, 1], "<u8").tobytes()
+    repair(data)
+    container.write(data)
+    with pytest.raises(SchemaError, match=r"samples 1 and 2 have the same key ''"):
+        merge([container.path], tmp_path / "b.cks")
+    assert not (tmp_path / "b.cks").exists()
+
+
 @pytest.mark.parametrize("section", ["OFFSETS", "STORED_OFFSETS"])
 def test_offsets_that_wrap_around(tmp_path: Path, section: str) -> None:
     """Those of a hostile file, all checksums right, are found when the new one is verified."""
