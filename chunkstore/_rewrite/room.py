@@ -7,6 +7,7 @@ ones. And where blocks lie over each other there are no more samples than the fi
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,9 +85,9 @@ def _of_shards(index: Index, nbytes: int) -> Iterator[Run]:
 
 def _joined(found: Iterator[Run]) -> Iterator[Run]:
     """Runs that follow each other and have one reason, as one."""
-    for reason, alike in itertools.groupby((run for run in found if run.start < run.stop), lambda run: run.reason):
-        joined = list(alike)
-        yield Run(joined[0].start, joined[-1].stop, reason)
+    for _, alike in itertools.groupby((run for run in found if run.start < run.stop), lambda run: run.reason):
+        # One after another: there may be millions, one or two for each shard.
+        yield functools.reduce(lambda first, last: Run(first.start, last.stop, first.reason), alike)
 
 
 def _blocks_stop(index: Index, nbytes: int) -> NDArray[np.int64]:
