@@ -195,17 +195,6 @@ def plain_pwrite(fd: int, buffer: memoryview, offset: int) -> int:
         return os.write(fd, buffer)
 
 
-def plain_pwritev(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-    """Write `buffers` one after another; may write less, as `os.pwritev` may."""
-    done = 0
-    for buffer in buffers:
-        written = pwrite(fd, buffer, offset + done)
-        done += written
-        if written < len(buffer):
-            break
-    return done
-
-
 def allocate(fd: int, nbytes: int) -> None:
     """Promise nothing about the space, only compare with what the file system says is free."""
     if hasattr(os, "fstatvfs"):
@@ -341,7 +330,6 @@ _MADVISE = hasattr(mmap.mmap, "madvise")
 pread: Callable[[int, int, int], bytes] = os.pread if _has("pread") else plain_pread
 preadv: Callable[[int, Sequence[memoryview], int], int] = os.preadv if _has("preadv") else plain_preadv
 pwrite: Callable[[int, memoryview, int], int] = os.pwrite if _has("pwrite") else plain_pwrite
-pwritev: Callable[[int, Sequence[memoryview], int], int] = os.pwritev if _has("pwritev") else plain_pwritev
 readv: Callable[[int, Sequence[bytearray | memoryview]], int] = os.readv if _has("readv") else plain_readv
 file_size = seek_end if _has("pread") else plain_file_size
 map_file = map_private if hasattr(mmap, "MAP_PRIVATE") else plain_map_private
@@ -376,7 +364,6 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "pread": plain_pread,
     "preadv": plain_preadv,
     "pwrite": plain_pwrite,
-    "pwritev": plain_pwritev,
     "readv": plain_readv,
     "file_size": plain_file_size,
     "map_file": plain_map_private,
