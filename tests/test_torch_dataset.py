@@ -32,6 +32,7 @@ from torch.utils.data import (  # noqa: E402
     random_split,
 )
 
+from chunkstore._torch import dataset  # noqa: E402
 from chunkstore.torch import Dataset, RaggedTensors  # noqa: E402
 
 N = containers.NUM_SAMPLES
@@ -600,6 +601,30 @@ def test_damaged_keys_do_not_hide_the_error_of_a_transform(tmp_path: Path) -> No
         assert notes in caught.value.__notes__[0]
         data = file.read_bytes()
         file.write_bytes(data.replace(b"k6k7k8", b"k6K7k8"))
+
+
+def test_a_copy_of_a_closed_one_is_closed(tmp_path: Path) -> None:
+    """Closing it again opens nothing."""
+    file = Path(containers.plain(tmp_path / "a.cks"))
+    ds = Dataset(file)
+    ds.close()
+    file.unlink()
+    pickle.loads(pickle.dumps(ds)).close()
+
+
+def test_a_copy_is_used_while_another_thread_prepares_it(ragged_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transform sees each row in its own shape at any moment."""
+    ds = Dataset(ragged_path, transform=lambda sample: len(sample["tokens"]), ragged="pad", fields=["tokens"])
+    seen = []
+
+    def columns_of(*args: Any) -> Any:
+        seen.append(list(ds.__getitems__([3, 0, 5])))
+        return made(*args)
+
+    made = dataset.columns_of
+    monkeypatch.setattr(dataset, "columns_of", columns_of)
+    ds._prepare()
+    assert seen == [[3, 0, 5]] * 2
 
 
 def test_closed_and_opened_again(path: str, tmp_path: Path) -> None:

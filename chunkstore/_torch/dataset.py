@@ -95,11 +95,12 @@ class Dataset(torch.utils.data.Dataset[Any]):
 
     def _prepare(self) -> None:
         known = self.reader.fields
-        self._columns = columns_of(known, self._names, self.path, self.ragged, self.pad_value)
-        # A transform sees each row in its own shape; what it returns is put together as `ragged` says.
-        self._loaded = self._columns
+        columns = loaded = columns_of(known, self._names, self.path, self.ragged, self.pad_value)
         if self.transform is not None:
-            self._loaded = columns_of(known, self._names, self.path, "list", self.pad_value)
+            # A transform sees each row in its own shape; what it returns is put together as `ragged` says.
+            loaded = columns_of(known, self._names, self.path, "list", self.pad_value)
+        # Each has its last value at once: of a copy, several threads may do this while others load with it.
+        self._columns, self._loaded = columns, loaded
         self._fixed = [
             (name, column.field.item_shape, column.buffer_dtype)
             for name, column in self._columns.items()
@@ -169,7 +170,8 @@ class Dataset(torch.utils.data.Dataset[Any]):
 
     def close(self) -> None:
         """Close the container if this data set opened it; the next use opens it again. Idempotent."""
-        self._recycler.clear()
+        if "_recycler" in self.__dict__:  # or it is a copy that was not used: this would open it
+            self._recycler.clear()
         if self._options is not None and self._reader is not None:
             assert isinstance(self._reader, Reader)
             self._closed_fingerprint = self._reader.fingerprint
