@@ -68,7 +68,7 @@ def cover(tape: Tape, segments: list[Segment], committed_end: int, *, complete: 
         start, nbytes = int(ends[place]), int(gap[place])
         data = tape.try_read(start, nbytes, "padding behind an index segment", harmless=True)
         check_zeros(tape, data or b"", start, "behind an index segment")
-    readable: Parts = parts[~fixed & ~overlap]
+    readable: Parts = parts.compress(~fixed & ~overlap)
     return readable
 
 
@@ -78,13 +78,15 @@ def _collect(tape: Tape, segments: list[Segment], committed_end: int) -> Parts:
     for segment in segments:
         found.append(_fixed(segment.directory.offset, segment.directory.segment_nbytes))
         used = np.flatnonzero(segment.known & (segment.blocks["nbytes"] > 0))
-        found.append(_parts(segment.blocks.reshape(-1)[used], _BLOCK))
+        found.append(_parts(segment.blocks.reshape(-1).take(used), _BLOCK))
         found[-1]["place"] = used + base
         found[-1]["done"] = segment.agrees.reshape(-1)[used]
         base += segment.blocks.size
         found.append(_parts(_read_regions(segment, committed_end), _REGION))
     parts = np.concatenate(found)
-    ordered: Parts = parts[np.lexsort((parts["role"] != _FIXED, parts["offset"]))]  # of equals the index first
+    # `take` and `compress` in this module: of records, `parts[...]` of NumPy (2.4) gives any bytes, and no error, where
+    # one small allocation fails.
+    ordered: Parts = parts.take(np.lexsort((parts["role"] != _FIXED, parts["offset"])))  # of equals the index first
     return ordered
 
 
@@ -112,14 +114,14 @@ def _read_regions(segment: Segment, committed_end: int) -> NDArray[Any]:
     wrong = (offset % part != 0) | (nbytes % part != 0) | (offset < HEAD_NBYTES) | (nbytes == 0)
     wrong |= (offset > end) | (nbytes > end - np.minimum(offset, end))
     wrong[1:] |= offset[1:] <= offset[:-1]
-    for region in as_tuples(regions[wrong][:100]):
+    for region in as_tuples(regions.compress(wrong)[:100]):
         segment.tape.ledger.add(
             "superseded",
             f"index section SUPERSEDED: a region of {region[1]} bytes at {region[0]} cannot be; no sample is affected",
             harmless=True,
             section="SUPERSEDED",
         )
-    good: NDArray[Any] = regions[~wrong]
+    good: NDArray[Any] = regions.compress(~wrong)
     return good
 
 
